@@ -1,0 +1,20 @@
+//! The operations that candle lacks: one file each, with the CPU version as the plain reference.
+//!
+//! A kernel knows shapes and numbers. It knows no model, no request and no server. `unsafe` lives in this
+//! crate only, behind functions that check every shape, stride and type first.
+
+mod attention;
+mod kv_write;
+mod mapped;
+mod norm;
+mod resize;
+mod sample;
+mod scalar;
+mod view;
+
+pub use attention::{Kv, Mask, Pages, Ragged, attention};
+pub use kv_write::kv_write;
+pub use mapped::{Mmap, map_file};
+pub use norm::{layer_norm, rms_norm};
+pub use resize::{Canvas, Filter, Region, Resize, normalise, resize};
+pub use sample::{Draw, NotFinite, Seen, sample, uniform};

@@ -1,0 +1,194 @@
+//! Draws one token per row of logits: penalties, bias, temperature, top-k, top-p, min-p.
+
+use candle_core::{DType, Tensor};
+use rayon::prelude::*;
+
+/// A token of the text so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Its id.
+    pub id: u32,
+    /// How often it was generated; 0 when it stands in the prompt only.
+    pub generated: u32,
+}
+
+/// How to draw from one row. Neutral values switch a part off.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw<'a> {
+    /// 0 takes the largest logit, the lowest id among equals.
+    pub temperature: f32,
+    /// Keep the `top_k` largest; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the fewest tokens whose probabilities reach `top_p`, in `(0, 1]`.
+    pub top_p: f32,
+    /// Drop tokens less probable than `min_p` times the most probable.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of every token seen (<https://arxiv.org/abs/1909.05858>).
+    pub repetition: f32,
+    /// Taken off once per time a token was generated.
+    pub frequency: f32,
+    /// Taken off once if a token was generated at all.
+    pub presence: f32,
+    /// Tokens of the prompt and of the answer so far, each once; needed by the three penalties.
+    pub seen: &'a [Seen],
+    /// Added to the logits after the penalties.
+    pub bias: &'a [(u32, f32)],
+    /// Ids from here on are padding of the output matrix and are never drawn.
+    pub vocabulary: usize,
+    /// Uniform in `[0, 1)`; see [`uniform`].
+    pub random: f64,
+}
+
+/// A row whose logits are NaN or infinite: the network overflowed or its weights are broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotFinite;
+
+/// Draws from every row. A broken row fails alone.
+///
+/// - `logits`: `[rows, width]`, one [`Draw`] per row
+///
+/// Order, as in vLLM: penalties, bias, temperature, top-k, top-p over what is left, min-p.
+///
+/// # Errors
+/// When the logits cannot be read or the counts differ.
+pub fn sample(logits: &Tensor, draws: &[Draw<'_>]) -> candle_core::Result<Vec<Result<u32, NotFinite>>> {
+    let (rows, width) = logits.dims2()?;
+    if rows != draws.len() {
+        candle_core::bail!("sample: {} draws for {rows} rows of logits", draws.len())
+    }
+    let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(logits.par_chunks(width.max(1)).zip(draws).map(|(row, draw)| draw.one(row)).collect())
+}
+
+/// The `index`-th uniform number of a seed, in `[0, 1)` with 53 bits: Philox4x32-10
+/// (<https://doi.org/10.1145/2063384.2063405>), so that a draw depends on nothing but seed and index.
+pub fn uniform(seed: u64, index: u64) -> f64 {
+    let [low, high, ..] =
+        philox([index as u32, (index >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
+    let bits = (u64::from(high) << 32 | u64::from(low)) >> 11;
+    bits as f64 / (1u64 << 53) as f64
+}
+
+fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let first = u64::from(counter[0]) * 0xD251_1F53;
+        let second = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [
+            (second >> 32) as u32 ^ counter[1] ^ key[0],
+            second as u32,
+            (first >> 32) as u32 ^ counter[3] ^ key[1],
+            first as u32,
+        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter
+}
+
+impl Draw<'_> {
+    fn one(&self, row: &[f32]) -> Result<u32, NotFinite> {
+        let mut logits = row[..self.vocabulary.min(row.len())].to_vec();
+        if logits.is_empty() || !logits.iter().all(|logit| logit.is_finite()) {
+            return Err(NotFinite);
+        }
+        self.penalise(&mut logits);
+        let best = largest(&logits);
+        if self.temperature == 0.0 {
+            return Ok(best);
+        }
+        // exp(logit - top): the common factor of the probabilities never matters.
+        let top = logits[best as usize];
+        let mut weights = logits;
+        for weight in &mut weights {
+            *weight = ((*weight - top) / self.temperature).exp();
+        }
+        let kept = self.keep(&weights);
+        let weight = |id: u32| f64::from(weights[id as usize]);
+        let mut left = self.random * kept.iter().map(|&id| weight(id)).sum::<f64>();
+        for &id in &kept {
+            left -= weight(id);
+            if left < 0.0 {
+                return Ok(id);
+            }
+        }
+        // Rounding can leave a last crumb; it belongs to the last token that has any weight.
+        Ok(kept.iter().rev().copied().find(|&id| weight(id) > 0.0).unwrap_or(best))
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        for seen in self.seen {
+            let Some(logit) = logits.get_mut(seen.id as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / self.repetition } else { *logit * self.repetition };
+            if seen.generated > 0 {
+                *logit -= self.frequency * seen.generated as f32 + self.presence;
+            }
+        }
+        for &(id, bias) in self.bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+    }
+
+    /// The ids that may be drawn, in rising order. `weights` are probabilities but for a common factor, the
+    /// largest being 1.
+    fn keep(&self, weights: &[f32]) -> Vec<u32> {
+        let mut ids: Vec<u32> = (0..weights.len() as u32).collect();
+        let better =
+            |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then_with(|| a.cmp(b));
+        if (1..ids.len()).contains(&self.top_k) {
+            ids.select_nth_unstable_by(self.top_k - 1, better);
+            ids.truncate(self.top_k);
+        }
+        if self.top_p < 1.0 {
+            let weight = |id: u32| f64::from(weights[id as usize]);
+            let wanted = f64::from(self.top_p) * ids.iter().map(|&id| weight(id)).sum::<f64>();
+            // A few tokens are usually enough, so the sorted part grows only as far as needed.
+            let (mut sorted, mut sum) = (0, 0.0);
+            // At least one is kept, also for a share of 0.
+            while sorted == 0 || (sorted < ids.len() && sum < wanted) {
+                let end = (sorted * 8).clamp(64, ids.len().max(64)).min(ids.len());
+                if end < ids.len() {
+                    ids[sorted..].select_nth_unstable_by(end - sorted - 1, better);
+                }
+                ids[sorted..end].sort_unstable_by(better);
+                while sorted == 0 || (sorted < end && sum < wanted) {
+                    sum += weight(ids[sorted]);
+                    sorted += 1;
+                }
+            }
+            ids.truncate(sorted);
+        }
+        if self.min_p > 0.0 {
+            ids.retain(|&id| weights[id as usize] >= self.min_p);
+        }
+        ids.sort_unstable();
+        ids
+    }
+}
+
+/// The lowest of the ids with the largest logit.
+fn largest(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn philox_matches_the_published_vectors() {
+        // Random123, kat_vectors: philox4x32 with 10 rounds.
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(philox([!0; 4], [!0; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
+    }
+}

@@ -1,0 +1,39 @@
+//! The border between the engine and a network: everything that one step needs.
+
+use candle_core::Tensor;
+pub use percept_kernels::{Pages, Ragged};
+
+/// New rows of every scheduled sequence, end to end. Built whole, never patched.
+#[derive(Debug)]
+pub struct Batch {
+    /// u32 `[rows]`: token ids.
+    pub tokens: Tensor,
+    /// u32 `[rows]`: position of each row in its sequence.
+    pub positions: Tensor,
+    /// Which rows belong to which sequence.
+    pub rows: Ragged,
+    /// Where keys and values of the text are.
+    pub text: Paging,
+    /// Encoder rows that replace embedded placeholders.
+    pub inserts: Vec<Insert>,
+    /// u32 `[wanted]`: rows whose logits are wanted.
+    pub last: Tensor,
+}
+
+/// Slots to write and pages to read.
+#[derive(Debug)]
+pub struct Paging {
+    /// u32 `[rows]`: the cache slot of each new row.
+    pub slots: Tensor,
+    /// The pages of each sequence, the new rows included.
+    pub pages: Pages,
+}
+
+/// A run of encoder rows and the place it takes.
+#[derive(Debug)]
+pub struct Insert {
+    /// First row of the batch.
+    pub at: usize,
+    /// `[n, width]`.
+    pub rows: Tensor,
+}

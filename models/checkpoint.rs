@@ -1,0 +1,79 @@
+//! A checkpoint folder: configuration files as published.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use crate::LoadError;
+
+/// A folder with `config.json`, tokenizer, processor files and weights.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    folder: PathBuf,
+}
+
+impl Checkpoint {
+    /// A checkpoint in `folder`. Nothing is read yet.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The text of a file, or `None` where there is none.
+    ///
+    /// # Errors
+    /// When the file is there but cannot be read.
+    pub fn text(&self, name: &str) -> Result<Option<String>, LoadError> {
+        let file = self.folder.join(name);
+        match fs::read_to_string(&file) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(LoadError::Io { file, error }),
+        }
+    }
+
+    /// A JSON file, or `None` where there is none.
+    ///
+    /// # Errors
+    /// When the file is there but is not what is expected.
+    pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, LoadError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let parsed = serde_json::from_str(&text);
+        parsed.map(Some).map_err(|error| LoadError::Json { file: self.folder.join(name), error })
+    }
+
+    /// `config.json`.
+    ///
+    /// # Errors
+    /// When it is missing or is not what is expected.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T, LoadError> {
+        const NAME: &str = "config.json";
+        self.json(NAME)?.ok_or_else(|| LoadError::MissingFile { file: self.folder.join(NAME) })
+    }
+
+    /// The image processor: `preprocessor_config.json`, or its place in the newer `processor_config.json`.
+    ///
+    /// # Errors
+    /// When neither file has it.
+    pub fn image_processor<T: DeserializeOwned>(&self) -> Result<T, LoadError> {
+        #[derive(Deserialize)]
+        struct Processor<T> {
+            image_processor: Option<T>,
+        }
+        const NAME: &str = "preprocessor_config.json";
+        if let Some(config) = self.json(NAME)? {
+            return Ok(config);
+        }
+        let newer: Option<Processor<T>> = self.json("processor_config.json")?;
+        newer
+            .and_then(|processor| processor.image_processor)
+            .ok_or_else(|| LoadError::MissingFile { file: self.folder.join(NAME) })
+    }
+}

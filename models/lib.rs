@@ -1,0 +1,279 @@
+//! The networks, one file per architecture.
+//!
+//! [`load`] turns a checkpoint folder into a [`Model`], which computes, and a [`Preprocess`], which prepares its
+//! media. A network is wired from [`nn`]; it names no device and no element type, and never waits for the host.
+
+pub mod batch;
+pub mod cache;
+mod checkpoint;
+mod llava;
+pub mod nn;
+mod weights;
+
+use std::{fmt, io, path::PathBuf, sync::Arc};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use serde::Deserialize;
+
+use crate::weights::Weights;
+pub use crate::{
+    batch::{Batch, Insert, Pages, Paging, Ragged},
+    cache::{CacheShape, KvCache},
+    checkpoint::Checkpoint,
+    nn::image::Fit,
+    weights::{INDEX_FILE, Progress, SINGLE_FILE, shards_of_index},
+};
+
+/// A result whose error is a tensor library's, unless said otherwise.
+pub type Result<T, E = candle_core::Error> = std::result::Result<T, E>;
+
+/// A network.
+pub trait Model: Send {
+    /// What it keeps per row of text.
+    fn cache_shape(&self) -> CacheShape;
+
+    /// Encodes the features of several media, end to end along their first dimension as `rows` says, to
+    /// `[rows, width]`.
+    ///
+    /// # Errors
+    /// When the features have another shape.
+    fn encode(&self, features: &Tensor, rows: &Ragged) -> Result<Tensor>;
+
+    /// Logits `[wanted, vocabulary]`; writes the cache.
+    ///
+    /// # Errors
+    /// When the batch does not fit the cache.
+    fn forward(&self, batch: &Batch, cache: &KvCache) -> Result<Tensor>;
+}
+
+/// What prepares media for a network.
+pub trait Preprocess: Send + Sync + fmt::Debug {
+    /// What a medium takes in the prompt. Arithmetic only: asked before anything runs.
+    fn footprint(&self, size: MediaSize) -> Footprint;
+
+    /// Decoded pixels, u8 `[height, width, 3]` on the device, to encoder input.
+    ///
+    /// # Errors
+    /// When `media` has another shape.
+    fn run(&self, media: &Tensor) -> Result<Tensor>;
+}
+
+/// The size of a decoded medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MediaSize {
+    /// A picture, in pixels.
+    Image {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+    },
+}
+
+/// What a medium takes in the prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footprint {
+    /// The ids that replace its placeholder. Each one equal to [`TextInfo::placeholder`] takes an encoded row.
+    pub tokens: Vec<u32>,
+}
+
+/// What the text side must know of a network.
+#[derive(Debug, Clone)]
+pub struct TextInfo {
+    /// Most rows of prompt and answer together.
+    pub context: usize,
+    /// The id that stands for one medium in the text and for one encoded row in the prompt.
+    pub placeholder: u32,
+    /// Ids that end an answer, from the configuration; generation config and tokenizer may know more.
+    pub stops: Vec<u32>,
+}
+
+/// A network ready to run.
+pub struct Loaded {
+    /// What computes.
+    pub model: Box<dyn Model>,
+    /// What prepares its media.
+    pub preprocess: Arc<dyn Preprocess>,
+    /// What the text side must know.
+    pub text: TextInfo,
+    /// Width of an encoded row.
+    pub width: usize,
+    /// Size of the weights in the type they were loaded as.
+    pub weight_bytes: u64,
+    /// The type they were loaded as, which is also that of the cache.
+    pub dtype: DType,
+    /// The device they were loaded on.
+    pub device: Device,
+}
+
+/// How to load.
+pub struct LoadOptions {
+    /// Where.
+    pub device: Device,
+    /// The type of weights and activations.
+    pub dtype: DType,
+    /// Overrides how the checkpoint treats pictures that are not square.
+    pub fit: Option<Fit>,
+    /// Called as weights are read.
+    pub progress: Box<Progress>,
+}
+
+/// A row of the registry.
+pub struct Architecture {
+    /// As in `architectures` of config.json.
+    pub name: &'static str,
+    /// Prefixes of weight names that the network asks for, and what files may have instead.
+    aliases: &'static [(&'static str, &'static str)],
+    load: fn(&Checkpoint, Option<Fit>, &VarBuilder<'_>) -> Result<Parts, LoadError>,
+}
+
+/// What an architecture's `load` gives.
+struct Parts {
+    model: Box<dyn Model>,
+    preprocess: Arc<dyn Preprocess>,
+    text: TextInfo,
+    width: usize,
+}
+
+/// Every architecture that can be loaded.
+pub const ARCHITECTURES: &[Architecture] =
+    &[Architecture { name: "LlavaForConditionalGeneration", aliases: llava::ALIASES, load: llava::load }];
+
+/// Loads a checkpoint.
+///
+/// # Errors
+/// When a file is missing, broken or asks for what is not supported; the message names it.
+pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, LoadError> {
+    let LoadOptions { device, dtype, fit, progress } = options;
+    let architecture = architecture(checkpoint)?;
+    let weights = Weights::open(checkpoint.folder(), architecture.aliases, progress)?;
+    let elements = weights.elements();
+    let vb = weights.into_builder(dtype, &device);
+    let Parts { model, preprocess, text, width } = (architecture.load)(checkpoint, fit, &vb)?;
+    let weight_bytes = elements * dtype.size_in_bytes() as u64;
+    Ok(Loaded { model, preprocess, text, width, weight_bytes, dtype, device })
+}
+
+/// The registry row of a checkpoint.
+///
+/// # Errors
+/// When config.json is missing or names no architecture of [`ARCHITECTURES`].
+pub fn architecture(checkpoint: &Checkpoint) -> Result<&'static Architecture, LoadError> {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        architectures: Vec<String>,
+        quantization_config: Option<serde_json::Value>,
+    }
+    let config: Config = checkpoint.config()?;
+    if config.quantization_config.is_some() {
+        return Err(LoadError::unsupported("quantization_config", "present", "weights in f32, f16 or bf16"));
+    }
+    ARCHITECTURES
+        .iter()
+        .find(|row| config.architectures.iter().any(|name| name == row.name))
+        .ok_or(LoadError::UnknownArchitecture { found: config.architectures })
+}
+
+/// Token ids of a configuration value that is a number, a list or absent.
+pub fn ids(value: Option<&serde_json::Value>) -> impl Iterator<Item = u32> + '_ {
+    let list = match value {
+        Some(serde_json::Value::Array(list)) => list.as_slice(),
+        Some(single) => std::slice::from_ref(single),
+        None => &[],
+    };
+    list.iter().filter_map(serde_json::Value::as_u64).filter_map(|id| u32::try_from(id).ok())
+}
+
+/// Why a checkpoint cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file that every checkpoint of this kind has is not there.
+    #[error("{} is missing", file.display())]
+    MissingFile {
+        /// Which.
+        file: PathBuf,
+    },
+    /// There are no weights.
+    #[error(
+        "{} has neither {SINGLE_FILE} nor {INDEX_FILE}: percept reads safetensors only, so convert .bin files first",
+        folder.display()
+    )]
+    NoWeights {
+        /// Where.
+        folder: PathBuf,
+    },
+    /// The index names a file that is not there.
+    #[error("{} is missing, but {} names it: download it again", file.display(), index.display())]
+    MissingShard {
+        /// Which.
+        file: PathBuf,
+        /// Who says so.
+        index: PathBuf,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", file.display())]
+    Io {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file is not the JSON that it should be.
+    #[error("{} is not what it should be: {error}", file.display())]
+    Json {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        error: serde_json::Error,
+    },
+    /// A weight file ends early.
+    #[error(
+        "{} is truncated: its header describes {expected} bytes, it has {found}; download it again",
+        file.display()
+    )]
+    Truncated {
+        /// Which.
+        file: PathBuf,
+        /// Bytes that the header describes.
+        expected: u64,
+        /// Bytes that are there.
+        found: u64,
+    },
+    /// A weight file is something else.
+    #[error("{} is not a safetensors file: {reason}", file.display())]
+    NotSafetensors {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The architecture is not in the registry.
+    #[error(
+        "architecture {} is not supported; supported: {}",
+        if found.is_empty() { "(none in config.json)".to_owned() } else { found.join(", ") },
+        ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
+    )]
+    UnknownArchitecture {
+        /// What config.json says.
+        found: Vec<String>,
+    },
+    /// The configuration asks for what the network does not do.
+    #[error("{what} is not supported; supported: {supported}")]
+    Unsupported {
+        /// What it asks for.
+        what: String,
+        /// What would do.
+        supported: String,
+    },
+    /// A tensor is missing or has another shape, or the device refused.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl LoadError {
+    fn unsupported(key: &str, value: &str, supported: &str) -> Self {
+        Self::Unsupported { what: format!("{key} {value}"), supported: supported.into() }
+    }
+}

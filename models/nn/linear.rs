@@ -1,0 +1,70 @@
+//! A linear layer, also as several that share their input and were stored apart.
+
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+
+use crate::Result;
+
+/// Whether a layer has a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    /// It has.
+    Yes,
+    /// It has none.
+    No,
+}
+
+/// `x wᵀ + b`.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Loads `weight` `[output, input]` and, where there is one, `bias` `[output]`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(input: usize, output: usize, bias: Bias, vb: &VarBuilder<'_>) -> Result<Self> {
+        let weight = vb.get((output, input), "weight")?;
+        let bias = match bias {
+            Bias::Yes => Some(vb.get(output, "bias")?),
+            Bias::No => None,
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// Loads layers that read the same input and joins them into one, so that a step multiplies once.
+    /// Outputs come one after another, in the order of `parts`, pairs of name and outputs.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn fused(input: usize, parts: &[(&str, usize)], bias: Bias, vb: &VarBuilder<'_>) -> Result<Self> {
+        let layers = parts
+            .iter()
+            .map(|(name, output)| Self::load(input, *output, bias, &vb.pp(name)))
+            .collect::<Result<Vec<_>>>()?;
+        let weight = Tensor::cat(&layers.iter().map(|layer| &layer.weight).collect::<Vec<_>>(), 0)?;
+        let biases: Vec<_> = layers.iter().filter_map(|layer| layer.bias.as_ref()).collect();
+        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        Ok(Self { weight, bias })
+    }
+
+    /// A layer without bias that reuses a weight, such as an output tied to the embedding.
+    pub fn tied(weight: Tensor) -> Self {
+        Self { weight, bias: None }
+    }
+
+    /// `x`: `[rows, input]`; returns `[rows, output]`.
+    ///
+    /// # Errors
+    /// When the width of `x` differs.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = x.matmul(&self.weight.t()?)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}

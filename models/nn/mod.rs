@@ -1,0 +1,11 @@
+//! What architectures are made of. The only code that calls kernels.
+
+pub mod attention;
+pub mod clip;
+pub mod decoder;
+pub mod image;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+pub mod rope;
+pub mod sample;

@@ -1,0 +1,241 @@
+//! Safetensors files as a source of weights: mapped, checked, under old and new names.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use percept_kernels::{Mmap, map_file};
+use safetensors::{Dtype, tensor::Metadata};
+
+use crate::LoadError;
+
+/// Called with the bytes read so far and the bytes there are, from several threads.
+pub type Progress = dyn Fn(u64, u64) + Send + Sync;
+
+/// The file that names the shards of a checkpoint in several files.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// The file of a checkpoint in one piece.
+pub const SINGLE_FILE: &str = "model.safetensors";
+
+/// The shards that an index file names, each once, sorted.
+///
+/// # Errors
+/// When the text is not an index.
+pub fn shards_of_index(text: &str) -> Result<Vec<String>, serde_json::Error> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: HashMap<String, String>,
+    }
+    let mut shards: Vec<String> = serde_json::from_str::<Index>(text)?.weight_map.into_values().collect();
+    shards.sort_unstable();
+    shards.dedup();
+    Ok(shards)
+}
+
+/// A checkpoint's weights, still on disk.
+pub(crate) struct Weights {
+    tensors: HashMap<String, Stored>,
+    maps: Vec<Mmap>,
+    files: Vec<PathBuf>,
+    /// Pairs of a name prefix that models ask for and one that files may have instead.
+    aliases: &'static [(&'static str, &'static str)],
+    progress: Box<Progress>,
+    read: AtomicU64,
+    bytes: u64,
+}
+
+/// Why a network cannot have a tensor. candle carries it as its own error.
+#[derive(Debug, thiserror::Error)]
+enum WeightError {
+    #[error("tensor `{name}` is missing from {}", files.join(", "))]
+    Missing { name: String, files: Vec<String> },
+    #[error("tensor `{name}` in {file} has shape {found:?}, but the configuration needs {expected:?}")]
+    WrongShape { name: String, expected: Vec<usize>, found: Vec<usize>, file: String },
+}
+
+struct Stored {
+    dtype: DType,
+    shape: Vec<usize>,
+    file: usize,
+    start: usize,
+    end: usize,
+}
+
+impl Weights {
+    /// Maps all files of a checkpoint folder and reads their headers.
+    pub(crate) fn open(
+        folder: &Path,
+        aliases: &'static [(&'static str, &'static str)],
+        progress: Box<Progress>,
+    ) -> Result<Self, LoadError> {
+        let files = weight_files(folder)?;
+        let mut tensors = HashMap::new();
+        let mut maps = Vec::with_capacity(files.len());
+        let mut bytes = 0;
+        for (index, file) in files.iter().enumerate() {
+            let map = map_file(file).map_err(|error| LoadError::Io { file: file.clone(), error })?;
+            let (data, metadata) = header(file, &map)?;
+            for (name, info) in metadata.tensors() {
+                let dtype = dtype(info.dtype).ok_or_else(|| LoadError::Unsupported {
+                    what: format!("type {:?} of tensor `{name}` in {}", info.dtype, file.display()),
+                    supported: "f16, bf16, f32 and f64".into(),
+                })?;
+                let (start, end) = info.data_offsets;
+                bytes += (end - start) as u64;
+                let stored = Stored {
+                    dtype,
+                    shape: info.shape.clone(),
+                    file: index,
+                    start: data + start,
+                    end: data + end,
+                };
+                tensors.insert(name, stored);
+            }
+            maps.push(map);
+        }
+        Ok(Self { tensors, maps, files, aliases, progress, read: AtomicU64::new(0), bytes })
+    }
+
+    /// Numbers in all tensors.
+    pub(crate) fn elements(&self) -> u64 {
+        self.tensors.values().map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// The weights as `dtype` on `device`, wherever a network asks for one.
+    pub(crate) fn into_builder(self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self), dtype, device.clone())
+    }
+
+    fn find(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(name).or_else(|| {
+            self.aliases.iter().find_map(|(asked, stored)| {
+                self.tensors.get(&format!("{stored}{}", name.strip_prefix(asked)?))
+            })
+        })
+    }
+
+    fn stored(&self, name: &str) -> candle_core::Result<&Stored> {
+        self.find(name).ok_or_else(|| {
+            candle_core::Error::wrap(WeightError::Missing {
+                name: name.to_owned(),
+                files: self.files.iter().map(|file| file_name(file)).collect(),
+            })
+        })
+    }
+
+    fn read(&self, stored: &Stored, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        let bytes = &self.maps[stored.file][stored.start..stored.end];
+        let tensor = Tensor::from_raw_buffer(bytes, stored.dtype, &stored.shape, device)?.to_dtype(dtype)?;
+        let read = self.read.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+        (self.progress)(read, self.bytes);
+        Ok(tensor)
+    }
+}
+
+impl SimpleBackend for Weights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let stored = self.stored(name)?;
+        if stored.shape != shape.dims() {
+            return Err(candle_core::Error::wrap(WeightError::WrongShape {
+                name: name.to_owned(),
+                expected: shape.into_dims(),
+                found: stored.shape.clone(),
+                file: file_name(&self.files[stored.file]),
+            }));
+        }
+        self.read(stored, dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.read(self.stored(name)?, dtype, device)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+}
+
+/// The weight files of a folder, by transformers' rule: one file before an index.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let single = folder.join(SINGLE_FILE);
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = folder.join(INDEX_FILE);
+    if !index.is_file() {
+        return Err(LoadError::NoWeights { folder: folder.to_owned() });
+    }
+    let text = fs::read_to_string(&index).map_err(|error| LoadError::Io { file: index.clone(), error })?;
+    let shards = shards_of_index(&text).map_err(|error| LoadError::Json { file: index.clone(), error })?;
+    shards
+        .iter()
+        .map(|shard| {
+            let file = folder.join(shard);
+            let plain = Path::new(shard).components().count() == 1;
+            if !plain || !file.is_file() {
+                return Err(LoadError::MissingShard { file, index: index.clone() });
+            }
+            Ok(file)
+        })
+        .collect()
+}
+
+/// Where the tensors of a file begin, and what they are. Every byte that they claim is there.
+fn header(file: &Path, map: &[u8]) -> Result<(usize, Metadata), LoadError> {
+    const LENGTH: usize = 8;
+    /// The format's own limit.
+    const MOST: u64 = 100_000_000;
+    let broken = |reason: String| LoadError::NotSafetensors { file: file.to_owned(), reason };
+    let Some(length) = map.first_chunk::<LENGTH>() else {
+        return Err(broken(format!("it has only {} bytes", map.len())));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MOST {
+        return Err(broken(format!("its header claims {length} bytes")));
+    }
+    let data = LENGTH + length as usize;
+    if data > map.len() {
+        return Err(LoadError::Truncated {
+            file: file.to_owned(),
+            expected: data as u64,
+            found: map.len() as u64,
+        });
+    }
+    let metadata: Metadata =
+        serde_json::from_slice(&map[LENGTH..data]).map_err(|error| broken(format!("its header: {error}")))?;
+    let end = metadata.tensors().values().map(|info| info.data_offsets.1).max().unwrap_or(0);
+    if data + end > map.len() {
+        return Err(LoadError::Truncated {
+            file: file.to_owned(),
+            expected: (data + end) as u64,
+            found: map.len() as u64,
+        });
+    }
+    Ok((data, metadata))
+}
+
+fn dtype(stored: Dtype) -> Option<DType> {
+    match stored {
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F64 => Some(DType::F64),
+        _ => None,
+    }
+}
+
+fn file_name(file: &Path) -> String {
+    file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned()
+}

@@ -1,0 +1,176 @@
+//! `/v1/chat/completions`.
+
+mod answer;
+mod parse;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, HeaderName, HeaderValue},
+    response::{IntoResponse, Response},
+};
+
+use self::{
+    answer::Base,
+    parse::{Chat, PictureRef},
+};
+use super::{ApiError, App, json, models::not_found, wire::chat as wire};
+use crate::{
+    engine::{Key, Pin},
+    media::{self, File, Header},
+    request::{self, InvalidRequest, Media, Request, Source},
+    router::Served,
+    text::{Answer, PromptError},
+};
+
+const IGNORED_PARAMS: HeaderName = HeaderName::from_static("x-ignored-params");
+
+/// `POST /v1/chat/completions`
+pub(super) async fn completions(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let models = app.models()?;
+    let json::Parsed { value, ignored } =
+        json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes).await?;
+    if app.config.strict {
+        refuse_unknown(&ignored)?;
+    }
+    let chat = Chat::parse(value, &app.config.media)?;
+    let model = models.find(&chat.model).ok_or_else(|| not_found(models, &chat.model))?;
+    // Before anything costly is done for a request that has no place.
+    model.handle.check()?;
+    let stream = chat.stream;
+    let base = Base::new(model);
+    let answer = submit(&app, model, chat).await?;
+    let mut response = match stream {
+        Some(stream) => answer::stream(base, answer, stream),
+        None => Json(answer::collect(base, answer).await?).into_response(),
+    };
+    if let Some(names) = ignored_names(&ignored) {
+        response.headers_mut().insert(IGNORED_PARAMS, names);
+    }
+    Ok(response)
+}
+
+/// Prepares a request's pictures and prompt, and queues it.
+async fn submit(app: &App, model: &Arc<Served>, chat: Chat) -> Result<Answer, ApiError> {
+    let Chat { messages, pictures, sampling, max_tokens, stops, .. } = chat;
+    let opened = open(app, pictures).await?;
+    let context = model.handle.context();
+    let footprints = opened.iter().map(|picture| {
+        let (width, height) = picture.header.size();
+        model.preprocess.footprint(percept_models::MediaSize::Image { width, height })
+    });
+    let footprints: Vec<_> = footprints.collect();
+    let text = Arc::clone(&model.text);
+    let prompt =
+        blocking(move || text.prompt(&messages, &footprints, context)).await?.map_err(prompt_error)?;
+
+    let media = decode(app, model, opened).await?;
+    let sampling = sampling.resolve(&model.text)?;
+    let room = context - prompt.tokens.len();
+    let limits = request::Limits {
+        // Clients ask for more than any model has; the answer ends where the context does.
+        tokens: max_tokens.map_or(room, |most| most.min(room)),
+        stops: Arc::clone(model.text.stops()),
+    };
+    let length = prompt.tokens.len();
+    let events = model.handle.submit(Request { prompt, media, sampling, limits })?;
+    Ok(Answer::new(events, &model.text, length, stops))
+}
+
+/// A picture whose header was read.
+struct Opened {
+    param: String,
+    file: File,
+    header: Header,
+    key: Key,
+}
+
+/// Reads the files behind the URLs, and what their headers say.
+async fn open(app: &App, pictures: Vec<PictureRef>) -> Result<Vec<Opened>, ApiError> {
+    if pictures.is_empty() {
+        return Ok(Vec::new());
+    }
+    let limits = app.config.media;
+    let opened = blocking(move || {
+        let mut pixels = 0;
+        let mut opened = Vec::with_capacity(pictures.len());
+        for PictureRef { param, url } in pictures {
+            let file = media::read_url(&url, limits.image_bytes)
+                .map_err(|error| InvalidRequest::PictureUrl { param: param.clone(), error })?;
+            drop(url);
+            let header = Header::read(&file, limits.image_pixels)
+                .map_err(|error| InvalidRequest::Picture { param: param.clone(), error })?;
+            pixels += header.pixels();
+            if pixels > limits.request_pixels {
+                return Err(InvalidRequest::Pixels { param, found: pixels, limit: limits.request_pixels });
+            }
+            let key = Key::of(&file);
+            opened.push(Opened { param, file, header, key });
+        }
+        Ok(opened)
+    });
+    Ok(opened.await??)
+}
+
+/// Decodes pictures, but for those whose rows are still in the encoder cache.
+async fn decode(app: &App, model: &Served, opened: Vec<Opened>) -> Result<Vec<Media>, ApiError> {
+    let mut media = Vec::with_capacity(opened.len());
+    let mut files = Vec::new();
+    let mut params = Vec::new();
+    for Opened { param, file, header, key } in opened {
+        let pin = model.handle.pin(&key);
+        if pin.is_none() {
+            files.push((file, header));
+            params.push(param);
+        }
+        media.push((key, pin));
+    }
+    let decoded = app.decoders.decode(files).await.map_err(|(index, error)| {
+        let param = params.swap_remove(index);
+        InvalidRequest::Picture { param, error }
+    })?;
+    let mut decoded = decoded.into_iter().map(Source::Pixels);
+    let mut source = |pin: Option<Pin>| pin.map(Source::Encoded).or_else(|| decoded.next());
+    let media: Option<Vec<Media>> =
+        media.into_iter().map(|(key, pin)| Some(Media { key, source: source(pin)? })).collect();
+    media.ok_or_else(|| ApiError::internal(&"a picture was lost while it was decoded"))
+}
+
+/// Runs long work where it holds up nobody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))
+}
+
+fn prompt_error(error: PromptError) -> ApiError {
+    match error {
+        PromptError::TooLong { tokens, limit } => InvalidRequest::ContextLength { tokens, limit }.into(),
+        PromptError::Pictures { .. } | PromptError::Template(_) => {
+            InvalidRequest::Messages { reason: error.to_string() }.into()
+        }
+        PromptError::Tokenizer(error) => ApiError::internal(&error),
+    }
+}
+
+fn refuse_unknown(ignored: &[String]) -> Result<(), InvalidRequest> {
+    let unknown = ignored.iter().find(|name| !wire::HARMLESS.contains(&name.as_str()));
+    unknown.map_or(Ok(()), |name| Err(InvalidRequest::Unknown { param: name.clone() }))
+}
+
+/// The names of fields that had no effect, for a header.
+fn ignored_names(ignored: &[String]) -> Option<HeaderValue> {
+    const MOST: usize = 20;
+    let plain =
+        |name: &&String| name.len() < 100 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
+    let names: BTreeSet<&str> = ignored.iter().filter(plain).map(String::as_str).collect();
+    if names.is_empty() {
+        return None;
+    }
+    HeaderValue::from_str(&names.into_iter().take(MOST).collect::<Vec<_>>().join(", ")).ok()
+}

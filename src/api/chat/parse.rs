@@ -1,0 +1,333 @@
+//! From the wire to a conversation that is valid as far as it can be told without a model.
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{
+    api::wire::chat as wire,
+    media::MediaLimits,
+    request::{InvalidRequest, Number, Sampling},
+    text::{Message, Part, Role, TextModel},
+};
+
+const MOST_MESSAGES: usize = 10_000;
+const MOST_PARTS: usize = 1_000;
+const MOST_STOPS: usize = 4;
+const LONGEST_STOP: usize = 1_000;
+const MOST_BIASES: usize = 1_024;
+
+/// A conversation to answer.
+pub(super) struct Chat {
+    pub(super) model: String,
+    pub(super) messages: Vec<Message>,
+    /// In the order in which messages mention them.
+    pub(super) pictures: Vec<PictureRef>,
+    pub(super) sampling: Asked,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) stops: Vec<String>,
+    pub(super) stream: Option<Streaming>,
+}
+
+/// A picture that is still behind its URL.
+pub(super) struct PictureRef {
+    /// Where the request has it.
+    pub(super) param: String,
+    pub(super) url: String,
+}
+
+/// An answer in pieces.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Streaming {
+    pub(super) usage: bool,
+}
+
+impl Chat {
+    pub(super) fn parse(request: wire::ChatRequest, limits: &MediaLimits) -> Result<Self, InvalidRequest> {
+        refuse_unsupported(&request)?;
+        let model = request.model.ok_or_else(|| missing("model"))?;
+        let mut pictures = Vec::new();
+        let messages = messages(request.messages, limits, &mut pictures)?;
+        let max_tokens = request.max_completion_tokens.map(|most| ("max_completion_tokens", most));
+        let max_tokens = max_tokens.or(request.max_tokens.map(|most| ("max_tokens", most)));
+        let max_tokens = max_tokens.map(|(param, most)| integer(param, most, 1, i64::MAX)).transpose()?;
+        let usage = request.stream_options.and_then(|options| options.include_usage).unwrap_or(false);
+        Ok(Self {
+            model,
+            messages,
+            pictures,
+            sampling: Asked {
+                temperature: decimal("temperature", request.temperature, 0.0, 2.0)?,
+                top_p: decimal("top_p", request.top_p, 0.0, 1.0)?,
+                min_p: decimal("min_p", request.min_p, 0.0, 1.0)?,
+                // vLLM writes -1 for all.
+                top_k: request.top_k.map(|k| integer("top_k", k, -1, i64::MAX)).transpose()?,
+                repetition_penalty: decimal("repetition_penalty", request.repetition_penalty, 0.01, 10.0)?,
+                frequency_penalty: decimal("frequency_penalty", request.frequency_penalty, -2.0, 2.0)?,
+                presence_penalty: decimal("presence_penalty", request.presence_penalty, -2.0, 2.0)?,
+                seed: request.seed,
+                bias: bias(request.logit_bias)?,
+            },
+            max_tokens: max_tokens.map(|most| most as usize),
+            stops: stops(request.stop)?,
+            stream: request.stream.unwrap_or(false).then_some(Streaming { usage }),
+        })
+    }
+}
+
+/// Sampling as it was asked for, before a model's own suggestions fill the gaps.
+#[derive(Debug)]
+pub(super) struct Asked {
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    min_p: Option<f64>,
+    top_k: Option<i64>,
+    repetition_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    seed: Option<i64>,
+    bias: Vec<(u32, f32)>,
+}
+
+impl Asked {
+    /// What is asked for, else what the model's authors suggest, else the API's default.
+    pub(super) fn resolve(self, model: &TextModel) -> Result<Sampling, InvalidRequest> {
+        let defaults = model.defaults();
+        let size = model.tokenizer().size();
+        if let Some((id, _)) = self.bias.iter().find(|(id, _)| *id as usize >= size) {
+            return Err(InvalidRequest::Value {
+                param: "logit_bias".into(),
+                found: format!("token id {id}"),
+                supported: format!("ids 0 to {}", size - 1),
+            });
+        }
+        let number = |asked: Option<f64>, default: Option<f32>, otherwise: f32| {
+            asked.map(|asked| asked as f32).or(default).unwrap_or(otherwise)
+        };
+        Ok(Sampling {
+            temperature: number(self.temperature, defaults.temperature, 1.0),
+            top_p: number(self.top_p, defaults.top_p, 1.0),
+            min_p: number(self.min_p, defaults.min_p, 0.0),
+            top_k: self.top_k.map(|k| k.max(0) as usize).or(defaults.top_k).unwrap_or(0),
+            repetition_penalty: number(self.repetition_penalty, defaults.repetition_penalty, 1.0),
+            frequency_penalty: number(self.frequency_penalty, None, 0.0),
+            presence_penalty: number(self.presence_penalty, None, 0.0),
+            seed: self.seed.map_or_else(|| Uuid::new_v4().as_u64_pair().0, i64::cast_unsigned),
+            bias: self.bias,
+        })
+    }
+}
+
+/// What would change the answer and is not done is refused, never ignored.
+fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest> {
+    let refuse = |param: &str, reason: &str| {
+        Err(InvalidRequest::Unsupported { param: param.into(), reason: reason.into() })
+    };
+    let none = |choice: &Option<Value>| match choice {
+        None | Some(Value::Null) => true,
+        Some(Value::String(choice)) => choice == "none" || choice == "auto",
+        Some(_) => false,
+    };
+    if request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
+        return refuse("tools", "tool calls are not supported by this server");
+    }
+    if !none(&request.tool_choice) {
+        return refuse("tool_choice", "tool calls are not supported by this server");
+    }
+    if request.functions.as_ref().is_some_and(|functions| !functions.is_empty()) {
+        return refuse("functions", "function calls are not supported by this server");
+    }
+    if !none(&request.function_call) {
+        return refuse("function_call", "function calls are not supported by this server");
+    }
+    if let Some(n) = request.n {
+        integer("n", n, 1, i64::MAX)?;
+        if n > 1 {
+            return refuse("n", "this server gives one answer per request, so n must be 1");
+        }
+    }
+    if request.logprobs == Some(true) {
+        return refuse("logprobs", "log probabilities are not supported by this server");
+    }
+    if request.top_logprobs.is_some_and(|count| count != 0) {
+        return refuse("top_logprobs", "log probabilities are not supported by this server");
+    }
+    if let Some(format) = &request.response_format {
+        match format.kind.as_deref() {
+            Some("text") => {}
+            Some("json_object" | "json_schema") => {
+                return refuse("response_format", "structured output is not supported by this server");
+            }
+            Some(other) => return Err(value("response_format.type", other, "'text'")),
+            None => return Err(missing("response_format.type")),
+        }
+    }
+    if let Some(other) = request.modalities.iter().flatten().find(|modality| *modality != "text") {
+        return Err(value("modalities", other, "'text'"));
+    }
+    if request.audio.as_ref().is_some_and(|audio| !audio.is_null()) {
+        return refuse("audio", "answers are text");
+    }
+    if request.web_search_options.as_ref().is_some_and(|options| !options.is_null()) {
+        return refuse("web_search_options", "this server does not search the web");
+    }
+    Ok(())
+}
+
+fn messages(
+    messages: Option<Vec<wire::Message>>,
+    limits: &MediaLimits,
+    pictures: &mut Vec<PictureRef>,
+) -> Result<Vec<Message>, InvalidRequest> {
+    let messages = messages.ok_or_else(|| missing("messages"))?;
+    if messages.is_empty() {
+        return Err(InvalidRequest::EmptyArray { param: "messages".into() });
+    }
+    at_most("messages", "messages", messages.len(), MOST_MESSAGES)?;
+    let turns = messages.into_iter().enumerate();
+    let turns = turns.map(|(index, turn)| message(turn, &format!("messages[{index}]"), pictures));
+    let turns = turns.collect::<Result<Vec<_>, _>>()?;
+    at_most("messages", "pictures", pictures.len(), limits.images)?;
+    Ok(turns)
+}
+
+fn message(
+    message: wire::Message,
+    path: &str,
+    pictures: &mut Vec<PictureRef>,
+) -> Result<Message, InvalidRequest> {
+    let unsupported = |field: &str, reason: &str| {
+        Err(InvalidRequest::Unsupported { param: format!("{path}.{field}"), reason: reason.into() })
+    };
+    let role = match message.role.as_deref() {
+        Some("system" | "developer") => Role::System,
+        Some("user") => Role::User,
+        Some("assistant") => Role::Assistant,
+        Some("tool" | "function") => {
+            return unsupported("role", "tool results are not supported by this server");
+        }
+        Some(other) => {
+            let supported = "'system', 'developer', 'user' and 'assistant'";
+            return Err(value(&format!("{path}.role"), other, supported));
+        }
+        None => return Err(missing(&format!("{path}.role"))),
+    };
+    if message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
+        return unsupported("tool_calls", "tool calls are not supported by this server");
+    }
+    if message.function_call.as_ref().is_some_and(|call| !call.is_null()) {
+        return unsupported("function_call", "function calls are not supported by this server");
+    }
+    let parts = match (message.content, message.refusal) {
+        (Some(wire::Content::Text(text)), _) => vec![Part::Text(text)],
+        (Some(wire::Content::Parts(parts)), _) => {
+            let path = format!("{path}.content");
+            if parts.is_empty() {
+                return Err(InvalidRequest::EmptyArray { param: path });
+            }
+            at_most(&path, "parts", parts.len(), MOST_PARTS)?;
+            let parts = parts.into_iter().enumerate();
+            let parts = parts.map(|(index, item)| part(item, &format!("{path}[{index}]"), pictures));
+            parts.collect::<Result<_, _>>()?
+        }
+        (None, Some(refusal)) if role == Role::Assistant => vec![Part::Text(refusal)],
+        (None, _) => return Err(missing(&format!("{path}.content"))),
+    };
+    Ok(Message { role, parts })
+}
+
+fn part(part: wire::Part, path: &str, pictures: &mut Vec<PictureRef>) -> Result<Part, InvalidRequest> {
+    let unsupported = |reason: &str| {
+        Err(InvalidRequest::Unsupported { param: format!("{path}.type"), reason: reason.into() })
+    };
+    match part.kind.as_deref() {
+        Some("text") => part.text.map(Part::Text).ok_or_else(|| missing(&format!("{path}.text"))),
+        Some("refusal") => part.refusal.map(Part::Text).ok_or_else(|| missing(&format!("{path}.refusal"))),
+        Some("image_url") => {
+            let image = part.image_url.ok_or_else(|| missing(&format!("{path}.image_url")))?;
+            let url = image.url.ok_or_else(|| missing(&format!("{path}.image_url.url")))?;
+            match image.detail.as_deref() {
+                None | Some("auto" | "low" | "high") => {}
+                Some(other) => {
+                    let param = format!("{path}.image_url.detail");
+                    return Err(value(&param, other, "'auto', 'low' and 'high'"));
+                }
+            }
+            pictures.push(PictureRef { param: format!("{path}.image_url"), url });
+            Ok(Part::Picture)
+        }
+        Some("input_audio") => unsupported("recordings are not supported by this server"),
+        Some("file") => unsupported("files are not supported by this server; send pages as pictures"),
+        Some(other) => Err(value(&format!("{path}.type"), other, "'text', 'image_url' and 'refusal'")),
+        None => Err(missing(&format!("{path}.type"))),
+    }
+}
+
+fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
+    let stops = match stop {
+        None => return Ok(Vec::new()),
+        Some(wire::Stop::One(stop)) => vec![stop],
+        Some(wire::Stop::Several(stops)) => stops,
+    };
+    at_most("stop", "texts", stops.len(), MOST_STOPS)?;
+    match stops.iter().find(|stop| !(1..=LONGEST_STOP).contains(&stop.len())) {
+        None => Ok(stops),
+        Some(stop) => {
+            Err(InvalidRequest::StringLength { param: "stop".into(), found: stop.len(), limit: LONGEST_STOP })
+        }
+    }
+}
+
+fn bias(bias: Option<std::collections::BTreeMap<String, f64>>) -> Result<Vec<(u32, f32)>, InvalidRequest> {
+    let bias = bias.unwrap_or_default();
+    at_most("logit_bias", "entries", bias.len(), MOST_BIASES)?;
+    let entry = |(key, bias): (String, f64)| {
+        let id = key.parse().map_err(|_| value("logit_bias", &format!("key {key}"), "token ids as keys"))?;
+        let bias = decimal("logit_bias", Some(bias), -100.0, 100.0)?.unwrap_or(0.0);
+        Ok((id, bias as f32))
+    };
+    bias.into_iter().map(entry).collect()
+}
+
+fn integer(param: &str, found: i64, least: i64, most: i64) -> Result<i64, InvalidRequest> {
+    let (param, kind) = (param.to_owned(), Number::Integer);
+    if found < least {
+        let (found, limit) = (found.to_string(), least.to_string());
+        return Err(InvalidRequest::BelowMinimum { param, kind, found, limit });
+    }
+    if found > most {
+        let (found, limit) = (found.to_string(), most.to_string());
+        return Err(InvalidRequest::AboveMaximum { param, kind, found, limit });
+    }
+    Ok(found)
+}
+
+fn decimal(param: &str, found: Option<f64>, least: f64, most: f64) -> Result<Option<f64>, InvalidRequest> {
+    let (param, kind) = (param.to_owned(), Number::Decimal);
+    match found {
+        Some(found) if found < least => {
+            let (found, limit) = (found.to_string(), least.to_string());
+            Err(InvalidRequest::BelowMinimum { param, kind, found, limit })
+        }
+        Some(found) if found > most => {
+            let (found, limit) = (found.to_string(), most.to_string());
+            Err(InvalidRequest::AboveMaximum { param, kind, found, limit })
+        }
+        other => Ok(other),
+    }
+}
+
+fn at_most(param: &str, items: &'static str, found: usize, limit: usize) -> Result<(), InvalidRequest> {
+    if found > limit {
+        return Err(InvalidRequest::ArrayTooLong { param: param.into(), items, found, limit });
+    }
+    Ok(())
+}
+
+fn missing(param: &str) -> InvalidRequest {
+    InvalidRequest::Missing { param: param.into() }
+}
+
+fn value(param: &str, found: &str, supported: &str) -> InvalidRequest {
+    let found: String = found.chars().take(100).collect();
+    InvalidRequest::Value { param: param.into(), found: format!("'{found}'"), supported: supported.into() }
+}

@@ -1,0 +1,195 @@
+//! Errors as clients know them: the only place with a status code.
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use tracing::error;
+
+use super::wire;
+use crate::{
+    engine::{EngineError, Refused},
+    request::{InvalidRequest, Number},
+};
+
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// A field is wrong.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
+    /// The body is not JSON.
+    #[error("We could not parse the JSON body of your request. (HINT: {0})")]
+    NotJson(String),
+    /// The body is something else.
+    #[error("Unsupported content type: {found}. Send JSON with 'Content-Type: application/json'.")]
+    ContentType {
+        /// What its header says.
+        found: String,
+    },
+    /// The body is compressed.
+    #[error("Unsupported content encoding: {found}. Send the body as it is.")]
+    ContentEncoding {
+        /// What its header says.
+        found: String,
+    },
+    /// The body is too large.
+    #[error("Maximum content size limit ({limit}) exceeded.")]
+    BodyTooLarge {
+        /// Bytes that would do.
+        limit: usize,
+    },
+    /// The body ended early.
+    #[error("The request body could not be read to its end.")]
+    BodyCut,
+    /// There is no such model.
+    #[error("The model `{model}` does not exist or you do not have access to it.{}", hint(known))]
+    ModelNotFound {
+        /// What was asked for.
+        model: String,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// There is no such path.
+    #[error("Invalid URL ({method} {path}){hint}")]
+    NoSuchPath {
+        /// GET, POST and so on.
+        method: String,
+        /// As sent.
+        path: String,
+        /// What may help, with its own punctuation.
+        hint: &'static str,
+    },
+    /// The path takes another method.
+    #[error("Not allowed to {method} on {path}.")]
+    Method {
+        /// GET, POST and so on.
+        method: String,
+        /// As sent.
+        path: String,
+    },
+    /// The models are still being loaded.
+    #[error("The server is still loading its model. Try again in a few seconds.")]
+    Loading,
+    /// The engine takes no request at present.
+    #[error("The server cannot take the request: {0}.")]
+    Refused(#[from] Refused),
+    /// The engine failed.
+    #[error("The server had an error while processing your request. Sorry about that!")]
+    Engine(#[from] EngineError),
+    /// We failed. The log says how.
+    #[error("The server had an error while processing your request. Sorry about that!")]
+    Internal,
+}
+
+fn hint(known: &[String]) -> String {
+    if known.is_empty() { String::new() } else { format!(" Models here: {}.", known.join(", ")) }
+}
+
+impl ApiError {
+    /// Logs a failure of ours and hides it from the client.
+    pub fn internal(error: &dyn std::fmt::Display) -> Self {
+        error!(%error, "request failed");
+        Self::Internal
+    }
+
+    /// The error as the API's own object.
+    pub fn body(&self) -> wire::error::ErrorBody {
+        let (kind, code, param) = match self {
+            Self::Invalid(invalid) => ("invalid_request_error", code(invalid), param(invalid)),
+            Self::NotJson(_)
+            | Self::ContentType { .. }
+            | Self::ContentEncoding { .. }
+            | Self::BodyCut
+            | Self::NoSuchPath { .. } => ("invalid_request_error", None, None),
+            Self::BodyTooLarge { .. } => ("invalid_request_error", Some("request_too_large"), None),
+            Self::ModelNotFound { .. } => ("invalid_request_error", Some("model_not_found"), Some("model")),
+            Self::Method { .. } => ("invalid_request_error", Some("method_not_supported"), None),
+            Self::Loading => ("server_error", Some("model_loading"), None),
+            Self::Refused(_) => ("server_error", Some("engine_overloaded"), None),
+            Self::Engine(_) | Self::Internal => ("server_error", None, None),
+        };
+        wire::error::ErrorBody::new(self.to_string(), kind, param.map(str::to_owned), code)
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) | Self::NotJson(_) | Self::BodyCut => StatusCode::BAD_REQUEST,
+            Self::ContentType { .. } | Self::ContentEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ModelNotFound { .. } | Self::NoSuchPath { .. } => StatusCode::NOT_FOUND,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Refused(Refused::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Loading | Self::Refused(Refused::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Engine(_) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Seconds until another try makes sense. Clients obey at most 60.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::Refused(Refused::Busy { retry_after, .. }) => Some(*retry_after),
+            Self::Loading => Some(2),
+            Self::Refused(Refused::Stopped) => Some(10),
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after() {
+            let headers = response.headers_mut();
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(1000 * seconds));
+        }
+        response
+    }
+}
+
+fn code(invalid: &InvalidRequest) -> Option<&'static str> {
+    Some(match invalid {
+        InvalidRequest::Missing { .. } => "missing_required_parameter",
+        InvalidRequest::Type { .. } => "invalid_type",
+        InvalidRequest::Value { .. } => "invalid_value",
+        InvalidRequest::BelowMinimum { kind: Number::Integer, .. } => "integer_below_min_value",
+        InvalidRequest::BelowMinimum { kind: Number::Decimal, .. } => "decimal_below_min_value",
+        InvalidRequest::AboveMaximum { kind: Number::Integer, .. } => "integer_above_max_value",
+        InvalidRequest::AboveMaximum { kind: Number::Decimal, .. } => "decimal_above_max_value",
+        InvalidRequest::EmptyArray { .. } => "empty_array",
+        InvalidRequest::ArrayTooLong { .. } => "array_above_max_length",
+        InvalidRequest::StringLength { found: 0, .. } => "string_below_min_length",
+        InvalidRequest::StringLength { .. } => "string_above_max_length",
+        InvalidRequest::Unsupported { .. } => "unsupported_parameter",
+        InvalidRequest::ContextLength { .. } => "context_length_exceeded",
+        InvalidRequest::PictureUrl { .. } => "invalid_image_url",
+        InvalidRequest::Picture { error: crate::media::ImageError::TooLarge { .. }, .. }
+        | InvalidRequest::Pixels { .. } => "image_too_large",
+        InvalidRequest::Picture { .. } => "invalid_image_format",
+        InvalidRequest::Messages { .. } => "invalid_value",
+        InvalidRequest::Unknown { .. } => return None,
+    })
+}
+
+fn param(invalid: &InvalidRequest) -> Option<&str> {
+    match invalid {
+        InvalidRequest::Missing { param }
+        | InvalidRequest::Type { param, .. }
+        | InvalidRequest::Value { param, .. }
+        | InvalidRequest::BelowMinimum { param, .. }
+        | InvalidRequest::AboveMaximum { param, .. }
+        | InvalidRequest::EmptyArray { param }
+        | InvalidRequest::ArrayTooLong { param, .. }
+        | InvalidRequest::StringLength { param, .. }
+        | InvalidRequest::Unsupported { param, .. }
+        | InvalidRequest::PictureUrl { param, .. }
+        | InvalidRequest::Picture { param, .. }
+        | InvalidRequest::Pixels { param, .. } => Some(param),
+        InvalidRequest::ContextLength { .. } | InvalidRequest::Messages { .. } => Some("messages"),
+        InvalidRequest::Unknown { .. } => None,
+    }
+}

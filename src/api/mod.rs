@@ -1,0 +1,129 @@
+//! The HTTP API: the only code that knows JSON and status codes.
+
+mod chat;
+mod error;
+mod json;
+mod models;
+mod ops;
+pub mod wire;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use axum::{
+    Router as Routes,
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, Method, Uri},
+    middleware::{self, Next},
+    response::Response,
+    routing::{get, post},
+};
+use tracing::info;
+use uuid::Uuid;
+
+pub use self::error::ApiError;
+use crate::{
+    media::{Decoders, MediaLimits},
+    router::Router,
+};
+
+/// What the API may take and how it behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct ApiConfig {
+    /// Most bytes of a JSON body.
+    pub body_bytes: usize,
+    /// What pictures may cost.
+    pub media: MediaLimits,
+    /// Most bytes of decoded pictures that wait for an engine.
+    pub media_memory: usize,
+    /// Whether an unknown field is an error.
+    pub strict: bool,
+}
+
+/// What every handler sees.
+#[derive(Debug)]
+pub struct App {
+    config: ApiConfig,
+    decoders: Decoders,
+    /// Empty while models are being loaded.
+    models: OnceLock<Router>,
+}
+
+impl App {
+    /// An API without models yet.
+    pub fn new(config: ApiConfig) -> Arc<Self> {
+        Arc::new(Self { config, decoders: Decoders::new(config.media_memory), models: OnceLock::new() })
+    }
+
+    /// Serves these models from now on. Called once.
+    pub fn serve(&self, models: Router) {
+        let first = self.models.set(models).is_ok();
+        debug_assert!(first, "models are set once");
+    }
+
+    /// The models, once they are loaded.
+    ///
+    /// # Errors
+    /// [`ApiError::Loading`] before that.
+    pub fn models(&self) -> Result<&Router, ApiError> {
+        self.models.get().ok_or(ApiError::Loading)
+    }
+}
+
+/// All routes, with and without `/v1`: users write the base URL both ways.
+pub fn routes(app: Arc<App>) -> Routes {
+    let v1 = Routes::new()
+        .route("/chat/completions", post(chat::completions))
+        .route("/models", get(models::list))
+        .route("/models/{*id}", get(models::one));
+    Routes::new()
+        .nest("/v1", v1.clone())
+        .merge(v1)
+        .route("/health", get(ops::health))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn(every_response))
+        .with_state(app)
+}
+
+async fn no_such_path(State(_): State<Arc<App>>, method: Method, uri: Uri) -> ApiError {
+    let hint =
+        if uri.path().starts_with("/v1/v1/") { ": the base URL must not end in /v1 twice" } else { "" };
+    ApiError::NoSuchPath { method: method.to_string(), path: path(&uri), hint }
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::Method { method: method.to_string(), path: path(&uri) }
+}
+
+fn path(uri: &Uri) -> String {
+    uri.path().chars().take(200).collect()
+}
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Anthropic's name for it.
+const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
+const VERSION: HeaderName = HeaderName::from_static("openai-version");
+const NO_SNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
+
+/// The headers of every response, and a line in the log that has no content.
+async fn every_response(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = format!("req_{}", Uuid::new_v4().simple());
+    let (method, path) = (request.method().clone(), path(request.uri()));
+    let mut response = next.run(request).await;
+    let ms = started.elapsed().as_millis() as u64;
+    info!(%method, path, status = response.status().as_u16(), ms, id, "request");
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(REQUEST_ID, id.clone());
+        headers.insert(ANTHROPIC_REQUEST_ID, id);
+    }
+    headers.insert(PROCESSING_MS, HeaderValue::from(ms));
+    headers.insert(VERSION, HeaderValue::from_static("2020-10-01"));
+    headers.insert(NO_SNIFF, HeaderValue::from_static("nosniff"));
+    response
+}

@@ -1,0 +1,353 @@
+//! `/v1/chat/completions`.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{SeqAccess, Visitor, value::MapAccessDeserializer, value::SeqAccessDeserializer},
+};
+use serde_json::Value;
+
+/// A request. Everything may be absent or null here: what must be there is checked with a better message.
+#[derive(Debug, Default, Deserialize)]
+pub struct ChatRequest {
+    /// Which model.
+    pub model: Option<String>,
+    /// The conversation.
+    pub messages: Option<Vec<Message>>,
+    /// Most tokens of the answer.
+    pub max_completion_tokens: Option<i64>,
+    /// The older name of the same.
+    pub max_tokens: Option<i64>,
+    /// 0 to 2.
+    pub temperature: Option<f64>,
+    /// 0 to 1.
+    pub top_p: Option<f64>,
+    /// An extension: 0 or -1 keeps all.
+    pub top_k: Option<i64>,
+    /// An extension: 0 to 1.
+    pub min_p: Option<f64>,
+    /// An extension: above 0 to 10.
+    pub repetition_penalty: Option<f64>,
+    /// -2 to 2.
+    pub frequency_penalty: Option<f64>,
+    /// -2 to 2.
+    pub presence_penalty: Option<f64>,
+    /// The same seed gives the same text.
+    pub seed: Option<i64>,
+    /// One to four texts that end the answer.
+    pub stop: Option<Stop>,
+    /// Whether the answer comes in pieces.
+    pub stream: Option<bool>,
+    /// How.
+    pub stream_options: Option<StreamOptions>,
+    /// -100 to 100 by token id.
+    pub logit_bias: Option<BTreeMap<String, f64>>,
+    /// Refused above 1.
+    pub n: Option<i64>,
+    /// Refused when true.
+    pub logprobs: Option<bool>,
+    /// Refused above 0.
+    pub top_logprobs: Option<i64>,
+    /// Refused unless empty.
+    pub tools: Option<Vec<Value>>,
+    /// Refused unless `none` or `auto`.
+    pub tool_choice: Option<Value>,
+    /// Refused unless empty.
+    pub functions: Option<Vec<Value>>,
+    /// Refused unless `none` or `auto`.
+    pub function_call: Option<Value>,
+    /// Refused unless `text`.
+    pub response_format: Option<ResponseFormat>,
+    /// Refused unless `["text"]`.
+    pub modalities: Option<Vec<String>>,
+    /// Refused.
+    pub audio: Option<Value>,
+    /// Refused.
+    pub web_search_options: Option<Value>,
+}
+
+/// Fields that clients send and that change nothing here.
+pub const HARMLESS: &[&str] = &[
+    "metadata",
+    "moderation",
+    "parallel_tool_calls",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+    "verbosity",
+];
+
+/// A turn.
+#[derive(Debug, Default, Deserialize)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Option<String>,
+    /// What.
+    pub content: Option<Content>,
+    /// A name of the speaker; no template uses it.
+    pub name: Option<String>,
+    /// A refusal that an assistant's turn consists of.
+    pub refusal: Option<String>,
+    /// Refused unless empty.
+    pub tool_calls: Option<Vec<Value>>,
+    /// Refused.
+    pub function_call: Option<Value>,
+}
+
+/// What is said.
+#[derive(Debug)]
+pub enum Content {
+    /// One text.
+    Text(String),
+    /// Texts and pictures.
+    Parts(Vec<Part>),
+}
+
+/// A text or a picture.
+#[derive(Debug, Default, Deserialize)]
+pub struct Part {
+    /// `text`, `image_url` or `refusal`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Of a text.
+    pub text: Option<String>,
+    /// Of a refusal.
+    pub refusal: Option<String>,
+    /// Of a picture.
+    pub image_url: Option<ImageUrl>,
+}
+
+/// Where a picture is: `{"url": …, "detail": …}`, or just the URL.
+#[derive(Debug, Default)]
+pub struct ImageUrl {
+    /// A data URL.
+    pub url: Option<String>,
+    /// `auto`, `low` or `high`.
+    pub detail: Option<String>,
+}
+
+/// One text or several.
+#[derive(Debug)]
+pub enum Stop {
+    /// One.
+    One(String),
+    /// Several.
+    Several(Vec<String>),
+}
+
+/// How an answer comes in pieces.
+#[derive(Debug, Default, Deserialize)]
+pub struct StreamOptions {
+    /// Whether the last piece counts tokens.
+    pub include_usage: Option<bool>,
+    /// Accepted; pieces are never padded.
+    pub include_obfuscation: Option<bool>,
+}
+
+/// What form an answer has.
+#[derive(Debug, Default, Deserialize)]
+pub struct ResponseFormat {
+    /// `text`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+}
+
+/// Reads a value that is a text or something else. `untagged` would lose the place of an error.
+macro_rules! text_or {
+    ($type:ty, $expected:literal, $text:expr, $visit:ident($access:ident: $trait:ident) => $other:expr) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Either;
+                impl<'de> Visitor<'de> for Either {
+                    type Value = $type;
+
+                    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        formatter.write_str($expected)
+                    }
+
+                    fn visit_str<E>(self, text: &str) -> Result<$type, E> {
+                        Ok($text(text.to_owned()))
+                    }
+
+                    fn visit_string<E>(self, text: String) -> Result<$type, E> {
+                        Ok($text(text))
+                    }
+
+                    fn $visit<A: $trait<'de>>(self, $access: A) -> Result<$type, A::Error> {
+                        $other
+                    }
+                }
+                deserializer.deserialize_any(Either)
+            }
+        }
+    };
+}
+
+use serde::de::MapAccess;
+
+text_or!(Content, "a string or an array of parts", Content::Text, visit_seq(parts: SeqAccess) => {
+    Vec::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
+});
+text_or!(Stop, "a string or an array of strings", Stop::One, visit_seq(texts: SeqAccess) => {
+    Vec::deserialize(SeqAccessDeserializer::new(texts)).map(Stop::Several)
+});
+text_or!(ImageUrl, "an object or a string", |url| ImageUrl { url: Some(url), detail: None }, visit_map(map: MapAccess) => {
+    #[derive(Deserialize)]
+    struct Object {
+        url: Option<String>,
+        detail: Option<String>,
+    }
+    let Object { url, detail } = Object::deserialize(MapAccessDeserializer::new(map))?;
+    Ok(ImageUrl { url, detail })
+});
+
+/// A whole answer.
+#[derive(Debug, Serialize)]
+pub struct ChatCompletion {
+    /// `chatcmpl-…`.
+    pub id: String,
+    /// `chat.completion`.
+    pub object: &'static str,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// The model that answered.
+    pub model: String,
+    /// One.
+    pub choices: [Choice; 1],
+    /// Tokens.
+    pub usage: Usage,
+    /// Changes when answers may change.
+    pub system_fingerprint: String,
+    /// `default`.
+    pub service_tier: &'static str,
+}
+
+/// An answer.
+#[derive(Debug, Serialize)]
+pub struct Choice {
+    /// 0.
+    pub index: u32,
+    /// The turn.
+    pub message: Answer,
+    /// Always null.
+    pub logprobs: Option<Never>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// The turn of an answer.
+#[derive(Debug, Serialize)]
+pub struct Answer {
+    /// `assistant`.
+    pub role: &'static str,
+    /// The text.
+    pub content: String,
+    /// Always null.
+    pub refusal: Option<Never>,
+    /// Always empty.
+    pub annotations: [Never; 0],
+}
+
+/// What there is none of.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub enum Never {}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The model or a stop text ended it.
+    Stop,
+    /// The limit or the context did.
+    Length,
+}
+
+/// Tokens of a request.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt_tokens: usize,
+    /// Of the answer.
+    pub completion_tokens: usize,
+    /// Of both.
+    pub total_tokens: usize,
+    /// Of the prompt, in detail.
+    pub prompt_tokens_details: PromptTokens,
+    /// Of the answer, in detail.
+    pub completion_tokens_details: CompletionTokens,
+}
+
+/// Tokens of a prompt, in detail.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PromptTokens {
+    /// Those an earlier request had computed.
+    pub cached_tokens: usize,
+    /// 0.
+    pub audio_tokens: usize,
+}
+
+/// Tokens of an answer, in detail.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct CompletionTokens {
+    /// 0.
+    pub reasoning_tokens: usize,
+    /// 0.
+    pub audio_tokens: usize,
+    /// 0.
+    pub accepted_prediction_tokens: usize,
+    /// 0.
+    pub rejected_prediction_tokens: usize,
+}
+
+/// A piece of an answer.
+#[derive(Debug, Serialize)]
+pub struct Chunk<'a> {
+    /// The same in all pieces.
+    pub id: &'a str,
+    /// `chat.completion.chunk`.
+    pub object: &'static str,
+    /// The same in all pieces.
+    pub created: u64,
+    /// The same in all pieces.
+    pub model: &'a str,
+    /// The same in all pieces.
+    pub system_fingerprint: &'a str,
+    /// `default`.
+    pub service_tier: &'static str,
+    /// One, or none beside the usage.
+    pub choices: &'a [ChunkChoice<'a>],
+    /// Absent unless it was asked for; null in all pieces but the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Option<Usage>>,
+}
+
+/// What a piece adds.
+#[derive(Debug, Serialize)]
+pub struct ChunkChoice<'a> {
+    /// 0.
+    pub index: u32,
+    /// More text.
+    pub delta: Delta<'a>,
+    /// Always null.
+    pub logprobs: Option<Never>,
+    /// Null until the end.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// More text.
+#[derive(Debug, Default, Serialize)]
+pub struct Delta<'a> {
+    /// `assistant`, in the first piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<&'static str>,
+    /// Text, but for the last pieces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<&'a str>,
+}

@@ -1,0 +1,103 @@
+//! The command line: one file per command.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
+
+mod chat;
+mod progress;
+mod pull;
+mod serve;
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogFormat, Settings};
+
+/// Serves open-weight vision-language models on your own machine, to the OpenAI clients that you already use.
+#[derive(Debug, Parser)]
+#[command(
+    name = "percept",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+#[command(after_help = "\
+Try it:
+  percept serve llava-hf/llava-1.5-7b-hf            serve a model of the hub on http://127.0.0.1:8000
+  percept chat 'What is this?' --image cat.jpg      ask it about a picture, from another shell
+  percept serve ./my-checkpoint --port 9000         serve a checkpoint of your own")]
+struct Cli {
+    /// Configuration file [default: percept/config.toml in the user's configuration folder, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a model to OpenAI clients
+    ///
+    /// Loads a checkpoint, from a folder or from the Hugging Face hub, and answers /v1/chat/completions with text
+    /// and pictures. Clients need nothing but the base URL http://127.0.0.1:8000/v1.
+    #[command(after_help = "\
+Every option can also stand in the configuration file, as in max_sequences = 32, or in the environment, as in
+PERCEPT_MAX_SEQUENCES=32. An option on the command line comes first, then the environment, then the file.
+An unknown name in any of them is an error.
+
+The hub is used as by its other tools: HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are
+respected. Do not rewrite the files of a checkpoint while it is being served: they are mapped into memory.
+
+Examples:
+  percept serve llava-hf/llava-1.5-7b-hf --dtype bf16 --memory 20GiB
+  percept serve llava-hf/llava-1.5-7b-hf@main --alias gpt-4o --alias gpt-4-vision-preview
+  percept serve ./my-checkpoint --image-fit pad --max-images 4")]
+    Serve(Box<Settings>),
+    /// Download a checkpoint from the hub, or bring it up to date
+    #[command(
+        after_help = "Prints the folder of the checkpoint. An interrupted download goes on where it stopped."
+    )]
+    Pull(pull::Pull),
+    /// Ask one question, with or without pictures
+    #[command(after_help = "\
+Asks a server that is running, or loads a model for this one question with --model.
+
+Examples:
+  percept chat 'What is in this picture?' --image cat.jpg
+  percept chat 'Which one is older?' -i first.png -i second.png --temperature 0
+  percept chat --model ./my-checkpoint 'What does the sign say?' -i sign.webp
+  git diff | percept chat 'Summarise this change:' --stdin")]
+    Chat(chat::Chat),
+}
+
+/// Runs the command that was typed.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Serve(settings) => serve::run(*settings, cli.config.as_deref()),
+        Command::Pull(pull) => pull.run(),
+        Command::Chat(chat) => chat.run(cli.config.as_deref()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("percept: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts the log, on standard error.
+fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter: EnvFilter = filter.parse()?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match format {
+        LogFormat::Human => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! `percept serve`
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing::warn;
+
+use super::{log, progress};
+use crate::{
+    api::App,
+    config::Settings,
+    router::Router,
+    server::{self, ServerConfig},
+};
+
+pub(super) fn run(settings: Settings, file: Option<&Path>) -> anyhow::Result<()> {
+    let settings = settings.complete(file)?;
+    log(settings.log.as_deref().unwrap_or("info"), settings.log_format.unwrap_or_default())?;
+    let config = settings.resolve()?;
+    tokio::runtime::Runtime::new()?.block_on(serve(config))
+}
+
+/// Listens at once, so that a taken port is known before minutes of loading, and answers 503 until all is loaded.
+async fn serve(config: ServerConfig) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(config.address).await.with_context(|| {
+        format!("cannot listen on {}; choose another with --host or --port", config.address)
+    })?;
+    let address = listener.local_addr()?;
+    if !address.ip().is_loopback() {
+        warn!(%address, "anyone who can reach this address can use the server: it has no access control yet");
+    }
+    let app = App::new(config.api);
+    let running = tokio::spawn(server::run(listener, Arc::clone(&app), stop_signal()?, config.drain));
+    let name = config.model.name.clone();
+    let loading =
+        tokio::task::spawn_blocking(move || server::load(&config.model, progress::bar, progress::loading()));
+    tokio::pin!(running);
+    tokio::select! {
+        loaded = loading => app.serve(Router::new(vec![loaded??])),
+        // Stopped while loading.
+        ended = &mut running => return Ok(ended??),
+    }
+    println!("percept serves {name} on http://{address}/v1");
+    println!("  try: percept chat 'What is in this picture?' --image FILE --url http://{address}");
+    running.await??;
+    Ok(())
+}
+
+/// Ends at the first SIGINT or SIGTERM. A second one ends the process.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            std::process::exit(130);
+        });
+    })
+}

@@ -1,0 +1,213 @@
+//! The asynchronous side of an engine.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    mpsc::Sender,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::{
+    cache::{Index, Pin},
+    pages::Key,
+    scheduler::FinishReason,
+};
+use crate::request::Request;
+
+/// What a request's owner hears.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// It left the queue; the rows of so many tokens of its prompt were in the cache already.
+    Started {
+        /// Tokens.
+        reused: usize,
+    },
+    /// The next token of the answer.
+    Token(u32),
+    /// The answer is complete, after so many tokens, the one that ended it included. Nothing follows.
+    Finished(FinishReason, usize),
+    /// The answer cannot be completed. Nothing follows.
+    Failed(EngineError),
+}
+
+impl Event {
+    /// Whether nothing follows.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Finished(..) | Self::Failed(_))
+    }
+}
+
+/// Why a request that was accepted failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// A step failed; the log says why.
+    #[error("the computation failed")]
+    Step,
+    /// The network gave infinite numbers or none.
+    #[error("the network produced numbers that are not finite")]
+    NotFinite,
+    /// The tokenizer gave no text for tokens.
+    #[error("the tokens cannot be turned into text")]
+    Text,
+    /// The engine is gone.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// Why a request was not accepted. It may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The queue is full.
+    #[error("{waiting} requests are waiting, which is the limit; try again in {retry_after} s")]
+    Busy {
+        /// Requests in the queue.
+        waiting: usize,
+        /// Seconds until room is likely, 1 to 60.
+        retry_after: u64,
+    },
+    /// The engine takes no more requests.
+    #[error("the server is shutting down")]
+    Stopped,
+}
+
+/// What goes to the engine's thread.
+pub(super) enum Command {
+    Submit(Box<Submission>),
+    /// Finish what was accepted, then end.
+    Drain,
+}
+
+/// A request with its way back.
+pub(super) struct Submission {
+    pub(super) request: Request,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+    /// Its place in the queue, given up when it starts to run.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// Submits requests to an engine. Clones talk to the same one.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    pub(super) commands: Sender<Command>,
+    pub(super) queue: Arc<Semaphore>,
+    pub(super) queue_size: usize,
+    pub(super) index: Index,
+    pub(super) status: Arc<Status>,
+    pub(super) context: usize,
+    pub(super) sequences: usize,
+}
+
+/// The events of one request, in order. Dropping them cancels it.
+#[derive(Debug)]
+pub struct Events {
+    receiver: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Events {
+    /// The next event; after [`Event::Finished`] or [`Event::Failed`] there is none.
+    pub async fn next(&mut self) -> Event {
+        self.receiver.recv().await.unwrap_or(Event::Failed(EngineError::Stopped))
+    }
+}
+
+impl Handle {
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// When the queue is full or the engine has stopped.
+    pub fn submit(&self, request: Request) -> Result<Events, Refused> {
+        if self.status.draining.load(Relaxed) {
+            return Err(Refused::Stopped);
+        }
+        let Ok(place) = Arc::clone(&self.queue).try_acquire_owned() else { return Err(self.busy()) };
+        let (events, receiver) = mpsc::unbounded_channel();
+        let submission = Submission { request, events, place };
+        self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refused::Stopped)?;
+        Ok(Events { receiver })
+    }
+
+    /// Whether the queue has no place. Asked before a request is prepared, which costs more than asking.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn check(&self) -> Result<(), Refused> {
+        if self.queue.available_permits() == 0 { Err(self.busy()) } else { Ok(()) }
+    }
+
+    /// Keeps the encoded rows of a medium, if they are in the cache.
+    pub fn pin(&self, key: &Key) -> Option<Pin> {
+        self.index.pin(key)
+    }
+
+    /// Most tokens of prompt and answer together.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// What the engine is doing.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// Takes no more requests and ends when those accepted are answered.
+    pub fn drain(&self) {
+        self.status.draining.store(true, Relaxed);
+        // A stopped engine has nothing to finish.
+        let _ = self.commands.send(Command::Drain);
+    }
+
+    fn busy(&self) -> Refused {
+        let waiting = self.queue_size - self.queue.available_permits();
+        let rounds = waiting.div_ceil(self.sequences) as u64;
+        let milliseconds = rounds * self.status.answer_ms.load(Relaxed);
+        Refused::Busy { waiting, retry_after: milliseconds.div_ceil(1000).clamp(1, 60) }
+    }
+}
+
+/// Figures of an engine, each true at some recent moment.
+#[derive(Debug, Default)]
+pub struct Status {
+    pub(super) alive: AtomicBool,
+    pub(super) draining: AtomicBool,
+    pub(super) running: AtomicUsize,
+    pub(super) waiting: AtomicUsize,
+    pub(super) pages_used: AtomicUsize,
+    pub(super) pages_total: AtomicUsize,
+    pub(super) preemptions: AtomicU64,
+    pub(super) steps: AtomicU64,
+    /// How long an answer takes from its first step, smoothed.
+    pub(super) answer_ms: AtomicU64,
+}
+
+impl Status {
+    /// Whether the engine works: its thread lives, and a real step has run.
+    pub fn alive(&self) -> bool {
+        self.alive.load(Relaxed)
+    }
+
+    /// Sequences that are being computed.
+    pub fn running(&self) -> usize {
+        self.running.load(Relaxed)
+    }
+
+    /// Sequences that wait for room.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Relaxed)
+    }
+
+    /// Pages of the cache in use, and pages there are.
+    pub fn pages(&self) -> (usize, usize) {
+        (self.pages_used.load(Relaxed), self.pages_total.load(Relaxed))
+    }
+
+    /// How often a sequence gave up its rows for an older one.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions.load(Relaxed)
+    }
+
+    /// Steps since the start.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Relaxed)
+    }
+}

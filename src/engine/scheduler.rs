@@ -1,0 +1,615 @@
+//! Who runs next. Integers only: no tensor, no clock, no input or output.
+
+use std::collections::VecDeque;
+
+use super::{
+    pages::Pages,
+    sequence::{SeqId, Sequence},
+};
+
+/// What a step may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most sequences at once.
+    pub sequences: usize,
+    /// Most rows of one step. At least `sequences`, so that a decode row is never refused.
+    pub rows: usize,
+    /// Most prompt rows of one sequence in one step.
+    pub chunk: usize,
+    /// Encoded rows that all running sequences together may hold.
+    pub encoded: usize,
+    /// Encoded rows that one step may compute when nobody waits for a decode row; at least one medium always fits.
+    pub encode: usize,
+}
+
+impl Limits {
+    /// Rows that the encoder cache holds: those of running sequences, and an eighth more of media that may come
+    /// again or belong to requests that wait.
+    pub fn encoder_capacity(&self) -> usize {
+        self.encoded + self.encoded.div_ceil(8)
+    }
+}
+
+/// The work of one step. A prompt chunk and a decode step differ only in number.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Media to encode first: sequence and index.
+    pub encode: Vec<(SeqId, usize)>,
+    /// How many new rows each sequence computes.
+    pub parts: Vec<(SeqId, usize)>,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model said so.
+    Stop,
+    /// There was no room for more.
+    Length,
+}
+
+/// What became of a sequence's draw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// A token of the answer.
+    Token(u32),
+    /// The answer is complete, after so many tokens, the one that ended it included. The token that filled it is
+    /// part of the text, one that only ended it is not.
+    Finished(Option<u32>, FinishReason, usize),
+    /// The network gave no usable numbers.
+    Failed,
+}
+
+/// First come, first served, without starvation: older sequences are served first, and when pages run out the
+/// youngest one gives up its rows and computes them again later.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    pages: Pages,
+    page_size: usize,
+    /// Sorted by name.
+    running: Vec<Sequence>,
+    /// Sorted by name. Those that gave up their rows are in front, being older.
+    waiting: VecDeque<Sequence>,
+    /// Encoded rows that sequences hold or are entitled to.
+    encoded: usize,
+    preemptions: u64,
+}
+
+impl Scheduler {
+    /// A scheduler over `pages` free pages of `page_size` rows.
+    pub fn new(limits: Limits, pages: usize, page_size: usize) -> Self {
+        debug_assert!(limits.rows >= limits.sequences && limits.chunk > 0 && page_size > 0);
+        Self {
+            limits,
+            pages: Pages::new(pages),
+            page_size,
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            encoded: 0,
+            preemptions: 0,
+        }
+    }
+
+    /// Most tokens that one sequence can ever hold.
+    pub fn capacity(&self) -> usize {
+        self.pages.total() * self.page_size
+    }
+
+    /// Adds a sequence behind all others. It must fit: `most` rows of pages, and its media in `encoded`.
+    pub fn submit(&mut self, sequence: Sequence) {
+        debug_assert!(sequence.most <= self.capacity() && sequence.tokens.len() < sequence.most);
+        debug_assert!(sequence.media_rows() <= self.limits.encoded);
+        debug_assert!(self.names().all(|id| id < sequence.id), "names must rise");
+        self.waiting.push_back(sequence);
+    }
+
+    /// Removes a sequence and frees its pages.
+    pub fn remove(&mut self, id: SeqId) {
+        if let Ok(index) = self.running.binary_search_by_key(&id, |sequence| sequence.id) {
+            let mut sequence = self.running.remove(index);
+            self.encoded -= sequence.media_rows();
+            self.free(&mut sequence);
+        } else if let Ok(index) = self.waiting.binary_search_by_key(&id, |sequence| sequence.id)
+            && let Some(sequence) = self.waiting.remove(index)
+            && sequence.reused.is_some()
+        {
+            self.encoded -= sequence.media_rows();
+        }
+    }
+
+    /// A running sequence.
+    pub fn sequence(&self, id: SeqId) -> Option<&Sequence> {
+        self.index(id).map(|index| &self.running[index])
+    }
+
+    /// Notes that a medium is encoded.
+    pub fn encoded(&mut self, id: SeqId, medium: usize) {
+        if let Some(index) = self.index(id) {
+            self.running[index].encoded[medium] = true;
+        }
+    }
+
+    /// All sequences.
+    pub fn names(&self) -> impl Iterator<Item = SeqId> + '_ {
+        self.running.iter().chain(&self.waiting).map(|sequence| sequence.id)
+    }
+
+    /// Sequences that have pages.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Sequences that have none.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Pages in use, and pages there are.
+    pub fn pages(&self) -> (usize, usize) {
+        (self.pages.total() - self.pages.available(), self.pages.total())
+    }
+
+    /// How often a sequence gave up its rows.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Plans a step.
+    pub fn schedule(&mut self) -> Plan {
+        let preemptions = self.preemptions;
+        self.grow();
+        if self.preemptions == preemptions {
+            self.admit();
+        }
+        self.plan()
+    }
+
+    /// Gives every running sequence, the oldest first, the page for its next row.
+    fn grow(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            if self.running[index].pages.len() * self.page_size >= self.running[index].tokens.len() {
+                index += 1;
+            } else if let Some(page) = self.pages.take() {
+                self.running[index].pages.push(page);
+            } else {
+                self.preempt_youngest();
+            }
+        }
+    }
+
+    fn preempt_youngest(&mut self) {
+        let Some(mut sequence) = self.running.pop() else { return };
+        self.free(&mut sequence);
+        self.preemptions += 1;
+        let at = self.waiting.partition_point(|other| other.id < sequence.id);
+        self.waiting.insert(at, sequence);
+    }
+
+    /// Starts waiting sequences in order, as long as all their rows have pages.
+    fn admit(&mut self) {
+        while self.running.len() < self.limits.sequences {
+            let Some(mut sequence) = self.waiting.pop_front() else { return };
+            if !self.start(&mut sequence) {
+                self.waiting.push_front(sequence);
+                return;
+            }
+            let at = self.running.partition_point(|other| other.id < sequence.id);
+            self.running.insert(at, sequence);
+        }
+    }
+
+    fn start(&mut self, sequence: &mut Sequence) -> bool {
+        let fresh = sequence.reused.is_none();
+        if fresh && self.encoded + sequence.media_rows() > self.limits.encoded {
+            return false;
+        }
+        // The last row is always computed: its logits are needed.
+        let reusable = (sequence.tokens.len() - 1) / self.page_size;
+        let mut found = Vec::new();
+        for index in 0..reusable {
+            let Some(page) = self.pages.find(&sequence.key(index, self.page_size)) else { break };
+            found.push(page);
+        }
+        let wanted = sequence.tokens.len().div_ceil(self.page_size) - found.len();
+        let revived = found.iter().filter(|&&page| self.pages.is_free(page)).count();
+        // Room to grow for those that run, or the newcomer would soon be thrown out again.
+        let spare = self.running.len().min(self.pages.total() / 100 + 1);
+        if self.pages.available() < wanted + revived + spare {
+            return false;
+        }
+        for &page in &found {
+            self.pages.share(page);
+        }
+        sequence.computed = found.len() * self.page_size;
+        sequence.pages = found;
+        while sequence.pages.len() * self.page_size < sequence.tokens.len() {
+            let Some(page) = self.pages.take() else { break };
+            sequence.pages.push(page);
+        }
+        if fresh {
+            self.encoded += sequence.media_rows();
+            sequence.reused = Some(sequence.computed);
+        }
+        true
+    }
+
+    /// Shares a step's rows: a row for everyone who decodes, the rest to prompts in order.
+    fn plan(&self) -> Plan {
+        let mut plan = Plan::default();
+        let decoding = self.running.iter().filter(|sequence| sequence.decodes()).count();
+        let mut left = self.limits.rows - decoding;
+        let mut encoding = Encoding {
+            rows: 0,
+            // A large picture must not stall those who stream.
+            most: if decoding > 0 { 0 } else { self.limits.encode },
+        };
+        for sequence in &self.running {
+            let allowed = if sequence.decodes() { 1 } else { left.min(self.limits.chunk) };
+            let rows = self.reach(sequence, allowed, &mut encoding, &mut plan) - sequence.computed;
+            if rows == 0 {
+                continue;
+            }
+            if !sequence.decodes() {
+                left -= rows;
+            }
+            plan.parts.push((sequence.id, rows));
+        }
+        plan
+    }
+
+    /// How far a sequence gets with `allowed` rows: not into a medium that is not encoded by then.
+    fn reach(&self, sequence: &Sequence, allowed: usize, encoding: &mut Encoding, plan: &mut Plan) -> usize {
+        let end = sequence.computed + allowed.min(sequence.missing());
+        for (index, span) in sequence.media.iter().enumerate() {
+            if sequence.encoded[index] || span.rows.end <= sequence.computed {
+                continue;
+            }
+            if span.rows.start >= end {
+                break;
+            }
+            if !encoding.takes(span.rows.len()) {
+                return span.rows.start.max(sequence.computed);
+            }
+            plan.encode.push((sequence.id, index));
+        }
+        end
+    }
+
+    /// Whether a part brings its sequence to the end of its tokens, so that a token is drawn.
+    pub fn draws(&self, part: (SeqId, usize)) -> bool {
+        self.sequence(part.0).is_some_and(|sequence| sequence.missing() == part.1)
+    }
+
+    /// Notes what a step computed. `drawn` has one entry, a token or `None` for unusable numbers, for each part
+    /// that [draws](Self::draws), in order.
+    pub fn complete(
+        &mut self,
+        plan: &Plan,
+        drawn: impl IntoIterator<Item = Option<u32>>,
+    ) -> Vec<(SeqId, Outcome)> {
+        let mut drawn = drawn.into_iter();
+        let mut outcomes = Vec::with_capacity(plan.parts.len());
+        for &(id, rows) in &plan.parts {
+            let Some(index) = self.index(id) else { continue };
+            let sequence = &mut self.running[index];
+            sequence.computed += rows;
+            let token = if sequence.missing() == 0 { drawn.next() } else { None };
+            if token != Some(None) {
+                for (page, key) in sequence.publish(self.page_size) {
+                    self.pages.publish(page, key);
+                }
+            }
+            let Some(token) = token else { continue };
+            let outcome = self.running[index].accept(token);
+            if !matches!(outcome, Outcome::Token(_)) {
+                self.remove(id);
+            }
+            outcomes.push((id, outcome));
+        }
+        outcomes
+    }
+
+    fn index(&self, id: SeqId) -> Option<usize> {
+        self.running.binary_search_by_key(&id, |sequence| sequence.id).ok()
+    }
+
+    fn free(&mut self, sequence: &mut Sequence) {
+        for page in sequence.forget() {
+            self.pages.release(page);
+        }
+    }
+
+    /// Panics unless pages and counts agree.
+    #[cfg(test)]
+    fn check(&self) {
+        self.pages.check(self.running.iter().flat_map(|sequence| sequence.pages.iter().copied()));
+        assert!(self.waiting.iter().all(|sequence| sequence.pages.is_empty() && sequence.computed == 0));
+        assert!(self.running.is_sorted_by_key(|sequence| sequence.id));
+        assert!(self.waiting.iter().is_sorted_by_key(|sequence| sequence.id));
+        assert!(self.running.len() <= self.limits.sequences);
+        let started =
+            self.running.iter().chain(self.waiting.iter().filter(|waiting| waiting.reused.is_some()));
+        assert_eq!(self.encoded, started.map(Sequence::media_rows).sum::<usize>());
+        assert!(self.encoded <= self.limits.encoded);
+    }
+}
+
+/// Encoding that a step has taken on.
+struct Encoding {
+    rows: usize,
+    most: usize,
+}
+
+impl Encoding {
+    fn takes(&mut self, rows: usize) -> bool {
+        if self.rows > 0 && self.rows + rows > self.most {
+            return false;
+        }
+        self.rows += rows;
+        true
+    }
+}
+
+impl Sequence {
+    fn accept(&mut self, token: Option<u32>) -> Outcome {
+        let Some(token) = token else { return Outcome::Failed };
+        self.tokens.push(token);
+        if self.stops.contains(&token) {
+            Outcome::Finished(None, FinishReason::Stop, self.generated())
+        } else if self.tokens.len() >= self.most {
+            Outcome::Finished(Some(token), FinishReason::Length, self.generated())
+        } else {
+            Outcome::Token(token)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, HashMap},
+        sync::Arc,
+    };
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::engine::{pages::Key, sequence::Span};
+
+    const STOP: u32 = 0;
+
+    #[derive(Debug, Clone)]
+    struct Asked {
+        arrives: usize,
+        prompt: Vec<u32>,
+        /// Length and content of a medium in front of the prompt.
+        medium: Option<(usize, u8)>,
+        answer: usize,
+        leaves: Option<usize>,
+    }
+
+    #[derive(Debug, Clone)]
+    struct Scene {
+        limits: Limits,
+        pages: usize,
+        page_size: usize,
+        asked: Vec<Asked>,
+    }
+
+    fn scene() -> impl Strategy<Value = Scene> {
+        // Few tokens, so that prompts begin alike.
+        let prompt = vec(1u32..4, 1..20);
+        let asked = (
+            0usize..30,
+            prompt,
+            prop::option::of((1usize..8, 0u8..2)),
+            1usize..12,
+            prop::option::of(0usize..40),
+        )
+            .prop_map(|(arrives, prompt, medium, answer, leaves)| Asked {
+                arrives,
+                prompt,
+                medium,
+                answer,
+                leaves,
+            });
+        let limits = (1usize..6, 0usize..12, 1usize..9, 8usize..20, 0usize..12).prop_map(
+            |(sequences, rows, chunk, encoded, encode)| Limits {
+                sequences,
+                rows: sequences + rows,
+                chunk,
+                encoded,
+                encode,
+            },
+        );
+        (limits, 1usize..5, 0usize..10, vec(asked, 1..12)).prop_map(|(limits, page_size, spare, asked)| {
+            // The longest request fits, and not much more.
+            let most = asked.iter().map(|asked| asked.length() + asked.answer).max().unwrap_or(1);
+            Scene { limits, pages: most.div_ceil(page_size) + spare, page_size, asked }
+        })
+    }
+
+    impl Asked {
+        fn length(&self) -> usize {
+            self.prompt.len() + self.medium.map_or(0, |(rows, _)| rows)
+        }
+
+        fn sequence(&self, id: usize) -> Sequence {
+            let mut tokens = Vec::new();
+            let mut media = Vec::new();
+            if let Some((rows, content)) = self.medium {
+                tokens.resize(rows, 9);
+                media.push(Span { rows: 0..rows, key: Key::of(&[content]) });
+            }
+            tokens.extend(&self.prompt);
+            let most = tokens.len() + self.answer;
+            Sequence::new(SeqId(id as u64), tokens, media, most, Arc::new([STOP]))
+        }
+    }
+
+    /// What a row holds: a digest of all tokens and media up to it.
+    fn content(sequence: &Sequence, row: usize) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        sequence.tokens[..=row].hash(&mut hasher);
+        for span in sequence.media.iter().filter(|span| span.rows.start <= row) {
+            span.key.hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    /// The token that a network would draw from what the last row holds.
+    fn token(content: u64) -> u32 {
+        (content % 10) as u32
+    }
+
+    /// The answer of a request that runs alone.
+    fn answer(asked: &Asked) -> Vec<u32> {
+        let mut sequence = asked.sequence(0);
+        loop {
+            let token = token(content(&sequence, sequence.tokens.len() - 1));
+            sequence.tokens.push(token);
+            if token == STOP || sequence.generated() == asked.answer {
+                return sequence.tokens[sequence.prompt..].to_vec();
+            }
+        }
+    }
+
+    /// Runs a scene with a cache whose slots hold digests, checking every row that is read.
+    fn play(scene: &Scene) {
+        let mut scheduler = Scheduler::new(scene.limits, scene.pages, scene.page_size);
+        let mut slots: HashMap<usize, u64> = HashMap::new();
+        let mut answers: BTreeMap<SeqId, Vec<u32>> = BTreeMap::new();
+        let mut finished = 0;
+        let work: usize = scene.asked.iter().map(|asked| asked.length() + asked.answer).sum();
+        // Recomputation costs at most the whole work again for each step that the oldest sequence makes.
+        let patience = 40 + 4 * work * scene.asked.len();
+        let mut asked: Vec<&Asked> = scene.asked.iter().collect();
+        asked.sort_by_key(|asked| asked.arrives);
+        let mut arrived = 0;
+        for step in 0.. {
+            assert!(step < patience, "somebody starves");
+            while arrived < asked.len() && asked[arrived].arrives <= step {
+                scheduler.submit(asked[arrived].sequence(arrived));
+                answers.insert(SeqId(arrived as u64), Vec::new());
+                arrived += 1;
+            }
+            for (index, asked) in asked.iter().enumerate().take(arrived) {
+                if asked.leaves.is_some_and(|after| asked.arrives + after == step) {
+                    scheduler.remove(SeqId(index as u64));
+                    scheduler.check();
+                }
+            }
+            if arrived == asked.len() && scheduler.is_idle() {
+                break;
+            }
+            let plan = scheduler.schedule();
+            scheduler.check();
+            assert!(scheduler.is_idle() || !plan.parts.is_empty(), "nothing runs although somebody could");
+            assert!(plan.parts.iter().map(|part| part.1).sum::<usize>() <= scene.limits.rows);
+            let decoding = plan.parts.iter().any(|part| scheduler.sequence(part.0).unwrap().decodes());
+            if decoding {
+                assert!(plan.encode.len() <= 1, "streams wait for {} media", plan.encode.len());
+            }
+            for &(id, medium) in &plan.encode {
+                assert!(!scheduler.sequence(id).unwrap().encoded[medium], "encoded twice");
+                scheduler.encoded(id, medium);
+            }
+            let mut drawn = Vec::new();
+            for &part in &plan.parts {
+                let sequence = scheduler.sequence(part.0).unwrap();
+                assert!(part.1 == 1 || part.1 <= scene.limits.chunk);
+                let slot = |row: usize| {
+                    sequence.pages[row / scene.page_size] as usize * scene.page_size + row % scene.page_size
+                };
+                for row in 0..sequence.computed {
+                    assert_eq!(
+                        slots.get(&slot(row)),
+                        Some(&content(sequence, row)),
+                        "row {row} of {sequence:?}"
+                    );
+                }
+                for row in sequence.computed..sequence.computed + part.1 {
+                    for (index, span) in sequence.media.iter().enumerate() {
+                        assert!(
+                            !span.rows.contains(&row) || sequence.encoded[index],
+                            "row {row} is not encoded"
+                        );
+                    }
+                    slots.insert(slot(row), content(sequence, row));
+                }
+                if scheduler.draws(part) {
+                    drawn.push(Some(token(content(sequence, sequence.tokens.len() - 1))));
+                }
+            }
+            for (id, outcome) in scheduler.complete(&plan, drawn) {
+                let answer = answers.get_mut(&id).unwrap();
+                match outcome {
+                    Outcome::Token(token) => answer.push(token),
+                    Outcome::Finished(token, reason, generated) => {
+                        answer.extend(token);
+                        if reason == FinishReason::Stop {
+                            answer.push(STOP);
+                        }
+                        let alone = self::answer(asked[id.0 as usize]);
+                        assert_eq!(*answer, alone);
+                        assert_eq!(generated, alone.len());
+                        finished += 1;
+                    }
+                    Outcome::Failed => panic!("nothing fails here"),
+                }
+            }
+            scheduler.check();
+        }
+        assert_eq!(scheduler.pages().0, 0, "pages leaked");
+        let stayed = asked.iter().filter(|asked| asked.leaves.is_none()).count();
+        assert!(finished >= stayed, "{finished} of {stayed} finished");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn random_schedules_finish_and_leak_nothing(scene in scene()) {
+            play(&scene);
+        }
+    }
+
+    #[test]
+    fn a_failed_draw_removes_only_its_sequence() {
+        let limits = Limits { sequences: 4, rows: 16, chunk: 16, encoded: 0, encode: 0 };
+        let mut scheduler = Scheduler::new(limits, 8, 4);
+        for id in 0..2 {
+            scheduler.submit(Sequence::new(SeqId(id), vec![id as u32 + 1; 5], Vec::new(), 9, Arc::new([])));
+        }
+        let plan = scheduler.schedule();
+        let outcomes = scheduler.complete(&plan, [None, Some(7)]);
+        assert_eq!(outcomes, [(SeqId(0), Outcome::Failed), (SeqId(1), Outcome::Token(7))]);
+        assert_eq!(scheduler.names().collect::<Vec<_>>(), [SeqId(1)]);
+        // Rows that came out broken are not offered to others.
+        scheduler.submit(Sequence::new(SeqId(2), vec![1; 5], Vec::new(), 9, Arc::new([])));
+        scheduler.schedule();
+        assert_eq!(scheduler.sequence(SeqId(2)).unwrap().reused, Some(0));
+    }
+
+    #[test]
+    fn a_prompt_that_began_before_is_reused() {
+        let limits = Limits { sequences: 4, rows: 32, chunk: 32, encoded: 0, encode: 0 };
+        let mut scheduler = Scheduler::new(limits, 8, 4);
+        let prompt: Vec<u32> = (1..=12).collect();
+        scheduler.submit(Sequence::new(SeqId(0), prompt.clone(), Vec::new(), 13, Arc::new([])));
+        let plan = scheduler.schedule();
+        assert_eq!(plan.parts, [(SeqId(0), 12)]);
+        scheduler.complete(&plan, [Some(5)]);
+        scheduler.submit(Sequence::new(SeqId(1), prompt, Vec::new(), 14, Arc::new([])));
+        // Two pages of three: the last row must be computed for its logits.
+        assert_eq!(scheduler.schedule().parts, [(SeqId(1), 4)]);
+    }
+}

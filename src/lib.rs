@@ -1,0 +1,25 @@
+//! percept serves open-weight vision-language models to OpenAI clients.
+//!
+//! The modules in the order in which a request meets them:
+//!
+//! - [`cli`], [`config`], [`server`]: what was typed becomes a server
+//! - [`hub`]: where a checkpoint is
+//! - [`memory`]: how memory is shared out before anything is served
+//! - [`api`]: HTTP and JSON, and nothing else knows them
+//! - [`router`]: which engine a model's name means
+//! - [`media`]: files to pixels, on a pool
+//! - [`text`]: conversations to tokens, tokens to text
+//! - [`request`]: what an engine is asked
+//! - [`engine`]: one thread that owns a model and steps it for all requests at once
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod hub;
+pub mod media;
+pub mod memory;
+pub mod request;
+pub mod router;
+pub mod server;
+pub mod text;

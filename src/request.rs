@@ -1,0 +1,257 @@
+//! What an engine is asked: a request that exists is valid.
+
+use std::{ops::Range, sync::Arc};
+
+use crate::{
+    engine::{Key, Pin},
+    media::{FetchError, ImageError, Picture},
+};
+
+/// One answer to generate.
+#[derive(Debug)]
+pub struct Request {
+    /// Tokens, media included.
+    pub prompt: Prompt,
+    /// The media of the prompt, in order.
+    pub media: Vec<Media>,
+    /// How to draw.
+    pub sampling: Sampling,
+    /// When to end.
+    pub limits: Limits,
+}
+
+/// Tokens of a prompt, with placeholders expanded to one per encoded row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Ids.
+    pub tokens: Vec<u32>,
+    /// Positions that each medium takes.
+    pub spans: Vec<Range<usize>>,
+}
+
+/// A picture of a prompt.
+#[derive(Debug)]
+pub struct Media {
+    /// Of the file's content.
+    pub key: Key,
+    /// Where its rows come from.
+    pub source: Source,
+}
+
+/// Where encoded rows come from.
+#[derive(Debug)]
+pub enum Source {
+    /// They have to be computed.
+    Pixels(Picture),
+    /// They are in the encoder cache, and stay there as long as this lives.
+    Encoded(Pin),
+}
+
+/// How tokens are drawn; see [`percept_models::nn::sample::Draw`] for what each number does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 always takes the most probable token.
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: usize,
+    /// 1 keeps all.
+    pub top_p: f32,
+    /// 0 keeps all.
+    pub min_p: f32,
+    /// 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// 0 changes nothing.
+    pub presence_penalty: f32,
+    /// The same seed gives the same text.
+    pub seed: u64,
+    /// Added to logits, by id.
+    pub bias: Vec<(u32, f32)>,
+}
+
+impl Sampling {
+    /// Always the most probable token.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            seed: 0,
+            bias: Vec::new(),
+        }
+    }
+}
+
+/// When an answer ends.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Most tokens of the answer.
+    pub tokens: usize,
+    /// Ids that end it.
+    pub stops: Arc<[u32]>,
+}
+
+/// What is wrong with a request. `param` is the path of the field, such as `messages[0].content[1].image_url`.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidRequest {
+    /// A field that must be there is not.
+    #[error("Missing required parameter: '{param}'.")]
+    Missing {
+        /// Which.
+        param: String,
+    },
+    /// A field has another type.
+    #[error("Invalid type for '{param}': expected {expected}, but got {found} instead.")]
+    Type {
+        /// Which.
+        param: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A field has a value that is not among those it may have.
+    #[error("Invalid value for '{param}': {found}. Supported values are: {supported}.")]
+    Value {
+        /// Which.
+        param: String,
+        /// Its value.
+        found: String,
+        /// What would do.
+        supported: String,
+    },
+    /// A number is too small.
+    #[error("Invalid '{param}': {} below minimum value. Expected a value >= {limit}, but got {found} instead.", kind.name())]
+    BelowMinimum {
+        /// Which.
+        param: String,
+        /// Of what kind it is.
+        kind: Number,
+        /// Its value.
+        found: String,
+        /// The smallest that would do.
+        limit: String,
+    },
+    /// A number is too large.
+    #[error("Invalid '{param}': {} above maximum value. Expected a value <= {limit}, but got {found} instead.", kind.name())]
+    AboveMaximum {
+        /// Which.
+        param: String,
+        /// Of what kind it is.
+        kind: Number,
+        /// Its value.
+        found: String,
+        /// The largest that would do.
+        limit: String,
+    },
+    /// A list has nothing in it.
+    #[error(
+        "Invalid '{param}': empty array. Expected an array with minimum length 1, but got an empty array instead."
+    )]
+    EmptyArray {
+        /// Which.
+        param: String,
+    },
+    /// A list is too long.
+    #[error("Invalid '{param}': array too long. Expected at most {limit} {items}, but got {found} instead.")]
+    ArrayTooLong {
+        /// Which.
+        param: String,
+        /// What is in it.
+        items: &'static str,
+        /// How many.
+        found: usize,
+        /// How many would do.
+        limit: usize,
+    },
+    /// A text is too long or empty.
+    #[error("Invalid '{param}': expected a string of 1 to {limit} bytes, but got {found} instead.")]
+    StringLength {
+        /// Which.
+        param: String,
+        /// Its length.
+        found: usize,
+        /// The largest that would do.
+        limit: usize,
+    },
+    /// A field asks for what this server does not do.
+    #[error("Unsupported parameter: '{param}': {reason}.")]
+    Unsupported {
+        /// Which.
+        param: String,
+        /// Why, or what to do instead.
+        reason: String,
+    },
+    /// A field is unknown, and the server is strict.
+    #[error("Unrecognized request argument supplied: {param}")]
+    Unknown {
+        /// Which.
+        param: String,
+    },
+    /// The prompt does not fit.
+    #[error(
+        "This model's maximum context length is {limit} tokens. However, your messages resulted in {tokens} tokens \
+         or more, and an answer needs at least one. Please reduce the length of the messages or send fewer pictures."
+    )]
+    ContextLength {
+        /// Tokens of the prompt, at least.
+        tokens: usize,
+        /// Tokens of prompt and answer, at most.
+        limit: usize,
+    },
+    /// The chat template refuses the conversation.
+    #[error("Invalid 'messages': {reason}.")]
+    Messages {
+        /// Why.
+        reason: String,
+    },
+    /// The URL of a picture cannot be used.
+    #[error("Invalid '{param}': {error}.")]
+    PictureUrl {
+        /// Which.
+        param: String,
+        /// Why.
+        error: FetchError,
+    },
+    /// The file of a picture cannot be used.
+    #[error("Invalid '{param}': {error}.")]
+    Picture {
+        /// Which.
+        param: String,
+        /// Why.
+        error: ImageError,
+    },
+    /// The pictures of a request are too large together.
+    #[error("Invalid '{param}': the request's pictures have {found} pixels together; the limit is {limit}.")]
+    Pixels {
+        /// The picture that was too much.
+        param: String,
+        /// Pixels up to it.
+        found: usize,
+        /// How many would do.
+        limit: usize,
+    },
+}
+
+/// Kinds of numbers in messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Number {
+    /// Whole.
+    Integer,
+    /// With fraction.
+    Decimal,
+}
+
+impl Number {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Integer => "integer",
+            Self::Decimal => "decimal",
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Ids to text, piece by piece: never half a character, never a stop string or what may become one.
+
+use std::sync::Arc;
+
+use super::tokenizer::{Tokenizer, TokenizerError};
+
+/// Bytes that are held back at most, waiting for the rest of a character.
+const MOST_BYTES: usize = 16;
+
+/// Turns ids into text as they come. What it gives, put together, is what decoding all ids at once gives.
+#[derive(Debug)]
+pub struct Detokenizer {
+    tokenizer: Arc<Tokenizer>,
+    /// Ids from the last piece on, which is context, and those that are not text yet.
+    ids: Vec<u32>,
+    /// How many of them are context. Some decoders drop the space in front of the first word, so a piece is
+    /// decoded behind the one before it.
+    given: usize,
+}
+
+impl Detokenizer {
+    /// At the start of an answer.
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        Self { tokenizer, ids: Vec::new(), given: 0 }
+    }
+
+    /// The text that one more id completes; often a word, sometimes nothing yet.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
+        self.ids.push(id);
+        let waiting = self.ids.len() - self.given;
+        // A run of byte tokens is decoded as a whole: one broken character makes all its bytes unreadable.
+        if self.tokenizer.byte(id).is_some() {
+            if waiting < MOST_BYTES {
+                return Ok(String::new());
+            }
+            if let Some(text) = self.whole_characters() {
+                return Ok(text);
+            }
+        }
+        let text = self.waiting_text()?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < MOST_BYTES {
+            return Ok(String::new());
+        }
+        self.advance();
+        Ok(text)
+    }
+
+    /// Of a long run of bytes that is good so far, the characters that are complete.
+    fn whole_characters(&mut self) -> Option<String> {
+        let waiting = self.ids[self.given..].iter().map(|&id| self.tokenizer.byte(id));
+        let bytes: Vec<u8> = waiting.collect::<Option<_>>()?;
+        let good = match std::str::from_utf8(&bytes) {
+            Ok(text) => text,
+            Err(error) if error.error_len().is_none() => {
+                std::str::from_utf8(&bytes[..error.valid_up_to()]).ok()?
+            }
+            Err(_) => return None,
+        };
+        // The rest of a run needs no context: bytes decode alike wherever they stand.
+        self.ids.drain(..self.given + good.len());
+        self.given = 0;
+        Some(good.to_owned())
+    }
+
+    /// The text of whatever is held back.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn finish(mut self) -> Result<String, TokenizerError> {
+        let text = self.waiting_text();
+        self.advance();
+        text
+    }
+
+    fn waiting_text(&self) -> Result<String, TokenizerError> {
+        let context = self.tokenizer.decode(&self.ids[..self.given])?;
+        let all = self.tokenizer.decode(&self.ids)?;
+        Ok(all.strip_prefix(&context).unwrap_or(&all[all.floor_char_boundary(context.len())..]).to_owned())
+    }
+
+    fn advance(&mut self) {
+        self.ids.drain(..self.given);
+        self.given = self.ids.len();
+    }
+}
+
+/// Cuts text at the first stop string, wherever the pieces break.
+#[derive(Debug)]
+pub struct Stops {
+    stops: Vec<String>,
+    held: String,
+}
+
+/// What [`Stops`] makes of a piece.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Text that certainly belongs to the answer.
+    Open(String),
+    /// The last text of the answer: a stop string followed.
+    Stopped(String),
+}
+
+impl Stops {
+    /// Ends at any of `stops`, none of which is empty.
+    pub fn new(stops: Vec<String>) -> Self {
+        Self { stops, held: String::new() }
+    }
+
+    /// Adds a piece.
+    pub fn push(&mut self, piece: &str) -> Cut {
+        if self.stops.is_empty() {
+            return Cut::Open(piece.to_owned());
+        }
+        self.held.push_str(piece);
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
+            self.held.truncate(at);
+            return Cut::Stopped(std::mem::take(&mut self.held));
+        }
+        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let open = self.held.len() - keep;
+        let rest = self.held.split_off(open);
+        Cut::Open(std::mem::replace(&mut self.held, rest))
+    }
+
+    /// What was held back, now that no stop string will follow.
+    pub fn finish(self) -> String {
+        self.held
+    }
+}
+
+/// The length of the longest end of `text` that is a beginning of `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let longest = text.len().min(stop.len() - 1);
+    (1..=longest).rev().find(|&length| text.as_bytes().ends_with(&stop.as_bytes()[..length])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn tokenizer() -> Arc<Tokenizer> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llava/tokenizer.json");
+        Arc::new(Tokenizer::read(Path::new(file)).unwrap())
+    }
+
+    fn pieces(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> Vec<String> {
+        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer));
+        let mut pieces: Vec<String> = ids.iter().map(|&id| detokenizer.push(id).unwrap()).collect();
+        pieces.push(detokenizer.finish().unwrap());
+        pieces
+    }
+
+    #[test]
+    fn a_character_of_several_bytes_comes_whole() {
+        let tokenizer = tokenizer();
+        // U+1F600 as four byte tokens, then a word.
+        let word = tokenizer.encode("hello", false).unwrap();
+        let ids: Vec<u32> = "😀".bytes().map(|byte| 3 + u32::from(byte)).chain(word).collect();
+        let pieces = pieces(&tokenizer, &ids);
+        assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')));
+        assert_eq!(pieces[..4], ["", "", "", ""]);
+        assert_eq!(pieces.concat(), "😀 hello");
+    }
+
+    #[test]
+    fn a_long_run_of_bytes_is_not_held_for_ever() {
+        let tokenizer = tokenizer();
+        let text = "สวัสดีครับ สบายดีไหม";
+        let ids: Vec<u32> = text.bytes().map(|byte| 3 + u32::from(byte)).collect();
+        let pieces = pieces(&tokenizer, &ids);
+        assert_eq!(pieces.concat(), text);
+        assert!(pieces.iter().filter(|piece| !piece.is_empty()).count() >= 3);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Runs of bytes here are shorter than what is held back.
+        #[test]
+        fn pieces_make_up_the_whole(ids in vec(prop_oneof![vec(3u32..259, 1..8), vec(259u32..480, 1..4)], 0..8)) {
+            let tokenizer = tokenizer();
+            let mut all = Vec::new();
+            for run in ids {
+                all.extend(run);
+                all.push(300);
+            }
+            prop_assert_eq!(pieces(&tokenizer, &all).concat(), tokenizer.decode(&all).unwrap());
+        }
+    }
+
+    fn cut(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+        let mut stops = Stops::new(stops.iter().map(ToString::to_string).collect());
+        let mut text = String::new();
+        for piece in pieces {
+            match stops.push(piece) {
+                Cut::Open(open) => text += &open,
+                Cut::Stopped(last) => return (text + &last, true),
+            }
+        }
+        (text + &stops.finish(), false)
+    }
+
+    #[test]
+    fn stop_strings_are_found_across_pieces() {
+        for (stops, pieces, expected) in [
+            (&["STOP"][..], &["one ST", "OP two"][..], ("one ", true)),
+            (&["STOP"], &["one ST", "AR two"], ("one STAR two", false)),
+            (&["STOP"], &["one ST"], ("one ST", false)),
+            (&["\n\n"], &["a\n", "b\n", "\nc"], ("a\nb", true)),
+            (&["aab"], &["aa", "ab"], ("a", true)),
+            (&["b", "ab"], &["xab"], ("x", true)),
+            (&["é"], &["caf", "é!"], ("caf", true)),
+            (&["ö"], &["caf", "é!"], ("café!", false)),
+            (&[], &["a", "b"], ("ab", false)),
+        ] {
+            assert_eq!(cut(stops, pieces), (expected.0.to_owned(), expected.1), "{stops:?} {pieces:?}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! A conversation to a prompt: template, tokens, and a run of placeholders for every picture.
+
+use std::{fs, path::Path, sync::Arc};
+
+use percept_models::{Checkpoint, Footprint, LoadError, TextInfo, ids};
+use serde::Deserialize;
+
+use super::{
+    template::{self, ChatTemplate, Message, Part, TemplateError},
+    tokenizer::{Tokenizer, TokenizerError},
+};
+use crate::request::Prompt;
+
+/// The text side of a model: tokenizer, template and what ends an answer.
+#[derive(Debug)]
+pub struct TextModel {
+    tokenizer: Arc<Tokenizer>,
+    template: ChatTemplate,
+    placeholder: u32,
+    stops: Arc<[u32]>,
+    defaults: Defaults,
+}
+
+/// Sampling that the checkpoint's authors suggest, where `generation_config.json` has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+pub struct Defaults {
+    /// See [`crate::request::Sampling::temperature`].
+    pub temperature: Option<f32>,
+    /// See [`crate::request::Sampling::top_k`].
+    pub top_k: Option<usize>,
+    /// See [`crate::request::Sampling::top_p`].
+    pub top_p: Option<f32>,
+    /// See [`crate::request::Sampling::min_p`].
+    pub min_p: Option<f32>,
+    /// See [`crate::request::Sampling::repetition_penalty`].
+    pub repetition_penalty: Option<f32>,
+}
+
+/// Why the text side of a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// A file of the checkpoint.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The file that should hold the template.
+    #[error("cannot read {file}: {error}")]
+    TemplateFile {
+        /// Which.
+        file: String,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Tokenizer and configuration disagree.
+    #[error("the tokenizer has no token {id}, which config.json uses for pictures")]
+    NoPlaceholder {
+        /// Its id.
+        id: u32,
+    },
+}
+
+/// Why there is no prompt.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// It is too long.
+    #[error("the prompt has {tokens} tokens or more, the model's context is {limit}")]
+    TooLong {
+        /// At least.
+        tokens: usize,
+        /// Of prompt and answer together.
+        limit: usize,
+    },
+    /// The template shows fewer pictures than there are, or more.
+    #[error("the model's chat template shows {shown} of {sent} pictures: send pictures in user turns")]
+    Pictures {
+        /// Placeholders of the rendered text.
+        shown: usize,
+        /// Pictures of the request.
+        sent: usize,
+    },
+    /// The template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+impl TextModel {
+    /// Reads tokenizer, template and generation config of a checkpoint. A file in `template` comes before its own.
+    ///
+    /// # Errors
+    /// When one of them is missing or broken.
+    pub fn read(
+        checkpoint: &Checkpoint,
+        info: &TextInfo,
+        template: Option<&Path>,
+    ) -> Result<Self, TextError> {
+        let config: GenerationConfig = checkpoint.json("generation_config.json")?.unwrap_or_default();
+        let tokens: TokenizerConfig = checkpoint.json("tokenizer_config.json")?.unwrap_or_default();
+        let tokenizer = Tokenizer::read(&checkpoint.folder().join("tokenizer.json"))?;
+        let source = match template {
+            Some(file) => fs::read_to_string(file)
+                .map_err(|error| TextError::TemplateFile { file: file.display().to_string(), error })?,
+            None => template::find(checkpoint)?.ok_or_else(|| TemplateError::Missing {
+                folder: checkpoint.folder().display().to_string(),
+            })?,
+        };
+        let id = info.placeholder;
+        let placeholder = tokenizer.token(id).ok_or(TextError::NoPlaceholder { id })?;
+        let eos = SpecialToken::text(tokens.eos_token);
+        let template =
+            ChatTemplate::new(&source, placeholder, SpecialToken::text(tokens.bos_token), eos.clone())?;
+        // What ends a turn in the template ends an answer, too.
+        let after = template.after_answer();
+        let turn_end = after.and_then(|after| tokenizer.control_at_start(after.trim_start()));
+        let mut stops: Vec<u32> = ids(config.eos_token_id.as_ref())
+            .chain(info.stops.iter().copied())
+            .chain(tokenizer.id(&eos))
+            .chain(turn_end)
+            .collect();
+        stops.sort_unstable();
+        stops.dedup();
+        Ok(Self {
+            tokenizer: Arc::new(tokenizer),
+            template,
+            placeholder: id,
+            stops: stops.into(),
+            defaults: config.defaults,
+        })
+    }
+
+    /// The tokens of a conversation whose pictures take `footprints`. `context` bounds prompt and answer together,
+    /// and an answer has at least one token.
+    ///
+    /// # Errors
+    /// When it is too long, or the template refuses it.
+    pub fn prompt(
+        &self,
+        messages: &[Message],
+        footprints: &[Footprint],
+        context: usize,
+    ) -> Result<Prompt, PromptError> {
+        let pictures: usize = footprints.iter().map(|footprint| footprint.tokens.len()).sum();
+        let check = |tokens: usize| {
+            if tokens >= context { Err(PromptError::TooLong { tokens, limit: context }) } else { Ok(()) }
+        };
+        // Before anything long is worked on.
+        check(pictures + self.tokenizer.least_tokens(words(messages)))?;
+        let text = self.template.render(&self.marked(messages))?;
+        let ids = self.tokenizer.encode(&text, !self.template.begins(&text))?;
+        let shown = ids.iter().filter(|&&id| id == self.placeholder).count();
+        if shown != footprints.len() {
+            return Err(PromptError::Pictures { shown, sent: footprints.len() });
+        }
+        check(ids.len() - shown + pictures)?;
+        let mut tokens = Vec::with_capacity(ids.len() - shown + pictures);
+        let mut spans = Vec::with_capacity(shown);
+        let mut footprints = footprints.iter();
+        for id in ids {
+            match footprints.as_slice().first().filter(|_| id == self.placeholder) {
+                Some(footprint) => {
+                    footprints.next();
+                    spans.push(tokens.len()..tokens.len() + footprint.tokens.len());
+                    tokens.extend_from_slice(&footprint.tokens);
+                }
+                None => tokens.push(id),
+            }
+        }
+        Ok(Prompt { tokens, spans })
+    }
+
+    /// What turns tokens into text.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// Ids that end an answer.
+    pub fn stops(&self) -> &Arc<[u32]> {
+        &self.stops
+    }
+
+    /// What the checkpoint's authors suggest.
+    pub fn defaults(&self) -> Defaults {
+        self.defaults
+    }
+
+    fn marked(&self, messages: &[Message]) -> Vec<Message> {
+        let part = |part: &Part| match part {
+            Part::Text(text) => Part::Text(self.tokenizer.mark(text).into_owned()),
+            Part::Picture => Part::Picture,
+        };
+        let message = |message: &Message| Message {
+            role: message.role,
+            parts: message.parts.iter().map(part).collect(),
+        };
+        messages.iter().map(message).collect()
+    }
+}
+
+fn words(messages: &[Message]) -> usize {
+    let parts = messages.iter().flat_map(|message| &message.parts);
+    parts.map(|part| if let Part::Text(text) = part { text.len() } else { 0 }).sum()
+}
+
+#[derive(Default, Deserialize)]
+struct GenerationConfig {
+    eos_token_id: Option<serde_json::Value>,
+    #[serde(flatten)]
+    defaults: Defaults,
+}
+
+#[derive(Default, Deserialize)]
+struct TokenizerConfig {
+    bos_token: Option<SpecialToken>,
+    eos_token: Option<SpecialToken>,
+}
+
+/// A token as older and newer files write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SpecialToken {
+    Text(String),
+    Added { content: String },
+}
+
+impl SpecialToken {
+    fn text(token: Option<Self>) -> String {
+        match token {
+            Some(Self::Text(content) | Self::Added { content }) => content,
+            None => String::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::Role;
+
+    const PLACEHOLDER: u32 = 480;
+
+    fn model() -> TextModel {
+        let checkpoint = Checkpoint::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llava"));
+        let info = TextInfo { context: 4096, placeholder: PLACEHOLDER, stops: Vec::new() };
+        TextModel::read(&checkpoint, &info, None).unwrap()
+    }
+
+    fn turn(role: Role, parts: &[&str]) -> Message {
+        let part = |part: &&str| if *part == "P" { Part::Picture } else { Part::Text((*part).into()) };
+        Message { role, parts: parts.iter().map(part).collect() }
+    }
+
+    #[test]
+    fn placeholders_become_runs() {
+        let model = model();
+        let footprint = Footprint { tokens: vec![PLACEHOLDER; 16] };
+        let messages = [turn(Role::User, &["P", "P", "compare the two images."])];
+        let prompt = model.prompt(&messages, &[footprint.clone(), footprint.clone()], 4096).unwrap();
+        assert_eq!(prompt.tokens.len(), 66);
+        assert_eq!(prompt.spans, [8..24, 26..42]);
+        assert!(prompt.tokens[26..42].iter().all(|&id| id == PLACEHOLDER));
+
+        let error = model.prompt(&messages, &[footprint.clone(), footprint.clone()], 66).unwrap_err();
+        assert!(matches!(error, PromptError::TooLong { tokens: 66, limit: 66 }), "{error}");
+        assert!(model.prompt(&messages, &[footprint.clone(), footprint], 67).is_ok());
+        let error = model.prompt(&messages, &[], 4096).unwrap_err();
+        assert!(matches!(error, PromptError::Pictures { shown: 2, sent: 0 }), "{error}");
+    }
+
+    #[test]
+    fn a_placeholder_in_user_text_takes_no_picture() {
+        let messages = [turn(Role::User, &["what does <image> mean in HTML?"])];
+        let prompt = model().prompt(&messages, &[], 4096).unwrap();
+        assert!(!prompt.tokens.contains(&PLACEHOLDER));
+    }
+
+    #[test]
+    fn an_endless_text_is_refused_before_it_is_tokenized() {
+        let messages = [turn(Role::User, &[&"word ".repeat(10_000_000)])];
+        let error = model().prompt(&messages, &[], 4096).unwrap_err();
+        assert!(matches!(error, PromptError::TooLong { .. }), "{error}");
+    }
+
+    #[test]
+    fn answers_end_at_every_token_that_says_so() {
+        assert_eq!(model().stops()[..], [2]);
+    }
+}
