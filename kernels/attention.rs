@@ -297,12 +297,31 @@ impl<T: Real> Block<'_, T> {
         mask: Mask,
         scale: f32,
     ) {
-        pulp::Arch::new().dispatch(|| self.run_vectorised(q, kv_heads, kv, mask, scale));
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            return unsafe { self.run_avx2(q, kv_heads, kv, mask, scale) };
+        }
+        self.run_plain(q, kv_heads, kv, mask, scale);
+    }
+
+    /// The same loops, compiled for wider registers.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn run_avx2<'k>(
+        self,
+        q: Rows<'_, T>,
+        kv_heads: usize,
+        kv: impl Fn(usize, usize) -> (&'k [T], &'k [T]),
+        mask: Mask,
+        scale: f32,
+    ) {
+        self.run_plain(q, kv_heads, kv, mask, scale);
     }
 
     /// One pass over the keys with a running maximum (<https://arxiv.org/abs/1805.02867>).
     #[inline(always)]
-    fn run_vectorised<'k>(
+    fn run_plain<'k>(
         self,
         q: Rows<'_, T>,
         kv_heads: usize,

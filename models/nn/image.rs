@@ -146,12 +146,20 @@ impl SquareProcessor {
         resize(image, self.plan(width, height))
     }
 
+    /// Numbers as the tower wants them: u8 `[side, side, 3]` to f32 `[1, 3, side, side]`.
+    ///
+    /// # Errors
+    /// When `square` is not a picture.
+    pub fn normalise(&self, square: &Tensor) -> Result<Tensor> {
+        normalise(square, self.scale, self.mean, self.std)?.unsqueeze(0)
+    }
+
     /// Encoder input: u8 `[height, width, 3]` to f32 `[1, 3, side, side]`.
     ///
     /// # Errors
     /// When `image` is not a picture.
     pub fn run(&self, image: &Tensor) -> Result<Tensor> {
-        normalise(&self.square(image)?, self.scale, self.mean, self.std)?.unsqueeze(0)
+        self.normalise(&self.square(image)?)
     }
 
     fn plan(&self, width: usize, height: usize) -> Resize {

@@ -95,8 +95,12 @@ impl Header {
     }
 }
 
-/// Decodes a file: its first frame, turned as its orientation says, on white where it is transparent, in 8 bits.
-pub(super) fn decode(file: &[u8], header: Header) -> Result<Picture, ImageError> {
+/// Decodes a file whose header was read: its first frame, turned as its orientation says, on white where it is
+/// transparent, in 8 bits. Takes milliseconds; see [`super::Decoders`] for doing it on a pool.
+///
+/// # Errors
+/// When the file is broken.
+pub fn decode(file: &[u8], header: Header) -> Result<Picture, ImageError> {
     let mut reader = ImageReader::with_format(Cursor::new(file), header.format);
     let mut limits = Limits::default();
     limits.max_image_width = Some(header.width);

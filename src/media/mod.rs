@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::{
     fetch::{FetchError, File, read_url},
-    image::{Header, ImageError},
+    image::{Header, ImageError, decode},
 };
 
 /// What pictures may cost.
@@ -104,7 +104,7 @@ impl Decoders {
     ) -> Result<Picture, ImageError> {
         let core = Arc::clone(&self.cores).acquire_owned().await.expect(NEVER_CLOSED);
         let decoded = tokio::task::spawn_blocking(move || {
-            let picture = image::decode(&file, header);
+            let picture = decode(&file, header);
             drop(core);
             picture
         });
