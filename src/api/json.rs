@@ -10,7 +10,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-use super::error::ApiError;
+use super::{error::ApiError, wire::Object};
 use crate::request::InvalidRequest;
 
 /// A body, and the paths of fields in it that the wire type does not know.
@@ -57,7 +57,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Parsed<T>, ApiError> {
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
     let mut ignored = Vec::new();
-    let value = serde_ignored::deserialize(tracked, |path| ignored.push(path.to_string()))
+    let Object(value) = serde_ignored::deserialize(tracked, |path| ignored.push(path.to_string()))
         .map_err(|error| explain(&error, &track.path().to_string()))?;
     deserializer.end().map_err(|error| ApiError::NotJson(error.to_string()))?;
     Ok(Parsed { value, ignored })
@@ -111,7 +111,6 @@ fn rust_type(expected: &str) -> &str {
         "string" => "a string",
         "a sequence" => "an array",
         "a map" => "an object",
-        _ if expected.starts_with("struct ") => "an object",
         other => other,
     }
 }

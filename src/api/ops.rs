@@ -30,7 +30,7 @@ fn model(served: &Served) -> ModelHealth {
         id: served.id.clone(),
         alive: status.alive(),
         running: status.running(),
-        waiting: status.waiting(),
+        waiting: served.handle.waiting(),
         pages_used,
         pages_total,
         preemptions: status.preemptions(),

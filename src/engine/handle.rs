@@ -145,6 +145,11 @@ impl Handle {
         self.context
     }
 
+    /// Requests that were accepted and do not run yet.
+    pub fn waiting(&self) -> usize {
+        self.queue_size - self.queue.available_permits()
+    }
+
     /// What the engine is doing.
     pub fn status(&self) -> &Status {
         &self.status
@@ -158,7 +163,7 @@ impl Handle {
     }
 
     fn busy(&self) -> Refused {
-        let waiting = self.queue_size - self.queue.available_permits();
+        let waiting = self.waiting();
         let rounds = waiting.div_ceil(self.sequences) as u64;
         let milliseconds = rounds * self.status.answer_ms.load(Relaxed);
         Refused::Busy { waiting, retry_after: milliseconds.div_ceil(1000).clamp(1, 60) }
@@ -171,7 +176,6 @@ pub struct Status {
     pub(super) alive: AtomicBool,
     pub(super) draining: AtomicBool,
     pub(super) running: AtomicUsize,
-    pub(super) waiting: AtomicUsize,
     pub(super) pages_used: AtomicUsize,
     pub(super) pages_total: AtomicUsize,
     pub(super) preemptions: AtomicU64,
@@ -189,11 +193,6 @@ impl Status {
     /// Sequences that are being computed.
     pub fn running(&self) -> usize {
         self.running.load(Relaxed)
-    }
-
-    /// Sequences that wait for room.
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Relaxed)
     }
 
     /// Pages of the cache in use, and pages there are.

@@ -255,6 +255,8 @@ impl Engine {
     /// One step, for everyone who is scheduled. A failure is answered to those it concerns and to nobody else.
     fn step(&mut self) -> Vec<(SeqId, Event)> {
         let mut plan = self.scheduler.schedule();
+        // Before anyone leaves the queue: whoever looks sees each request wait or run.
+        self.report();
         self.start(&plan);
         let mut events = self.encode(&mut plan);
         match guarded(|| self.compute(&plan)) {
@@ -401,7 +403,6 @@ impl Engine {
     fn report(&self) {
         let (used, total) = self.scheduler.pages();
         self.status.running.store(self.scheduler.running(), Relaxed);
-        self.status.waiting.store(self.scheduler.waiting(), Relaxed);
         self.status.pages_used.store(used, Relaxed);
         self.status.pages_total.store(total, Relaxed);
         self.status.preemptions.store(self.scheduler.preemptions(), Relaxed);

@@ -140,11 +140,6 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Sequences that have none.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
     /// Pages in use, and pages there are.
     pub fn pages(&self) -> (usize, usize) {
         (self.pages.total() - self.pages.available(), self.pages.total())

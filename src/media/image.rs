@@ -101,6 +101,9 @@ impl Header {
 /// # Errors
 /// When the file is broken.
 pub fn decode(file: &[u8], header: Header) -> Result<Picture, ImageError> {
+    if header.format == ImageFormat::Jpeg && jpeg_is_cut(file) {
+        return Err(ImageError::Broken { reason: "its end is missing".into() });
+    }
     let mut reader = ImageReader::with_format(Cursor::new(file), header.format);
     let mut limits = Limits::default();
     limits.max_image_width = Some(header.width);
@@ -117,6 +120,14 @@ pub fn decode(file: &[u8], header: Header) -> Result<Picture, ImageError> {
     };
     let (width, height) = image.dimensions();
     Ok(Picture::new(width as usize, height as usize, image.into_raw()))
+}
+
+/// Whether a JPEG ends in the middle of its last scan. The decoder would make the rest grey and say nothing; a model
+/// would describe that. Neither marker can occur inside a scan.
+fn jpeg_is_cut(file: &[u8]) -> bool {
+    let last = |marker| file.windows(2).rposition(|pair| pair == [0xff, marker]);
+    let (start_of_scan, end_of_image) = (last(0xda), last(0xd9));
+    end_of_image < start_of_scan
 }
 
 /// Composites with Pillow's 8-bit rounding (`Image.alpha_composite` on opaque white), as transformers 5 does.

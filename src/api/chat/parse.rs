@@ -4,7 +4,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    api::wire::chat as wire,
+    api::wire::{Object, chat as wire},
     media::MediaLimits,
     request::{InvalidRequest, Number, Sampling},
     text::{Message, Part, Role, TextModel},
@@ -50,7 +50,7 @@ impl Chat {
         let max_tokens = request.max_completion_tokens.map(|most| ("max_completion_tokens", most));
         let max_tokens = max_tokens.or(request.max_tokens.map(|most| ("max_tokens", most)));
         let max_tokens = max_tokens.map(|(param, most)| integer(param, most, 1, i64::MAX)).transpose()?;
-        let usage = request.stream_options.and_then(|options| options.include_usage).unwrap_or(false);
+        let usage = request.stream_options.and_then(|options| options.0.include_usage).unwrap_or(false);
         Ok(Self {
             model,
             messages,
@@ -152,7 +152,7 @@ fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest>
         return refuse("top_logprobs", "log probabilities are not supported by this server");
     }
     if let Some(format) = &request.response_format {
-        match format.kind.as_deref() {
+        match format.0.kind.as_deref() {
             Some("text") => {}
             Some("json_object" | "json_schema") => {
                 return refuse("response_format", "structured output is not supported by this server");
@@ -174,7 +174,7 @@ fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest>
 }
 
 fn messages(
-    messages: Option<Vec<wire::Message>>,
+    messages: Option<Vec<Object<wire::Message>>>,
     limits: &MediaLimits,
     pictures: &mut Vec<PictureRef>,
 ) -> Result<Vec<Message>, InvalidRequest> {
@@ -184,7 +184,7 @@ fn messages(
     }
     at_most("messages", "messages", messages.len(), MOST_MESSAGES)?;
     let turns = messages.into_iter().enumerate();
-    let turns = turns.map(|(index, turn)| message(turn, &format!("messages[{index}]"), pictures));
+    let turns = turns.map(|(index, turn)| message(turn.0, &format!("messages[{index}]"), pictures));
     let turns = turns.collect::<Result<Vec<_>, _>>()?;
     at_most("messages", "pictures", pictures.len(), limits.images)?;
     Ok(turns)
@@ -226,7 +226,7 @@ fn message(
             }
             at_most(&path, "parts", parts.len(), MOST_PARTS)?;
             let parts = parts.into_iter().enumerate();
-            let parts = parts.map(|(index, item)| part(item, &format!("{path}[{index}]"), pictures));
+            let parts = parts.map(|(index, item)| part(item.0, &format!("{path}[{index}]"), pictures));
             parts.collect::<Result<_, _>>()?
         }
         (None, Some(refusal)) if role == Role::Assistant => vec![Part::Text(refusal)],

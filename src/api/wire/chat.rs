@@ -8,13 +8,15 @@ use serde::{
 };
 use serde_json::Value;
 
+use super::Object;
+
 /// A request. Everything may be absent or null here: what must be there is checked with a better message.
 #[derive(Debug, Default, Deserialize)]
 pub struct ChatRequest {
     /// Which model.
     pub model: Option<String>,
     /// The conversation.
-    pub messages: Option<Vec<Message>>,
+    pub messages: Option<Vec<Object<Message>>>,
     /// Most tokens of the answer.
     pub max_completion_tokens: Option<i64>,
     /// The older name of the same.
@@ -40,7 +42,7 @@ pub struct ChatRequest {
     /// Whether the answer comes in pieces.
     pub stream: Option<bool>,
     /// How.
-    pub stream_options: Option<StreamOptions>,
+    pub stream_options: Option<Object<StreamOptions>>,
     /// -100 to 100 by token id.
     pub logit_bias: Option<BTreeMap<String, f64>>,
     /// Refused above 1.
@@ -58,7 +60,7 @@ pub struct ChatRequest {
     /// Refused unless `none` or `auto`.
     pub function_call: Option<Value>,
     /// Refused unless `text`.
-    pub response_format: Option<ResponseFormat>,
+    pub response_format: Option<Object<ResponseFormat>>,
     /// Refused unless `["text"]`.
     pub modalities: Option<Vec<String>>,
     /// Refused.
@@ -107,7 +109,7 @@ pub enum Content {
     /// One text.
     Text(String),
     /// Texts and pictures.
-    Parts(Vec<Part>),
+    Parts(Vec<Object<Part>>),
 }
 
 /// A text or a picture.

@@ -1,0 +1,203 @@
+//! A server on a port of its own, and what clients send it.
+
+use std::{future::Future, net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use percept::{
+    api::{ApiConfig, App},
+    config::Settings,
+    router::{Router, Served},
+    server::{self, ServerConfig},
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+use super::{Case, fixtures, llava};
+
+pub struct Server {
+    pub url: String,
+    pub app: Arc<App>,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<std::io::Result<()>>,
+}
+
+pub fn config(settings: Settings) -> ServerConfig {
+    let model = settings.model.clone().or_else(|| llava().to_str().map(str::to_owned));
+    // A small cache, so that a test starts at once.
+    let max_sequences = settings.max_sequences.or(Some(16));
+    Settings { model, max_sequences, ..settings }.resolve().unwrap()
+}
+
+pub fn load(config: &ServerConfig) -> Served {
+    server::load(&config.model, || (), Box::new(|_, _| {})).unwrap()
+}
+
+/// Serves the fixture with these settings.
+pub async fn start(settings: Settings) -> Server {
+    let config = config(settings);
+    start_with(vec![load(&config)], config.api, config.drain).await
+}
+
+/// Serves models that are loaded.
+pub async fn start_with(models: Vec<Served>, api: ApiConfig, drain: Duration) -> Server {
+    let app = App::new(api);
+    app.serve(Router::new(models));
+    start_app(app, drain).await
+}
+
+/// Serves an API, whose models may be still to come.
+pub async fn start_app(app: Arc<App>, drain: Duration) -> Server {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (stop, stopped) = oneshot::channel();
+    let shutdown = async move {
+        // A test that does not stop its server drops the sender at its end.
+        if stopped.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let running = tokio::spawn(server::run(listener, Arc::clone(&app), shutdown, drain));
+    Server { url, app, stop: Some(stop), running }
+}
+
+impl Server {
+    pub fn path(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        reqwest::get(self.path(path)).await.unwrap()
+    }
+
+    pub fn post(&self, body: &Value) -> impl Future<Output = reqwest::Response> + use<> {
+        let request = reqwest::Client::new().post(self.path("/v1/chat/completions")).json(body);
+        async move { request.send().await.unwrap() }
+    }
+
+    /// A whole answer to a request that must succeed.
+    pub async fn ask(&self, body: &Value) -> Value {
+        let response = self.post(body).await;
+        let status = response.status();
+        let answer: Value = response.json().await.unwrap();
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
+    /// The status and the error object of a request that must fail.
+    pub async fn refuse(&self, body: &Value) -> (u16, Value) {
+        let response = self.post(body).await;
+        let status = response.status().as_u16();
+        let body: Value = response.json().await.unwrap();
+        check_error(&body);
+        (status, body["error"].clone())
+    }
+
+    /// All pieces of a streamed answer, and whether the stream ended as it should.
+    pub async fn stream(&self, body: &Value) -> (Vec<Value>, bool) {
+        let mut body = body.clone();
+        body["stream"] = json!(true);
+        let response = self.post(&body).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert_eq!(response.headers()["x-accel-buffering"], "no");
+        pieces(&response.text().await.unwrap())
+    }
+
+    /// Stops as at SIGTERM. Resolves when the server has ended.
+    pub async fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        (&mut self.running).await.unwrap().unwrap();
+    }
+
+    /// The engine's figures, from `/health`.
+    pub async fn engine(&self) -> Value {
+        let health: Value = self.get("/health").await.json().await.unwrap();
+        health["models"][0].clone()
+    }
+
+    /// Waits until nothing runs.
+    pub async fn idle(&self) {
+        for _ in 0..2000 {
+            let engine = self.engine().await;
+            if engine["running"] == 0 && engine["waiting"] == 0 {
+                assert_eq!(engine["pages_used"], 0, "pages leaked");
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the engine does not come to rest");
+    }
+}
+
+/// Events of a stream. Only `data:` lines and comments may be in it.
+pub fn pieces(text: &str) -> (Vec<Value>, bool) {
+    let mut pieces = Vec::new();
+    let mut done = false;
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with(':')) {
+        let data = line.strip_prefix("data: ").unwrap_or_else(|| panic!("a strange line: {line}"));
+        assert!(!done, "something follows [DONE]");
+        if data == "[DONE]" {
+            done = true;
+        } else {
+            pieces.push(serde_json::from_str(data).unwrap());
+        }
+    }
+    (pieces, done)
+}
+
+/// The text of a streamed answer.
+pub fn text(pieces: &[Value]) -> String {
+    pieces.iter().filter_map(|piece| piece["choices"][0]["delta"]["content"].as_str()).collect()
+}
+
+/// The error object of the API, whatever is wrong.
+pub fn check_error(body: &Value) {
+    let object = body.as_object().unwrap();
+    assert_eq!(object.keys().collect::<Vec<_>>(), ["error"], "{body}");
+    let error = object["error"].as_object().unwrap();
+    assert_eq!(error.keys().collect::<Vec<_>>(), ["message", "type", "param", "code"], "{body}");
+    let message = error["message"].as_str().unwrap();
+    assert!(!message.is_empty() && !message.contains("panicked"), "{message}");
+    let address = |rest: &str| rest.bytes().take_while(u8::is_ascii_hexdigit).count() >= 6;
+    assert!(!message.split("0x").skip(1).any(address), "an address: {message}");
+    assert!(error["type"].is_string(), "{body}");
+    assert!(error["param"].is_null() || error["param"].is_string(), "{body}");
+    assert!(error["code"].is_null() || error["code"].is_string(), "{body}");
+}
+
+pub fn data_url(name: &str) -> String {
+    let file = fixtures().join("inputs").join(name);
+    data_url_of(&std::fs::read(&file).unwrap())
+}
+
+pub fn data_url_of(file: &[u8]) -> String {
+    format!("data:image/png;base64,{}", STANDARD.encode(file))
+}
+
+pub fn image_part(url: &str) -> Value {
+    json!({"type": "image_url", "image_url": {"url": url}})
+}
+
+/// A request for the greedy answer to a golden case.
+pub fn golden_request(case: &Case) -> Value {
+    let mut images = case.images.iter();
+    let mut messages = case.messages.clone();
+    for message in messages.as_array_mut().unwrap() {
+        let Some(parts) = message["content"].as_array_mut() else { continue };
+        for part in parts {
+            if part["type"] == "image" {
+                *part = image_part(&data_url(images.next().unwrap()));
+            }
+        }
+    }
+    json!({"model": "llava", "messages": messages, "temperature": 0, "max_tokens": 12})
+}
+
+/// A request of a few words.
+pub fn words(text: &str) -> Value {
+    json!({"model": "llava", "messages": [{"role": "user", "content": text}], "max_tokens": 8})
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    fixtures().join(name)
+}
