@@ -149,8 +149,10 @@ pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, Loa
     let architecture = architecture(checkpoint)?;
     let weights = Weights::open(checkpoint.folder(), architecture.aliases, progress)?;
     let elements = weights.elements();
+    let failure = weights.failure();
     let vb = weights.into_builder(dtype, &device);
-    let Parts { model, preprocess, text, width } = (architecture.load)(checkpoint, fit, &vb)?;
+    let Parts { model, preprocess, text, width } = (architecture.load)(checkpoint, fit, &vb)
+        .map_err(|error| failure.lock().ok().and_then(|mut failure| failure.take()).unwrap_or(error))?;
     let weight_bytes = elements * dtype.size_in_bytes() as u64;
     Ok(Loaded { model, preprocess, text, width, weight_bytes, dtype, device })
 }
@@ -267,7 +269,27 @@ pub enum LoadError {
         /// What would do.
         supported: String,
     },
-    /// A tensor is missing or has another shape, or the device refused.
+    /// A tensor is not there.
+    #[error("tensor `{name}` is missing from {}", files.join(", "))]
+    MissingTensor {
+        /// Its name, as the network asks for it.
+        name: String,
+        /// Where it was looked for.
+        files: Vec<String>,
+    },
+    /// A tensor has another shape.
+    #[error("tensor `{name}` in {file} has shape {found:?}, but the configuration needs {expected:?}")]
+    WrongShape {
+        /// Its name, as the network asks for it.
+        name: String,
+        /// What the configuration needs.
+        expected: Vec<usize>,
+        /// What the file has.
+        found: Vec<usize>,
+        /// Which file.
+        file: String,
+    },
+    /// The device refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }

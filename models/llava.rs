@@ -131,6 +131,7 @@ pub(crate) fn load(
     let decoder = config.decoder()?;
     let states = config.states()?;
     let vision = &config.vision_config;
+    vision.check()?;
     let hidden = decoder.attention.hidden;
 
     let processor: ImageProcessorConfig = checkpoint.image_processor()?;

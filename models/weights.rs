@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -47,16 +50,11 @@ pub(crate) struct Weights {
     progress: Box<Progress>,
     read: AtomicU64,
     bytes: u64,
+    failure: Failure,
 }
 
-/// Why a network cannot have a tensor. candle carries it as its own error.
-#[derive(Debug, thiserror::Error)]
-enum WeightError {
-    #[error("tensor `{name}` is missing from {}", files.join(", "))]
-    Missing { name: String, files: Vec<String> },
-    #[error("tensor `{name}` in {file} has shape {found:?}, but the configuration needs {expected:?}")]
-    WrongShape { name: String, expected: Vec<usize>, found: Vec<usize>, file: String },
-}
+/// The first reason why a network did not get a tensor. candle's errors would carry it as text only.
+pub(crate) type Failure = Arc<Mutex<Option<LoadError>>>;
 
 struct Stored {
     dtype: DType,
@@ -98,7 +96,16 @@ impl Weights {
             }
             maps.push(map);
         }
-        Ok(Self { tensors, maps, files, aliases, progress, read: AtomicU64::new(0), bytes })
+        Ok(Self {
+            tensors,
+            maps,
+            files,
+            aliases,
+            progress,
+            read: AtomicU64::new(0),
+            bytes,
+            failure: Failure::default(),
+        })
     }
 
     /// Numbers in all tensors.
@@ -106,9 +113,20 @@ impl Weights {
         self.tensors.values().map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
     }
 
+    /// Where the first failure will be.
+    pub(crate) fn failure(&self) -> Failure {
+        Arc::clone(&self.failure)
+    }
+
     /// The weights as `dtype` on `device`, wherever a network asks for one.
     pub(crate) fn into_builder(self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self), dtype, device.clone())
+    }
+
+    fn fail(&self, error: LoadError) -> candle_core::Error {
+        let text = error.to_string();
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        candle_core::Error::Msg(text)
     }
 
     fn find(&self, name: &str) -> Option<&Stored> {
@@ -121,7 +139,7 @@ impl Weights {
 
     fn stored(&self, name: &str) -> candle_core::Result<&Stored> {
         self.find(name).ok_or_else(|| {
-            candle_core::Error::wrap(WeightError::Missing {
+            self.fail(LoadError::MissingTensor {
                 name: name.to_owned(),
                 files: self.files.iter().map(|file| file_name(file)).collect(),
             })
@@ -148,7 +166,7 @@ impl SimpleBackend for Weights {
     ) -> candle_core::Result<Tensor> {
         let stored = self.stored(name)?;
         if stored.shape != shape.dims() {
-            return Err(candle_core::Error::wrap(WeightError::WrongShape {
+            return Err(self.fail(LoadError::WrongShape {
                 name: name.to_owned(),
                 expected: shape.into_dims(),
                 found: stored.shape.clone(),

@@ -74,7 +74,7 @@ fn cut_files_do_no_harm() {
             let picture = Header::read(cut, 1_000_000).and_then(|header| Ok((header, decode(cut, header)?)));
             match picture {
                 Ok((header, picture)) => {
-                    assert_eq!((picture.width, picture.height), header.size(), "{name} {length}")
+                    assert_eq!((picture.width, picture.height), header.size(), "{name} {length}");
                 }
                 Err(_) => refused += 1,
             }

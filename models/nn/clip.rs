@@ -90,7 +90,11 @@ impl ClipConfig {
         Ok(index as usize)
     }
 
-    fn check(&self) -> Result<(), LoadError> {
+    /// Whether this tower does what the configuration asks for.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check(&self) -> Result<(), LoadError> {
         let unsupported = |key: &str, value: &dyn std::fmt::Display, supported: &str| {
             Err(LoadError::unsupported(&format!("vision_config {key}"), &value.to_string(), supported))
         };
@@ -123,12 +127,12 @@ pub struct ClipTower {
 }
 
 impl ClipTower {
-    /// Loads what is needed for the hidden states up to `last`; see [`ClipConfig::state`].
+    /// Loads what is needed for the hidden states up to `last`; see [`ClipConfig::state`]. The configuration must
+    /// have been [checked](ClipConfig::check).
     ///
     /// # Errors
-    /// When the configuration asks for something this tower does not do, or a tensor does not fit.
+    /// When a tensor does not fit.
     pub fn load(config: &ClipConfig, last: usize, vb: &VarBuilder<'_>) -> Result<Self, LoadError> {
-        config.check()?;
         let hidden = config.hidden_size;
         let activation = Activation::parse("vision_config hidden_act", &config.hidden_act)?;
         let embeddings = vb.pp("embeddings");

@@ -98,11 +98,6 @@ impl EncoderCache {
         &self.index
     }
 
-    /// Whether the rows of a medium are there.
-    pub(super) fn contains(&self, key: &Key) -> bool {
-        self.rows.contains_key(key)
-    }
-
     /// The rows of a medium, if they are there.
     pub(super) fn get(&mut self, key: &Key) -> Option<Encoded> {
         self.clock += 1;
@@ -115,7 +110,7 @@ impl EncoderCache {
     /// Adds rows, throwing out what was not used for longest. What does not fit is not kept.
     pub(super) fn insert(&mut self, key: Key, tensor: Tensor) {
         let Ok(count) = tensor.dim(0) else { return };
-        if self.contains(&key) || !self.make_room(count) {
+        if self.rows.contains_key(&key) || !self.make_room(count) {
             return;
         }
         self.clock += 1;

@@ -26,7 +26,7 @@ use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
     mpsc::{UnboundedSender, unbounded_channel},
 };
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use self::{
     batch::Batcher,
@@ -127,6 +127,14 @@ struct ClientMedia {
     encoded: Option<Encoded>,
     /// Accounts for `encoded` until the request runs; from then on the scheduler does.
     pin: Option<Pin>,
+}
+
+/// A medium that is ready to be encoded.
+struct Features {
+    key: Key,
+    /// Rows that it will have.
+    rows: usize,
+    tensor: Tensor,
 }
 
 impl Engine {
@@ -252,26 +260,58 @@ impl Engine {
         self.clients.remove(&id);
     }
 
-    /// One step, for everyone who is scheduled. A failure is answered to those it concerns and to nobody else.
+    /// One step, for everyone who is scheduled.
     fn step(&mut self) -> Vec<(SeqId, Event)> {
         let mut plan = self.scheduler.schedule();
         // Before anyone leaves the queue: whoever looks sees each request wait or run.
         self.report();
         self.start(&plan);
         let mut events = self.encode(&mut plan);
-        match guarded(|| self.compute(&plan)) {
-            Ok(drawn) => {
-                for (id, outcome) in self.scheduler.complete(&plan, drawn) {
-                    events.extend(events_of(outcome).map(|event| (id, event)));
-                }
-            }
-            Err(error) => {
-                error!(sequences = plan.parts.len(), %error, "a step failed");
-                events.extend(failed(plan.parts.iter().map(|part| part.0)));
-            }
-        }
+        events.extend(self.compute(&plan));
         self.status.steps.fetch_add(1, Relaxed);
         events
+    }
+
+    /// Computes a plan. When that fails it is tried in halves, so that only those fail who cannot be computed alone.
+    fn compute(&mut self, plan: &Plan) -> Vec<(SeqId, Event)> {
+        match (guarded(|| self.draw(plan)), plan.parts.as_slice()) {
+            (Ok(drawn), _) => {
+                let outcomes = self.scheduler.complete(plan, drawn);
+                outcomes
+                    .into_iter()
+                    .flat_map(|(id, outcome)| events_of(outcome).map(move |event| (id, event)))
+                    .collect()
+            }
+            (Err(error), [(id, rows)]) => {
+                error!(sequence = id.0, rows, %error, "a step failed");
+                vec![(*id, Event::Failed(EngineError::Step))]
+            }
+            (Err(error), parts) => {
+                warn!(sequences = parts.len(), %error, "a step failed and is tried in halves");
+                let (first, second) = parts.split_at(parts.len() / 2);
+                let half = |parts: &[_]| Plan { encode: Vec::new(), parts: parts.to_vec() };
+                let mut events = self.compute(&half(first));
+                events.extend(self.compute(&half(second)));
+                events
+            }
+        }
+    }
+
+    /// Runs the network. A token, or `None` for unusable numbers, for each part that draws.
+    fn draw(&mut self, plan: &Plan) -> candle_core::Result<Vec<Option<u32>>> {
+        if plan.parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let clients = &self.clients;
+        let rows = |id, medium: usize| {
+            let encoded = clients.get(&id)?.media[medium].encoded.as_ref()?;
+            Some(encoded.rows.clone())
+        };
+        let batch = self.batcher.build(plan, &self.scheduler, rows)?;
+        let logits = self.model.forward(&batch, &self.cache)?;
+        let drawing: Vec<SeqId> =
+            plan.parts.iter().filter(|part| self.scheduler.draws(**part)).map(|part| part.0).collect();
+        self.sampler.sample(&logits, &drawing)
     }
 
     /// Tells those that run for the first time; they leave the queue.
@@ -293,86 +333,81 @@ impl Engine {
 
     /// Encodes the plan's media. Sequences whose media cannot be encoded leave the plan.
     fn encode(&mut self, plan: &mut Plan) -> Vec<(SeqId, Event)> {
-        if plan.encode.is_empty() {
-            return Vec::new();
-        }
-        match guarded(|| self.encode_media(&plan.encode)) {
-            Ok(()) => {
-                for &(id, medium) in &plan.encode {
-                    self.scheduler.encoded(id, medium);
-                }
-                Vec::new()
-            }
-            Err(error) => {
-                error!(media = plan.encode.len(), %error, "media could not be encoded");
-                let concerned: BTreeSet<SeqId> = plan.encode.iter().map(|medium| medium.0).collect();
-                plan.parts.retain(|part| !concerned.contains(&part.0));
-                failed(concerned.into_iter()).collect()
-            }
-        }
-    }
-
-    fn encode_media(&mut self, media: &[(SeqId, usize)]) -> candle_core::Result<()> {
-        let mut features = Vec::new();
-        let mut fresh: Vec<(Key, usize)> = Vec::new();
-        for &(id, index) in media {
+        let mut fresh: Vec<Features> = Vec::new();
+        for &(id, index) in &plan.encode {
             let Some(medium) = self.clients.get_mut(&id).map(|client| &mut client.media[index]) else {
                 continue;
             };
-            let known = self.encoded.contains(&medium.key) || fresh.iter().any(|(key, _)| *key == medium.key);
-            let pixels = medium.pixels.take();
-            if known {
+            let (key, pixels) = (medium.key, medium.pixels.take());
+            // Two requests may have brought the same picture. Held from here on, it is not thrown out for another.
+            medium.encoded = self.encoded.get(&key);
+            if medium.encoded.is_some() || fresh.iter().any(|features| features.key == key) {
                 continue;
             }
-            let (Some(pixels), Some(sequence)) = (pixels, self.scheduler.sequence(id)) else {
-                candle_core::bail!("a medium has neither pixels nor rows")
-            };
-            let span = sequence.media[index].rows.clone();
-            let rows =
-                sequence.tokens[span].iter().filter(|&&token| token == self.batcher.placeholder).count();
-            let Picture { width, height, rgb, .. } = pixels;
-            let pixels = Tensor::from_vec(rgb, (height, width, 3), &self.batcher.device)?;
-            features.push(self.preprocess.run(&pixels)?);
-            fresh.push((medium.key, rows));
-        }
-        if !features.is_empty() {
-            let lengths = features.iter().map(|features| features.dim(0)).collect::<Result<Vec<_>, _>>()?;
-            let ragged = Ragged::new(&lengths, &self.batcher.device)?;
-            let all = self.model.encode(&Tensor::cat(&features, 0)?, &ragged)?;
-            let mut first = 0;
-            for (key, rows) in fresh {
-                // A copy, so that one medium in the cache does not keep the memory of all.
-                self.encoded.insert(key, all.narrow(0, first, rows)?.copy()?);
-                first += rows;
+            match guarded(|| self.features(id, index, pixels)) {
+                Ok(features) => fresh.push(features),
+                Err(error) => error!(sequence = id.0, %error, "a medium could not be prepared"),
             }
         }
-        for &(id, index) in media {
+        self.encode_features(&fresh);
+        let mut lost = BTreeSet::new();
+        for &(id, index) in &plan.encode {
             let Some(medium) = self.clients.get_mut(&id).map(|client| &mut client.media[index]) else {
                 continue;
             };
-            medium.encoded = self.encoded.get(&medium.key);
             if medium.encoded.is_none() {
-                candle_core::bail!("the encoder cache is too small for a medium that was admitted")
+                medium.encoded = self.encoded.get(&medium.key);
+            }
+            if medium.encoded.is_some() {
+                self.scheduler.encoded(id, index);
+            } else {
+                lost.insert(id);
             }
         }
-        Ok(())
+        plan.parts.retain(|part| !lost.contains(&part.0));
+        lost.into_iter().map(|id| (id, Event::Failed(EngineError::Step))).collect()
     }
 
-    /// Runs the network. A token, or `None` for unusable numbers, for each part that draws.
-    fn compute(&mut self, plan: &Plan) -> candle_core::Result<Vec<Option<u32>>> {
-        if plan.parts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let clients = &self.clients;
-        let rows = |id, medium: usize| {
-            let encoded = clients.get(&id)?.media[medium].encoded.as_ref()?;
-            Some(encoded.rows.clone())
+    /// Uploads and prepares a medium.
+    fn features(&self, id: SeqId, index: usize, pixels: Option<Picture>) -> candle_core::Result<Features> {
+        let (Some(pixels), Some(sequence)) = (pixels, self.scheduler.sequence(id)) else {
+            candle_core::bail!("it has neither pixels nor rows")
         };
-        let batch = self.batcher.build(plan, &self.scheduler, rows)?;
-        let logits = self.model.forward(&batch, &self.cache)?;
-        let drawing: Vec<SeqId> =
-            plan.parts.iter().filter(|part| self.scheduler.draws(**part)).map(|part| part.0).collect();
-        self.sampler.sample(&logits, &drawing)
+        let span = &sequence.media[index];
+        let tokens = &sequence.tokens[span.rows.clone()];
+        let rows = tokens.iter().filter(|&&token| token == self.batcher.placeholder).count();
+        let Picture { width, height, rgb, .. } = pixels;
+        let pixels = Tensor::from_vec(rgb, (height, width, 3), &self.batcher.device)?;
+        Ok(Features { key: span.key, rows, tensor: self.preprocess.run(&pixels)? })
+    }
+
+    /// Encodes media into the cache, all at once or, when that fails, one by one.
+    fn encode_features(&mut self, all: &[Features]) {
+        if all.is_empty() {
+            return;
+        }
+        let encoded = guarded(|| {
+            let tensors: Vec<&Tensor> = all.iter().map(|features| &features.tensor).collect();
+            let lengths = tensors.iter().map(|tensor| tensor.dim(0)).collect::<Result<Vec<_>, _>>()?;
+            let ragged = Ragged::new(&lengths, &self.batcher.device)?;
+            self.model.encode(&Tensor::cat(&tensors, 0)?, &ragged)
+        });
+        let cached = encoded.and_then(|rows| {
+            let mut first = 0;
+            for features in all {
+                // A copy, so that one medium in the cache does not keep the memory of all.
+                self.encoded.insert(features.key, rows.narrow(0, first, features.rows)?.copy()?);
+                first += features.rows;
+            }
+            Ok(())
+        });
+        let Err(error) = cached else { return };
+        error!(media = all.len(), %error, "encoding failed");
+        if all.len() > 1 {
+            for single in all.chunks(1) {
+                self.encode_features(single);
+            }
+        }
     }
 
     /// Tells clients what became of their requests. Whoever hears that an answer is complete finds its pages free.
@@ -460,10 +495,6 @@ fn events_of(outcome: Outcome) -> impl Iterator<Item = Event> {
         Outcome::Failed => (None, Some(Event::Failed(EngineError::NotFinite))),
     };
     token.map(Event::Token).into_iter().chain(end)
-}
-
-fn failed(ids: impl Iterator<Item = SeqId>) -> impl Iterator<Item = (SeqId, Event)> {
-    ids.map(|id| (id, Event::Failed(EngineError::Step)))
 }
 
 /// Says that the engine is gone, however its thread ends.

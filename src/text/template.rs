@@ -155,9 +155,10 @@ impl ChatTemplate {
 
     /// Whether a user's words come through, and nothing of the structure around them.
     fn speaks(&self) -> bool {
-        const WORDS: &str = "e5c91b7a";
+        const WORDS: &str = "5091720934";
         let message = Message { role: Role::User, parts: vec![Part::Text(WORDS.into())] };
-        self.try_render(&[message], true).is_ok_and(|text| text.contains(WORDS) && !text.contains("\"type\""))
+        let structure = |text: &str| text.contains("'type'") || text.contains("\"type\"");
+        self.try_render(&[message], true).is_ok_and(|text| text.contains(WORDS) && !structure(&text))
     }
 
     /// The text of a conversation, ready for the model to answer. Words must be [marked] first.
@@ -178,7 +179,7 @@ impl ChatTemplate {
 
     /// What follows the model's own words in a conversation that goes on.
     pub fn after_answer(&self) -> Option<String> {
-        const WORDS: &str = "e5c91b7a";
+        const WORDS: &str = "5091720934";
         let turn = |role, words: &str| Message { role, parts: vec![Part::Text(words.into())] };
         let messages = [turn(Role::User, "a"), turn(Role::Assistant, WORDS)];
         let text = self.try_render(&messages, false).ok()?;

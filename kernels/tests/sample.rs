@@ -1,0 +1,170 @@
+//! Drawing against straight f64 formulas: which tokens may come, and how often they do.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+use candle_core::{Device, Tensor};
+use percept_kernels::{Draw, NotFinite, Seen, sample, uniform};
+
+const NEUTRAL: Draw<'static> = Draw {
+    temperature: 1.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repetition: 1.0,
+    frequency: 0.0,
+    presence: 0.0,
+    seen: &[],
+    bias: &[],
+    vocabulary: usize::MAX,
+    random: 0.5,
+};
+
+fn one(logits: &[f32], draw: Draw<'_>) -> Result<u32, NotFinite> {
+    let logits = Tensor::from_slice(logits, (1, logits.len()), &Device::Cpu).unwrap();
+    sample(&logits, &[draw]).unwrap().remove(0)
+}
+
+/// The probabilities that a draw should follow.
+fn reference(logits: &[f32], draw: Draw<'_>) -> Vec<f64> {
+    let mut logits: Vec<f64> = logits.iter().map(|&logit| f64::from(logit)).collect();
+    for seen in draw.seen {
+        let logit = &mut logits[seen.id as usize];
+        let repetition = f64::from(draw.repetition);
+        *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+        *logit -= f64::from(draw.frequency) * f64::from(seen.generated);
+        *logit -= if seen.generated > 0 { f64::from(draw.presence) } else { 0.0 };
+    }
+    for &(id, bias) in draw.bias {
+        logits[id as usize] += f64::from(bias);
+    }
+    logits.truncate(draw.vocabulary);
+    let weights: Vec<f64> = logits.iter().map(|logit| (logit / f64::from(draw.temperature)).exp()).collect();
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
+    if draw.top_k > 0 {
+        order.truncate(draw.top_k);
+    }
+    if draw.top_p < 1.0 {
+        let total: f64 = order.iter().map(|&id| weights[id]).sum();
+        let mut sum = 0.0;
+        let enough = order.iter().position(|&id| {
+            sum += weights[id];
+            sum >= f64::from(draw.top_p) * total
+        });
+        order.truncate(enough.map_or(order.len(), |last| last + 1));
+    }
+    let most = weights[order[0]];
+    order.retain(|&id| weights[id] >= f64::from(draw.min_p) * most);
+    let total: f64 = order.iter().map(|&id| weights[id]).sum();
+    let mut probabilities = vec![0.0; weights.len()];
+    for id in order {
+        probabilities[id] = weights[id] / total;
+    }
+    probabilities
+}
+
+fn logits(count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 37 % 101) as f32 / 101.0 - 0.5) * 8.0).collect()
+}
+
+/// Walks evenly through `0..1`, so that counts must match probabilities closely, and every kept token comes.
+fn check(logits: &[f32], draw: Draw<'_>, what: &str) {
+    const DRAWS: usize = 4000;
+    let expected = reference(logits, draw);
+    let mut counts = vec![0usize; logits.len()];
+    for step in 0..DRAWS {
+        let random = (step as f64 + 0.5) / DRAWS as f64;
+        counts[one(logits, Draw { random, ..draw }).unwrap() as usize] += 1;
+    }
+    for (id, &count) in counts.iter().enumerate() {
+        let probability = expected.get(id).copied().unwrap_or(0.0);
+        let difference = count as f64 - probability * DRAWS as f64;
+        assert!(difference.abs() <= 1.5, "{what}: token {id} came {count} times, probability {probability}");
+        assert!(count == 0 || probability > 0.0, "{what}: token {id} may not come");
+    }
+}
+
+#[test]
+fn draws_follow_the_probabilities() {
+    let logits = logits(97);
+    let seen = [Seen { id: 3, generated: 2 }, Seen { id: 50, generated: 0 }, Seen { id: 96, generated: 7 }];
+    for (what, draw) in [
+        ("plain", NEUTRAL),
+        ("hot", Draw { temperature: 2.0, ..NEUTRAL }),
+        ("cold", Draw { temperature: 0.3, ..NEUTRAL }),
+        ("top-k 1", Draw { top_k: 1, ..NEUTRAL }),
+        ("top-k 7", Draw { top_k: 7, ..NEUTRAL }),
+        ("top-k beyond all", Draw { top_k: 1000, ..NEUTRAL }),
+        ("top-p 0.5", Draw { top_p: 0.5, ..NEUTRAL }),
+        ("top-p 0.9, hot", Draw { top_p: 0.9, temperature: 1.7, ..NEUTRAL }),
+        ("top-p 0", Draw { top_p: 0.0, ..NEUTRAL }),
+        ("top-p 0.999999", Draw { top_p: 0.999_999, ..NEUTRAL }),
+        ("min-p 0.1", Draw { min_p: 0.1, ..NEUTRAL }),
+        ("min-p 1", Draw { min_p: 1.0, ..NEUTRAL }),
+        ("all three", Draw { top_k: 20, top_p: 0.8, min_p: 0.05, ..NEUTRAL }),
+        ("penalties", Draw { repetition: 1.5, frequency: 0.4, presence: 0.9, seen: &seen, ..NEUTRAL }),
+        ("rewards", Draw { repetition: 0.5, frequency: -0.4, presence: -0.9, seen: &seen, ..NEUTRAL }),
+        ("bias", Draw { bias: &[(7, 5.0), (8, -100.0)], ..NEUTRAL }),
+        ("padded", Draw { vocabulary: 40, ..NEUTRAL }),
+    ] {
+        check(&logits, draw, what);
+    }
+}
+
+#[test]
+fn a_large_vocabulary_needs_more_than_the_first_candidates() {
+    let flat: Vec<f32> = (0..1000).map(|i| (i % 7) as f32 * 0.01).collect();
+    check(&flat, Draw { top_p: 0.7, ..NEUTRAL }, "nearly flat");
+    check(&flat, Draw { top_p: 0.7, top_k: 600, ..NEUTRAL }, "nearly flat, top-k");
+}
+
+#[test]
+fn without_temperature_the_largest_comes_and_the_first_of_equals() {
+    let greedy = Draw { temperature: 0.0, ..NEUTRAL };
+    assert_eq!(one(&[0.0, 3.0, 1.0, 3.0], greedy), Ok(1));
+    assert_eq!(one(&[0.0, 3.0, 1.0, 3.0], Draw { bias: &[(3, 0.1)], ..greedy }), Ok(3));
+    assert_eq!(
+        one(&[-1.0, -2.0, 0.0, 0.0], Draw { vocabulary: 2, ..greedy }),
+        Ok(0),
+        "padding is never drawn"
+    );
+    let seen = [Seen { id: 1, generated: 1 }];
+    assert_eq!(one(&[2.9, 3.0], Draw { frequency: 0.2, seen: &seen, ..greedy }), Ok(0));
+}
+
+#[test]
+fn extremes_do_no_harm() {
+    for temperature in [1e-30, 1e-6, 1e30] {
+        let drawn = one(&[0.0, 50.0, -50.0], Draw { temperature, random: 0.4, ..NEUTRAL }).unwrap();
+        assert!(temperature > 1.0 || drawn == 1);
+    }
+    assert_eq!(one(&[0.0, 1.0], Draw { random: 0.999_999_999_999, ..NEUTRAL }), Ok(1));
+    assert_eq!(one(&[f32::MIN, f32::MAX], Draw { random: 0.0, ..NEUTRAL }), Ok(1));
+}
+
+#[test]
+fn a_row_of_broken_numbers_fails_alone() {
+    for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let rows = Tensor::new(&[[1.0, 2.0], [broken, 0.0], [3.0, 0.0]], &Device::Cpu).unwrap();
+        let drawn = sample(&rows, &[Draw { temperature: 0.0, ..NEUTRAL }; 3]).unwrap();
+        assert_eq!(drawn, [Ok(1), Err(NotFinite), Ok(0)]);
+    }
+    let rows = Tensor::new(&[[1.0f32, 2.0]], &Device::Cpu).unwrap();
+    assert!(sample(&rows, &[NEUTRAL; 2]).is_err());
+    assert_eq!(one(&[1.0, 2.0], Draw { vocabulary: 0, ..NEUTRAL }), Err(NotFinite));
+}
+
+#[test]
+fn uniform_numbers_are_uniform_and_depend_on_seed_and_index_alone() {
+    let mut buckets = [0usize; 16];
+    for index in 0..16_000 {
+        let number = uniform(42, index);
+        assert!((0.0..1.0).contains(&number));
+        assert_eq!(number, uniform(42, index));
+        buckets[(number * 16.0) as usize] += 1;
+    }
+    // Five standard deviations of a thousand.
+    assert!(buckets.iter().all(|&count| count.abs_diff(1000) < 155), "{buckets:?}");
+    assert_ne!(uniform(42, 0), uniform(43, 0));
+    assert_ne!(uniform(42, 0), uniform(42 + (1 << 32), 0));
+    assert_ne!(uniform(42, 0), uniform(42, 1 << 32));
+}

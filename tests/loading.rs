@@ -1,0 +1,445 @@
+//! Checkpoints as published, in every layout, and what is said about broken ones.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use candle_core::{DType, Device, Tensor};
+use percept::text::{Message, Part, Role, TextModel};
+use percept_models::{Checkpoint, LoadOptions, Loaded, MediaSize, Ragged};
+use serde_json::{Value, json};
+use support::{largest_difference, llava, picture};
+use tempfile::TempDir;
+
+/// A copy of the fixture that a test may change.
+struct Copy {
+    folder: TempDir,
+}
+
+impl Copy {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        for entry in fs::read_dir(llava()).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut json: Value = serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap();
+        change(&mut json);
+        fs::write(self.path(name), json.to_string()).unwrap();
+    }
+
+    fn weights(&self) -> HashMap<String, Tensor> {
+        candle_core::safetensors::load(self.path("model.safetensors"), &Device::Cpu).unwrap()
+    }
+
+    fn save(&self, name: &str, weights: &HashMap<String, Tensor>) {
+        candle_core::safetensors::save(weights, self.path(name)).unwrap();
+    }
+
+    /// Splits the weights over files and writes their index.
+    fn shard(&self, count: usize) {
+        let weights = self.weights();
+        let mut names: Vec<_> = weights.keys().cloned().collect();
+        names.sort();
+        let mut map = serde_json::Map::new();
+        for (index, names) in names.chunks(names.len().div_ceil(count)).enumerate() {
+            let file = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+            self.save(&file, &names.iter().map(|name| (name.clone(), weights[name].clone())).collect());
+            map.extend(names.iter().map(|name| (name.clone(), json!(file))));
+        }
+        fs::write(
+            self.path("model.safetensors.index.json"),
+            json!({"metadata": {}, "weight_map": map}).to_string(),
+        )
+        .unwrap();
+        fs::remove_file(self.path("model.safetensors")).unwrap();
+    }
+
+    fn load(&self) -> Result<Loaded, String> {
+        load(self.folder.path())
+    }
+
+    fn error(&self) -> String {
+        self.load().err().expect("it should not load")
+    }
+
+    fn text(&self) -> Result<TextModel, String> {
+        let loaded = self.load()?;
+        TextModel::read(&Checkpoint::new(self.folder.path()), &loaded.text, None)
+            .map_err(|error| error.to_string())
+    }
+}
+
+fn load(folder: &Path) -> Result<Loaded, String> {
+    let options =
+        LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, progress: Box::new(|_, _| {}) };
+    percept_models::load(&Checkpoint::new(folder), options).map_err(|error| error.to_string())
+}
+
+/// Encoder rows of a picture: they depend on the tower and the projector.
+fn encode(loaded: &Loaded) -> Tensor {
+    let features = loaded.preprocess.run(&picture("land_90x60.png")).unwrap();
+    loaded.model.encode(&features, &Ragged::new(&[1], &Device::Cpu).unwrap()).unwrap()
+}
+
+fn same(copy: &Copy) {
+    let (found, expected) = (copy.load().unwrap(), load(&llava()).unwrap());
+    assert!(largest_difference(&encode(&found), &encode(&expected)) == 0.0);
+}
+
+#[test]
+fn several_files_are_one_checkpoint() {
+    let copy = Copy::new();
+    copy.shard(3);
+    same(&copy);
+}
+
+#[test]
+fn newer_names_are_the_same_weights() {
+    for rules in [
+        // transformers 4.52 and later, in memory
+        [
+            ("language_model.model.", "model.language_model."),
+            ("language_model.lm_head.", "lm_head."),
+            ("vision_tower.", "model.vision_tower."),
+            ("multi_modal_projector.", "model.multi_modal_projector."),
+        ],
+        // transformers 5
+        [
+            ("language_model.model.", "model.language_model."),
+            ("language_model.lm_head.", "lm_head."),
+            ("vision_tower.vision_model.", "model.vision_tower."),
+            ("multi_modal_projector.", "model.multi_modal_projector."),
+        ],
+    ] {
+        let copy = Copy::new();
+        let rename = |name: String| {
+            let rule = rules.iter().find_map(|(old, new)| Some(format!("{new}{}", name.strip_prefix(old)?)));
+            rule.unwrap_or(name)
+        };
+        let weights: HashMap<_, _> =
+            copy.weights().into_iter().map(|(name, tensor)| (rename(name), tensor)).collect();
+        assert!(weights.contains_key("lm_head.weight"));
+        copy.save("model.safetensors", &weights);
+        same(&copy);
+    }
+}
+
+#[test]
+fn weights_in_f16_are_read_as_what_is_asked_for() {
+    let copy = Copy::new();
+    let half = |tensor: Tensor| tensor.to_dtype(DType::F16).unwrap();
+    let weights: HashMap<_, _> =
+        copy.weights().into_iter().map(|(name, tensor)| (name, half(tensor))).collect();
+    copy.save("model.safetensors", &weights);
+    let loaded = copy.load().unwrap();
+    assert_eq!(loaded.dtype, DType::F32);
+    assert!(largest_difference(&encode(&loaded), &encode(&load(&llava()).unwrap())) < 0.02);
+}
+
+#[test]
+fn progress_counts_to_the_end() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&seen);
+    let progress = Box::new(move |read, total| heard.lock().unwrap().push((read, total)));
+    let options = LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, progress };
+    percept_models::load(&Checkpoint::new(llava()), options).unwrap();
+    let seen = seen.lock().unwrap();
+    let total = seen[0].1;
+    assert!(seen.iter().all(|step| step.1 == total) && seen.len() > 30);
+    // The layer behind the one that is used, and its norm, are not read.
+    let most = seen.iter().map(|step| step.0).max().unwrap();
+    assert!(most < total && most > total * 8 / 10, "{most} of {total}");
+}
+
+#[test]
+fn what_is_wrong_with_weights_is_said_precisely() {
+    let name = "language_model.model.layers.1.mlp.up_proj.weight";
+    let copy = Copy::new();
+    let mut weights = copy.weights();
+    let tensor = weights.remove(name).unwrap();
+    copy.save("model.safetensors", &weights);
+    assert_eq!(copy.error(), format!("tensor `{name}` is missing from model.safetensors"));
+
+    weights.insert(name.into(), tensor.narrow(0, 0, 95).unwrap().contiguous().unwrap());
+    copy.save("model.safetensors", &weights);
+    assert_eq!(
+        copy.error(),
+        format!(
+            "tensor `{name}` in model.safetensors has shape [95, 64], but the configuration needs [96, 64]"
+        )
+    );
+
+    let copy = Copy::new();
+    copy.shard(2);
+    let second = copy.path("model-00002-of-00002.safetensors");
+    let whole = fs::read(&second).unwrap();
+    for length in [0, 7, 8, 100, whole.len() - 1] {
+        fs::write(&second, &whole[..length]).unwrap();
+        let error = copy.error();
+        assert!(error.contains("model-00002-of-00002.safetensors"), "{error}");
+        assert!(error.contains("truncated") || error.contains("not a safetensors file"), "{error}");
+        if length > 8 {
+            let header = u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize + 8;
+            let described = if length < header { header } else { whole.len() };
+            assert!(error.contains(&format!("describes {described} bytes, it has {length}")), "{error}");
+        }
+    }
+    fs::write(&second, b"<html>Not found</html>").unwrap();
+    assert!(copy.error().contains("is not a safetensors file"), "{}", copy.error());
+    let mut absurd = u64::MAX.to_le_bytes().to_vec();
+    absurd.extend([0; 100]);
+    fs::write(&second, absurd).unwrap();
+    assert!(copy.error().contains("its header claims 18446744073709551615 bytes"), "{}", copy.error());
+    fs::remove_file(&second).unwrap();
+    assert!(copy.error().contains("model-00002-of-00002.safetensors is missing"), "{}", copy.error());
+    fs::write(copy.path("model.safetensors.index.json"), r#"{"weight_map": {"a": "../../etc/passwd"}}"#)
+        .unwrap();
+    assert!(copy.error().contains("passwd is missing"), "{}", copy.error());
+    fs::write(copy.path("model.safetensors.index.json"), "[]").unwrap();
+    assert!(
+        copy.error().contains("model.safetensors.index.json is not what it should be"),
+        "{}",
+        copy.error()
+    );
+    fs::remove_file(copy.path("model.safetensors.index.json")).unwrap();
+    fs::write(copy.path("pytorch_model.bin"), "").unwrap();
+    assert!(copy.error().contains("safetensors only"), "{}", copy.error());
+}
+
+#[test]
+fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_name() {
+    type Change = fn(&mut Value);
+    let changes: &[(Change, &str)] = &[
+        (
+            |c| c["architectures"] = json!(["GPT2LMHeadModel"]),
+            "architecture GPT2LMHeadModel is not supported",
+        ),
+        (|c| c["architectures"] = json!([]), "supported: LlavaForConditionalGeneration"),
+        (|c| c["quantization_config"] = json!({"bits": 4}), "quantization_config"),
+        (|c| c["text_config"]["model_type"] = json!("gemma"), "text_config model_type gemma"),
+        (|c| c["text_config"]["hidden_act"] = json!("relu"), "text_config hidden_act `relu`"),
+        (|c| c["text_config"]["attention_bias"] = json!(true), "text_config attention_bias true"),
+        (|c| c["text_config"]["mlp_bias"] = json!(true), "text_config mlp_bias true"),
+        (
+            |c| c["text_config"]["rope_scaling"] = json!({"type": "yarn", "factor": 2}),
+            "text_config rope type yarn",
+        ),
+        (
+            |c| c["text_config"]["rope_parameters"] = json!({"rope_type": "llama3"}),
+            "text_config rope type llama3",
+        ),
+        (|c| c["text_config"]["num_key_value_heads"] = json!(3), "kv heads that divide"),
+        (|c| c["text_config"]["num_attention_heads"] = json!(0), "kv heads that divide"),
+        (
+            |c| c["vision_config"]["model_type"] = json!("siglip_vision_model"),
+            "vision_config model_type siglip_vision_model",
+        ),
+        (|c| c["vision_config"]["hidden_act"] = json!("tanh"), "vision_config hidden_act `tanh`"),
+        (|c| c["vision_config"]["num_attention_heads"] = json!(5), "vision_config num_attention_heads 5"),
+        (|c| c["vision_config"]["patch_size"] = json!(0), "vision_config patch_size 0"),
+        (|c| c["vision_config"]["image_size"] = json!(70), "the vision tower's 70"),
+        (|c| c["vision_feature_layer"] = json!(9), "vision_feature_layer 9"),
+        (|c| c["vision_feature_layer"] = json!([]), "vision_feature_layer []"),
+        (|c| c["vision_feature_select_strategy"] = json!("cls"), "unknown variant `cls`"),
+        (|c| c["projector_hidden_act"] = json!("mish"), "projector_hidden_act `mish`"),
+        (|c| c["image_aspect_ratio"] = json!("anyres"), "image_aspect_ratio anyres"),
+        (|c| c["text_config"]["vocab_size"] = json!("many"), "config.json is not what it should be"),
+    ];
+    for (change, expected) in changes {
+        let copy = Copy::new();
+        copy.edit("config.json", change);
+        let error = copy.error();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    let changes: &[(Change, &str)] = &[
+        (|c| c["size"] = json!({"shortest_edge": 224}), "the vision tower's 56"),
+        (|c| c["crop_size"] = json!(224), "the vision tower's 56"),
+        (|c| c["do_resize"] = json!(false), "do_resize false"),
+        (|c| c["do_center_crop"] = json!(false), "do_center_crop false"),
+        (|c| c["resample"] = json!(0), "resample 0"),
+        (|c| c["image_mean"] = json!([0.5]), "preprocessor_config.json is not what it should be"),
+    ];
+    for (change, expected) in changes {
+        let copy = Copy::new();
+        copy.edit("preprocessor_config.json", change);
+        let error = copy.error();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    let copy = Copy::new();
+    fs::remove_file(copy.path("config.json")).unwrap();
+    assert!(copy.error().contains("config.json is missing"));
+}
+
+#[test]
+fn configurations_of_newer_and_older_files_mean_the_same() {
+    let copy = Copy::new();
+    copy.edit("config.json", |config| {
+        config["image_token_id"] = config["image_token_index"].take();
+        config.as_object_mut().unwrap().remove("image_token_index");
+        config["text_config"]["rope_parameters"] = json!({"rope_theta": 10000.0, "rope_type": "default"});
+        config["text_config"]["rope_scaling"] = Value::Null;
+        config["vision_feature_layer"] = json!([2]);
+    });
+    // transformers 5 keeps the image processor in the processor's own file.
+    let processor: Value =
+        serde_json::from_str(&fs::read_to_string(copy.path("preprocessor_config.json")).unwrap()).unwrap();
+    fs::remove_file(copy.path("preprocessor_config.json")).unwrap();
+    copy.edit("processor_config.json", |config| {
+        config["image_processor"] = processor;
+        config["image_processor"]["size"] = json!(56);
+    });
+    same(&copy);
+    fs::write(copy.path("processor_config.json"), "{}").unwrap();
+    assert!(copy.error().contains("preprocessor_config.json is missing"));
+
+    // The original repository asks for padding in its own words.
+    let copy = Copy::new();
+    copy.edit("config.json", |config| config["image_aspect_ratio"] = json!("pad"));
+    let padded = copy.load().unwrap().preprocess.run(&picture("land_90x60.png")).unwrap();
+    let copy = Copy::new();
+    copy.edit("preprocessor_config.json", |config| config["do_pad"] = json!(true));
+    let also = copy.load().unwrap().preprocess.run(&picture("land_90x60.png")).unwrap();
+    assert!(largest_difference(&padded, &also) == 0.0);
+    let cropped = load(&llava()).unwrap().preprocess.run(&picture("land_90x60.png")).unwrap();
+    assert!(largest_difference(&padded, &cropped) > 0.1);
+}
+
+#[test]
+fn the_class_row_and_several_layers_can_be_asked_for() {
+    let copy = Copy::new();
+    copy.edit("config.json", |config| {
+        config["vision_feature_select_strategy"] = json!("full");
+        config["vision_feature_layer"] = json!([1, -2]);
+    });
+    let mut weights = copy.weights();
+    let name = "multi_modal_projector.linear_1.weight";
+    weights.insert(name.into(), Tensor::cat(&[&weights[name], &weights[name]], 1).unwrap());
+    copy.save("model.safetensors", &weights);
+    let loaded = copy.load().unwrap();
+    assert_eq!(encode(&loaded).dims(), [17, 64]);
+    assert_eq!(loaded.preprocess.footprint(MediaSize::Image { width: 9, height: 5 }).tokens, vec![480; 17]);
+}
+
+#[test]
+fn a_tied_output_needs_no_weights() {
+    let copy = Copy::new();
+    let mut weights = copy.weights();
+    weights.remove("language_model.lm_head.weight");
+    copy.save("model.safetensors", &weights);
+    assert!(copy.error().contains("lm_head.weight` is missing"));
+    copy.edit("config.json", |config| config["tie_word_embeddings"] = json!(true));
+    copy.load().unwrap();
+}
+
+#[test]
+fn chat_templates_are_found_where_checkpoints_have_them() {
+    let render = |copy: &Copy| {
+        let message = Message { role: Role::User, parts: vec![Part::Text("hello".into())] };
+        let model = copy.text()?;
+        let prompt = model.prompt(&[message], &[], 4096).map_err(|error| error.to_string())?;
+        model.tokenizer().decode(&prompt.tokens).map_err(|error| error.to_string())
+    };
+    let copy = Copy::new();
+    assert_eq!(render(&copy).unwrap(), "USER: hello ASSISTANT:");
+    copy.edit("tokenizer_config.json", |config| {
+        config["chat_template"] = json!([{"name": "tools", "template": "x"}, {"name": "default", "template": "four {{ messages[0].content }}"}]);
+    });
+    copy.edit("processor_config.json", |config| {
+        config["chat_template"] = json!("three {{ messages[0].content }}")
+    });
+    assert_eq!(render(&copy).unwrap(), "USER: hello ASSISTANT:");
+    // A template that takes texts instead of parts is found out.
+    fs::write(copy.path("chat_template.jinja"), "one {{ messages[0].content }}\n").unwrap();
+    assert_eq!(render(&copy).unwrap(), "one hello");
+    fs::remove_file(copy.path("chat_template.jinja")).unwrap();
+    fs::remove_file(copy.path("chat_template.json")).unwrap();
+    assert_eq!(render(&copy).unwrap(), "three hello");
+    copy.edit("processor_config.json", |config| config["chat_template"] = Value::Null);
+    assert_eq!(render(&copy).unwrap(), "four hello");
+    copy.edit("tokenizer_config.json", |config| config["chat_template"] = json!("{{ nothing"));
+    assert!(render(&copy).unwrap_err().contains("the chat template is broken"));
+    copy.edit("tokenizer_config.json", |config| config["chat_template"] = json!("no words"));
+    assert!(render(&copy).unwrap_err().contains("drops the text"));
+    copy.edit("tokenizer_config.json", |config| config["chat_template"] = Value::Null);
+    assert!(render(&copy).unwrap_err().contains("--chat-template FILE"));
+    fs::remove_file(copy.path("tokenizer.json")).unwrap();
+    assert!(copy.text().unwrap_err().contains("tokenizer.json"));
+}
+
+#[test]
+fn templates_do_what_those_of_other_families_need() {
+    let render = |template: &str, messages: &[Message]| {
+        let copy = Copy::new();
+        fs::write(copy.path("chat_template.jinja"), template).unwrap();
+        let model = copy.text().unwrap();
+        let prompt = model.prompt(messages, &[], 4096).map_err(|error| error.to_string())?;
+        model.tokenizer().decode(&prompt.tokens).map_err(|error| error.to_string())
+    };
+    let turn = |role, text: &str| Message { role, parts: vec![Part::Text(text.into())] };
+    let talk =
+        [turn(Role::System, "be brief"), turn(Role::User, "  Hi there  "), turn(Role::Assistant, "yes")];
+    for (template, expected) in [
+        (
+            "{% for m in messages %}{{ m.role[:3] }}={{ m.content.strip().upper() }} {% endfor %}",
+            "sys=BE BRIEF use=HI THERE ass=YES ",
+        ),
+        (
+            "{% set ns = namespace(n=0) %}\
+             {% for m in messages %}{% set ns.n = ns.n + 1 %}{{ m.content }}{% endfor %}{{ ns.n }}",
+            "be brief  Hi there  yes3",
+        ),
+        (
+            "{% for m in messages %}{% if m.content is string %}{{ m.content.split(' ')|length }}{% endif %} \
+             {{ m.content }}{% endfor %}",
+            "2 be brief6   Hi there  1 yes",
+        ),
+        (
+            "{%- for m in messages %}\n    {%- if not loop.first %}, {% endif %}\
+             {{ m.content | trim }}\n{%- endfor %}\n",
+            "be brief, Hi there, yes",
+        ),
+        (
+            "{{ messages[1:] | length }}{{ messages | map(attribute='content') | join('|') }}",
+            "2be brief|  Hi there  |yes",
+        ),
+        (
+            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+            "be brief  Hi there  yes",
+        ),
+        (
+            "{% for m in messages %}{{ m.content.capitalize() }}{{ {'a': [1, '<']} | tojson }}{% endfor %}",
+            "Be brief{\"a\": [1, \"<\"]}  hi there  {\"a\": [1, \"<\"]}Yes{\"a\": [1, \"<\"]}",
+        ),
+        (
+            "{{ strftime_now('%Y') | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
+            "4be brief  Hi there  yes",
+        ),
+    ] {
+        assert_eq!(render(template, &talk).as_deref(), Ok(expected), "{template}");
+    }
+    // One that demands alternation gets it where that is possible.
+    let strict = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system turns come first') }}{% endif %}{{ m.role[0] }}:{{ m.content }} {% endfor %}";
+    let mixed =
+        [turn(Role::User, "a"), turn(Role::System, "b"), turn(Role::User, "c"), turn(Role::Assistant, "d")];
+    assert_eq!(render(strict, &mixed).as_deref(), Ok("s:b u:a\nc a:d "));
+    let never = "{% if messages | length > 1 %}{{ raise_exception('one turn, please') }}{% endif %}{{ messages[0].content }}";
+    assert!(render(never, &talk).unwrap_err().contains("one turn, please"));
+    // Work without end has an end.
+    let endless = "{{ messages[0].content }}{% if messages | length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}{% endif %}";
+    assert!(render(endless, &talk).is_err());
+}
