@@ -670,7 +670,7 @@ mod tests {
                     out.fill(0);
                     // SAFETY: the processor has what `is_here` asked for.
                     unsafe {
-                        avx512::across(&axis, &avx512::Digits::new(&axis), &image, width, fill, &mut out)
+                        avx512::across(&axis, &avx512::Digits::new(&axis), &image, width, fill, &mut out);
                     };
                     assert_eq!(out, plain, "{case}, AVX-512");
                 }

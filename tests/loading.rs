@@ -360,7 +360,7 @@ fn chat_templates_are_found_where_checkpoints_have_them() {
         config["chat_template"] = json!([{"name": "tools", "template": "x"}, {"name": "default", "template": "four {{ messages[0].content }}"}]);
     });
     copy.edit("processor_config.json", |config| {
-        config["chat_template"] = json!("three {{ messages[0].content }}")
+        config["chat_template"] = json!("three {{ messages[0].content }}");
     });
     assert_eq!(render(&copy).unwrap(), "USER: hello ASSISTANT:");
     // A template that takes texts instead of parts is found out.

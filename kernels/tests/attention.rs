@@ -123,8 +123,10 @@ impl Paged {
         let needed: usize = seen.iter().map(|seen| seen.div_ceil(size)).sum();
         let count = needed + 2;
         // A step that shares no factor with the count visits every page once.
-        let step =
-            (1..count).rev().find(|step| (2..=*step).all(|d| step % d != 0 || count % d != 0)).unwrap_or(1);
+        let step = (1..count)
+            .rev()
+            .find(|step| (2..=*step).all(|d| step % d != 0 || !count.is_multiple_of(d)))
+            .unwrap_or(1);
         let mut order = (0..count).map(|index| ((index * step + 1) % count) as u32);
         let table: Vec<Vec<u32>> =
             seen.iter().map(|seen| order.by_ref().take(seen.div_ceil(size)).collect()).collect();

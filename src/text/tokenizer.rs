@@ -189,6 +189,11 @@ fn parse(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     // Some files ask to cut or pad; a prompt is neither.
     tokenizer.with_truncation(None)?;
     tokenizer.with_padding(None);
+    // The library remembers ten thousand texts for every thread that ever encoded one. That is what users wrote, and
+    // on a pool of hundreds of threads it is gigabytes.
+    let mut model = tokenizer.get_model().clone();
+    model.resize_cache(0);
+    tokenizer.with_model(model);
     Ok(tokenizer)
 }
 

@@ -1,0 +1,301 @@
+//! The program as a user runs it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use support::{Golden, fixtures, llava, server};
+use tempfile::TempDir;
+
+/// The program, in an environment that is nobody's.
+fn percept(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_percept"));
+    command.args(arguments).env_clear().env("HOME", "/nonexistent").stdin(Stdio::null());
+    command
+}
+
+fn run(mut command: Command) -> Output {
+    command.output().unwrap()
+}
+
+fn fails(command: Command) -> String {
+    let output = run(command);
+    assert!(!output.status.success());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!error.contains("panicked"), "{error}");
+    error
+}
+
+fn llava_path() -> String {
+    llava().to_str().unwrap().to_owned()
+}
+
+/// A server of its own process; ends with the test.
+struct Serving {
+    child: Child,
+    url: String,
+}
+
+impl Serving {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut first = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+        let url = first.trim().rsplit(' ').next().unwrap().trim_end_matches("/v1").to_owned();
+        assert!(url.starts_with("http://127.0.0.1:"), "{first}");
+        Self { child, url }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// What it wrote to its log, once it has ended.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap().code(), log)
+    }
+
+    fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn help_teaches() {
+    let text = |arguments: &[&str]| String::from_utf8(run(percept(arguments)).stdout).unwrap();
+    let help = text(&["--help"]);
+    for word in ["serve", "pull", "chat", "percept serve llava-hf/llava-1.5-7b-hf"] {
+        assert!(help.contains(word), "{word}");
+    }
+    let help = text(&["serve", "--help"]);
+    for word in [
+        "--memory",
+        "[default: 64]",
+        "PERCEPT_MAX_SEQUENCES",
+        "max_sequences = 32",
+        "HF_TOKEN",
+        "--alias gpt-4o",
+    ] {
+        assert!(help.contains(word), "{word}");
+    }
+    assert!(text(&["--version"]).starts_with("percept 0."));
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let folder = TempDir::new().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let unknown = file("unknown.toml", "port = 9000\nmax_sequenzes = 3\n");
+    let wrong = file("wrong.toml", "port = \"many\"\n");
+    let broken = file("broken.toml", "port = \n");
+    let fixture = llava_path();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (arguments, expected) in [
+        (vec!["serve"], "no model given"),
+        (vec!["serve", "./nowhere"], "neither a folder nor a hub id"),
+        (vec!["serve", "/tmp"], "config.json is missing"),
+        (vec!["serve", "owner/model", "--offline"], "is not in the cache"),
+        (vec!["serve", &fixture, "--memroy", "3"], "--memory"),
+        (vec!["serve", &fixture, "--memory", "lots"], "neither a share"),
+        (vec!["serve", &fixture, "--memory", "1MB"], "the memory does not suffice"),
+        (vec!["serve", &fixture, "--max-sequences", "0"], "max_sequences must be at least 1"),
+        (vec!["serve", &fixture, "--dtype", "int4"], "possible values: f32, bf16"),
+        (vec!["serve", &fixture, "--port", "70000"], "70000"),
+        (vec!["serve", &fixture, "--port", &port], "choose another with --host or --port"),
+        (vec!["serve", &fixture, "--log", "loud==3"], "level filter"),
+        (vec!["serve", &fixture, "--chat-template", "/nowhere.jinja"], "/nowhere.jinja"),
+        (vec!["serve", &fixture, "--config", &unknown], "unknown field `max_sequenzes`"),
+        (vec!["serve", &fixture, "--config", &unknown], "line 2"),
+        (vec!["serve", &fixture, "--config", &wrong], "wrong.toml"),
+        (vec!["serve", &fixture, "--config", &broken], "broken.toml"),
+        (vec!["serve", &fixture, "--config", "/nowhere.toml"], "/nowhere.toml"),
+        (vec!["pull", &fixture], "is a folder already"),
+        (vec!["chat", "hello", "--url", "http://127.0.0.1:1"], "start one with percept serve"),
+        (vec!["chat", "hello", "--model", &fixture, "-i", "/nowhere.png"], "cannot read /nowhere.png"),
+        (vec!["chat", "hello", "--model", &fixture, "-t", "9"], "above maximum value"),
+    ] {
+        let error = fails(percept(&arguments));
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+    }
+    let mut command = percept(&["serve", &fixture]);
+    command.env("PERCEPT_MAX_SEQUENZES", "3");
+    let error = fails(command);
+    assert!(error.contains("PERCEPT_MAX_SEQUENZES") && error.contains("max_sequences"), "{error}");
+}
+
+#[test]
+fn a_question_is_answered_by_a_model_of_its_own_and_by_a_server() {
+    let golden = Golden::read("llava");
+    let case = golden.prompts().find(|case| case.name == "one_square").unwrap();
+    let picture = fixtures().join("inputs/square_56x56.png");
+    let question = [
+        "chat",
+        "what is shown in this image?",
+        "-i",
+        picture.to_str().unwrap(),
+        "-t",
+        "0",
+        "--max-tokens",
+        "12",
+    ];
+    let ask = |more: &[&str]| {
+        let output = run(percept(&[&question, more].concat()));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let expected = format!("{}\n", case.greedy_text);
+    assert_eq!(ask(&["--model", &llava_path()]), expected);
+
+    let serving = Serving::start(percept(&["serve", &llava_path(), "--port", "0", "--alias", "gpt-4o"]));
+    assert_eq!(ask(&["--url", &serving.url]), expected);
+    assert_eq!(ask(&["--url", &format!("{}/v1/", serving.url), "--name", "gpt-4o"]), expected);
+    let error = fails(percept(&["chat", "hello", "--url", &serving.url, "--name", "gpt-5"]));
+    assert!(error.contains("`gpt-5` does not exist"), "{error}");
+
+    let mut command =
+        percept(&["chat", "count:", "--stdin", "--url", &serving.url, "--system", "be brief", "--seed", "3"]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all("from one to ten".as_bytes()).unwrap();
+    assert!(child.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn settings_come_from_flags_environment_and_file() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("percept/config.toml");
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    fs::write(
+        &file,
+        format!("model = {:?}\nname = \"file\"\nport = 1\nalias = [\"one\", \"two\"]\n", llava_path()),
+    )
+    .unwrap();
+    let mut command = percept(&["serve", "--port", "0"]);
+    command.env("XDG_CONFIG_HOME", folder.path()).env("PERCEPT_NAME", "environment");
+    let serving = Serving::start(command);
+    let mut response = ureq::get(format!("{}/v1/models", serving.url)).call().unwrap();
+    let list: Value = response.body_mut().read_json().unwrap();
+    let names: Vec<_> =
+        list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(names, ["environment", "one", "two"]);
+}
+
+#[test]
+fn a_signal_lets_answers_end_and_a_short_patience_cuts_them() {
+    let streaming = |serving: &Serving, tokens: u32| {
+        let mut body = server::words("hello");
+        body["stream"] = true.into();
+        body["max_tokens"] = tokens.into();
+        body["logit_bias"] = serde_json::json!({"2": -100});
+        let mut response =
+            ureq::post(format!("{}/v1/chat/completions", serving.url)).send_json(&body).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(response.body_mut().as_reader()).lines();
+            sender.send(lines.next().unwrap().unwrap()).unwrap();
+            sender.send(lines.map_while(Result::ok).collect::<Vec<_>>().concat()).unwrap();
+        });
+        receiver.recv().unwrap();
+        receiver
+    };
+    for (signal, json) in [("TERM", false), ("INT", true)] {
+        let format = if json { "json" } else { "human" };
+        let serving = Serving::start(percept(&["serve", &llava_path(), "-p", "0", "--log-format", format]));
+        let rest = streaming(&serving, 300);
+        serving.signal(signal);
+        assert!(rest.recv().unwrap().ends_with("data: [DONE]"));
+        let (code, log) = serving.end();
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("finishing what is running"), "{log}");
+        assert!(!log.contains("hello"), "content in the log: {log}");
+        for line in log.lines().filter(|_| json) {
+            let line: Value = serde_json::from_str(line).unwrap();
+            assert!(line["timestamp"].is_string() && line["level"].is_string());
+        }
+    }
+    let serving = Serving::start(percept(&["serve", &llava_path(), "-p", "0", "--drain-seconds", "0"]));
+    let rest = streaming(&serving, 4000);
+    serving.signal("TERM");
+    let (code, log) = serving.end();
+    assert!(!rest.recv().unwrap().ends_with("[DONE]"), "an answer that was cut must not look complete");
+    assert_eq!(code, Some(0));
+    assert!(log.contains("cut off"), "{log}");
+}
+
+/// Two thousand requests with many pictures leave the process as large as five hundred did.
+#[test]
+fn memory_does_not_grow_with_uptime() {
+    const ROUND: usize = 500;
+    const CLIENTS: usize = 4;
+    let arguments =
+        ["serve", &llava_path(), "-p", "0", "--max-sequences", "8", "--max-context", "256", "--log", "warn"];
+    let serving = Serving::start(percept(&arguments));
+    let pictures =
+        ["land_90x60.png", "wide_200x40.png", "photo_160x120.jpg", "rgba_64x48.png", "big_180x150.png"];
+    let pictures = pictures.map(server::data_url);
+    let mut sizes = Vec::new();
+    for round in 0..4 {
+        std::thread::scope(|scope| {
+            for client in 0..CLIENTS {
+                let (url, pictures) = (&serving.url, &pictures);
+                scope.spawn(move || {
+                    let agent = ureq::Agent::new_with_defaults();
+                    for index in (client..ROUND).step_by(CLIENTS) {
+                        let mut body = server::words(&format!("what is this? {round} {index}"));
+                        let picture = server::image_part(&pictures[index % pictures.len()]);
+                        let text = body["messages"][0]["content"].clone();
+                        let text = serde_json::json!({"type": "text", "text": text});
+                        body["messages"][0]["content"] = serde_json::json!([picture, text]);
+                        body["stream"] = (index % 2 == 0).into();
+                        let mut response =
+                            agent.post(format!("{url}/v1/chat/completions")).send_json(&body).unwrap();
+                        if index % 7 == 0 {
+                            // This one leaves in the middle.
+                            continue;
+                        }
+                        response.body_mut().read_to_string().unwrap();
+                    }
+                });
+            }
+        });
+        sizes.push(serving.resident_kib());
+    }
+    let growth = sizes[3].saturating_sub(sizes[0]);
+    assert!(growth < 1024, "resident KiB after each {ROUND} requests: {sizes:?}");
+    eprintln!("resident KiB after each {ROUND} requests: {sizes:?}");
+}
+
+#[test]
+fn the_fixture_is_ready_within_a_second() {
+    let started = Instant::now();
+    let serving = Serving::start(percept(&["serve", &llava_path(), "-p", "0"]));
+    let ready = started.elapsed();
+    assert_eq!(ureq::get(format!("{}/health", serving.url)).call().unwrap().status(), 200);
+    // No clock decides here: the figure is for whoever reads the log.
+    eprintln!("ready after {ready:?}");
+    assert!(ready < Duration::from_secs(60), "it hangs");
+}
