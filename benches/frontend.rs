@@ -37,7 +37,7 @@ fn photograph() -> Vec<u8> {
 fn frontend(criterion: &mut Criterion) {
     rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap();
     let file = photograph();
-    let header = Header::read(&file, usize::MAX).unwrap();
+    let header = Header::read(&file, usize::MAX, usize::MAX).unwrap();
     let config: ImageProcessorConfig = serde_json::from_value(serde_json::json!({
         "size": {"shortest_edge": SIDE}, "crop_size": SIDE,
     }))
@@ -49,15 +49,16 @@ fn frontend(criterion: &mut Criterion) {
     let square = processor.square(&pixels).unwrap();
 
     let mut stages = criterion.benchmark_group("1080p JPEG, one core");
-    stages
-        .bench_function("read header", |bencher| bencher.iter(|| Header::read(black_box(&file), usize::MAX)));
+    stages.bench_function("read header", |bencher| {
+        bencher.iter(|| Header::read(black_box(&file), usize::MAX, usize::MAX))
+    });
     stages.bench_function("hash", |bencher| bencher.iter(|| Key::of(black_box(&file))));
     stages.bench_function("decode", |bencher| bencher.iter(|| decode(black_box(&file), header)));
     stages.bench_function("resize and crop", |bencher| bencher.iter(|| processor.square(black_box(&pixels))));
     stages.bench_function("normalise", |bencher| bencher.iter(|| processor.normalise(black_box(&square))));
     stages.bench_function("whole: file to features", |bencher| {
         bencher.iter(|| {
-            let header = Header::read(black_box(&file), usize::MAX).unwrap();
+            let header = Header::read(black_box(&file), usize::MAX, usize::MAX).unwrap();
             processor.run(&upload(decode(&file, header).unwrap().rgb)).unwrap()
         });
     });

@@ -26,7 +26,6 @@ impl CacheShape {
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
-    page_size: usize,
 }
 
 /// Keys and values of one layer, each `[pages, page_size, kv_heads, head_dim]`.
@@ -53,16 +52,11 @@ impl KvCache {
         let zeros = || Tensor::zeros((pages, page_size, shape.kv_heads, shape.head_dim), dtype, device);
         let layers =
             (0..shape.layers).map(|_| Ok(LayerCache { k: zeros()?, v: zeros()? })).collect::<Result<_>>()?;
-        Ok(Self { layers, page_size })
+        Ok(Self { layers })
     }
 
     /// Keys and values of layer `index`.
     pub fn layer(&self, index: usize) -> &LayerCache {
         &self.layers[index]
-    }
-
-    /// Rows of one page.
-    pub fn page_size(&self) -> usize {
-        self.page_size
     }
 }

@@ -3,6 +3,8 @@
 //! [`load`] turns a checkpoint folder into a [`Model`], which computes, and a [`Preprocess`], which prepares its
 //! media. A network is wired from [`nn`]; it names no device and no element type, and never waits for the host.
 
+#![forbid(unsafe_code)]
+
 pub mod batch;
 pub mod cache;
 mod checkpoint;
@@ -99,6 +101,8 @@ pub struct Loaded {
     pub text: TextInfo,
     /// Width of an encoded row.
     pub width: usize,
+    /// Numbers that are alive at once, at most, for a row that is being encoded.
+    pub encoder_row: usize,
     /// Size of the weights in the type they were loaded as.
     pub weight_bytes: u64,
     /// The type they were loaded as, which is also that of the cache.
@@ -115,6 +119,8 @@ pub struct LoadOptions {
     pub dtype: DType,
     /// Overrides how the checkpoint treats pictures that are not square.
     pub fit: Option<Fit>,
+    /// Most bytes that the weights may take.
+    pub most_bytes: u64,
     /// Called as weights are read.
     pub progress: Box<Progress>,
 }
@@ -134,6 +140,7 @@ struct Parts {
     preprocess: Arc<dyn Preprocess>,
     text: TextInfo,
     width: usize,
+    encoder_row: usize,
 }
 
 /// Every architecture that can be loaded.
@@ -145,16 +152,18 @@ pub const ARCHITECTURES: &[Architecture] =
 /// # Errors
 /// When a file is missing, broken or asks for what is not supported; the message names it.
 pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, LoadError> {
-    let LoadOptions { device, dtype, fit, progress } = options;
+    let LoadOptions { device, dtype, fit, most_bytes, progress } = options;
     let architecture = architecture(checkpoint)?;
     let weights = Weights::open(checkpoint.folder(), architecture.aliases, progress)?;
-    let elements = weights.elements();
+    let weight_bytes = weights.elements() * dtype.size_in_bytes() as u64;
+    if weight_bytes > most_bytes {
+        return Err(LoadError::TooLarge { weights: weight_bytes, limit: most_bytes });
+    }
     let failure = weights.failure();
     let vb = weights.into_builder(dtype, &device);
-    let Parts { model, preprocess, text, width } = (architecture.load)(checkpoint, fit, &vb)
+    let Parts { model, preprocess, text, width, encoder_row } = (architecture.load)(checkpoint, fit, &vb)
         .map_err(|error| failure.lock().ok().and_then(|mut failure| failure.take()).unwrap_or(error))?;
-    let weight_bytes = elements * dtype.size_in_bytes() as u64;
-    Ok(Loaded { model, preprocess, text, width, weight_bytes, dtype, device })
+    Ok(Loaded { model, preprocess, text, width, encoder_row, weight_bytes, dtype, device })
 }
 
 /// The registry row of a checkpoint.
@@ -250,6 +259,14 @@ pub enum LoadError {
         file: PathBuf,
         /// Why.
         reason: String,
+    },
+    /// The weights need more memory than they may have. Nothing of them was read.
+    #[error("the weights take {weights} bytes, and {limit} may be used")]
+    TooLarge {
+        /// Bytes in the type asked for.
+        weights: u64,
+        /// Bytes allowed.
+        limit: u64,
     },
     /// The architecture is not in the registry.
     #[error(

@@ -34,8 +34,9 @@ pub(crate) const ALIASES: &[(&str, &str)] = &[
 
 #[derive(Debug, Deserialize)]
 struct Config {
-    #[serde(alias = "image_token_id", default = "image_token")]
-    image_token_index: u32,
+    image_token_index: Option<u32>,
+    /// The newer name; some tools save both.
+    image_token_id: Option<u32>,
     #[serde(default = "feature_layer")]
     vision_feature_layer: FeatureLayers,
     #[serde(default)]
@@ -71,10 +72,6 @@ enum Strategy {
     Full,
 }
 
-fn image_token() -> u32 {
-    32_000
-}
-
 fn feature_layer() -> FeatureLayers {
     FeatureLayers::One(-2)
 }
@@ -88,6 +85,10 @@ fn yes() -> bool {
 }
 
 impl Config {
+    fn image_token(&self) -> u32 {
+        self.image_token_index.or(self.image_token_id).unwrap_or(32_000)
+    }
+
     fn decoder(&self) -> Result<DecoderConfig, LoadError> {
         match self.text_config.model_type.as_deref() {
             None | Some("llama") => {}
@@ -139,13 +140,14 @@ pub(crate) fn load(
     let preprocess = LlavaPreprocess {
         processor: SquareProcessor::new(&processor, vision.image_size, fit)?,
         rows: vision.patches() + usize::from(config.vision_feature_select_strategy == Strategy::Full),
-        placeholder: config.image_token_index,
+        placeholder: config.image_token(),
     };
 
     let last = states.iter().copied().max().unwrap_or(0);
     let bias = if config.multimodal_projector_bias { Bias::Yes } else { Bias::No };
     let activation = Activation::parse("projector_hidden_act", &config.projector_hidden_act)?;
-    let sizes = (vision.hidden_size * states.len(), hidden, hidden);
+    let states_width = vision.hidden_size * states.len();
+    let sizes = (states_width, hidden, hidden);
     let model = Llava {
         tower: ClipTower::load(vision, last, &vb.pp("vision_tower.vision_model"))?,
         projector: Mlp::load(
@@ -162,12 +164,14 @@ pub(crate) fn load(
     };
     let text = TextInfo {
         context: decoder.positions,
-        placeholder: config.image_token_index,
+        placeholder: config.image_token(),
         stops: ids(config.eos_token_id.as_ref())
             .chain(ids(config.text_config.eos_token_id.as_ref()))
             .collect(),
     };
-    Ok(Parts { model: Box::new(model), preprocess: Arc::new(preprocess), text, width: hidden })
+    // States are joined, and the projector's two layers follow.
+    let encoder_row = vision.row_size() + states_width + 2 * hidden;
+    Ok(Parts { model: Box::new(model), preprocess: Arc::new(preprocess), text, width: hidden, encoder_row })
 }
 
 struct Llava {

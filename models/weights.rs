@@ -57,7 +57,7 @@ pub(crate) struct Weights {
 pub(crate) type Failure = Arc<Mutex<Option<LoadError>>>;
 
 struct Stored {
-    dtype: DType,
+    dtype: Dtype,
     shape: Vec<usize>,
     file: usize,
     start: usize,
@@ -79,14 +79,10 @@ impl Weights {
             let map = map_file(file).map_err(|error| LoadError::Io { file: file.clone(), error })?;
             let (data, metadata) = header(file, &map)?;
             for (name, info) in metadata.tensors() {
-                let dtype = dtype(info.dtype).ok_or_else(|| LoadError::Unsupported {
-                    what: format!("type {:?} of tensor `{name}` in {}", info.dtype, file.display()),
-                    supported: "f16, bf16, f32 and f64".into(),
-                })?;
                 let (start, end) = info.data_offsets;
                 bytes += (end - start) as u64;
                 let stored = Stored {
-                    dtype,
+                    dtype: info.dtype,
                     shape: info.shape.clone(),
                     file: index,
                     start: data + start,
@@ -108,9 +104,10 @@ impl Weights {
         })
     }
 
-    /// Numbers in all tensors.
+    /// Numbers in all tensors that a network can ask for.
     pub(crate) fn elements(&self) -> u64 {
-        self.tensors.values().map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
+        let numbers = self.tensors.values().filter(|stored| dtype(stored.dtype).is_some());
+        numbers.map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
     }
 
     /// Where the first failure will be.
@@ -146,9 +143,23 @@ impl Weights {
         })
     }
 
-    fn read(&self, stored: &Stored, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    fn read(
+        &self,
+        name: &str,
+        stored: &Stored,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        // Some files carry buffers of integers that nothing asks for.
+        let found = self::dtype(stored.dtype).ok_or_else(|| {
+            let file = file_name(&self.files[stored.file]);
+            self.fail(LoadError::Unsupported {
+                what: format!("type {:?} of tensor `{name}` in {file}", stored.dtype),
+                supported: "f16, bf16, f32 and f64".into(),
+            })
+        })?;
         let bytes = &self.maps[stored.file][stored.start..stored.end];
-        let tensor = Tensor::from_raw_buffer(bytes, stored.dtype, &stored.shape, device)?.to_dtype(dtype)?;
+        let tensor = Tensor::from_raw_buffer(bytes, found, &stored.shape, device)?.to_dtype(dtype)?;
         let read = self.read.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
         (self.progress)(read, self.bytes);
         Ok(tensor)
@@ -173,11 +184,11 @@ impl SimpleBackend for Weights {
                 file: file_name(&self.files[stored.file]),
             }));
         }
-        self.read(stored, dtype, device)
+        self.read(name, stored, dtype, device)
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-        self.read(self.stored(name)?, dtype, device)
+        self.read(name, self.stored(name)?, dtype, device)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

@@ -1,7 +1,9 @@
 //! Settings as typed, from a file and from the environment, become one configuration that is true.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
@@ -53,26 +55,26 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<PathBuf>,
     /// Take checkpoints from the cache only, and never from the hub
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offline: Option<bool>,
 
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long, value_name = "ADDRESS", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub host: Option<IpAddr>,
+    pub host: Option<Text<Host>>,
     /// Port to listen on; 0 takes a free one [default: 8000]
     #[arg(long, short, value_name = "PORT", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Answer 400 to a field that the API does not know, instead of ignoring it
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL", help_heading = "Server")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_params: Option<bool>,
     /// Seconds that running answers have to end when the server is stopped [default: 30]
     #[arg(long, value_name = "SECONDS", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub drain_seconds: Option<u64>,
+    pub drain_seconds: Option<u32>,
     /// What to log: error, warn, info, debug, trace, or per module as in percept::engine=debug [default: info]
     #[arg(long, value_name = "FILTER", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,23 +91,23 @@ pub struct Settings {
     /// Most tokens of prompt and answer together [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_context: Option<usize>,
+    pub max_context: Option<u32>,
     /// Most requests that are computed at once [default: 64]
     #[arg(long, value_name = "COUNT", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_sequences: Option<usize>,
+    pub max_sequences: Option<u32>,
     /// Most requests that wait; more are answered 429 [default: 256]
     #[arg(long, value_name = "COUNT", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_queue: Option<usize>,
+    pub max_queue: Option<u32>,
     /// Most rows (tokens) of one step [default: 512]
     #[arg(long, value_name = "ROWS", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub step_rows: Option<usize>,
+    pub step_rows: Option<u32>,
     /// Rows of a page of the cache [default: 16]
     #[arg(long, value_name = "ROWS", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub page_size: Option<usize>,
+    pub page_size: Option<u32>,
 
     /// Most bytes of a request's body [default: 64MB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
@@ -114,19 +116,23 @@ pub struct Settings {
     /// Most pictures of a request [default: 16]
     #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_images: Option<usize>,
+    pub max_images: Option<u32>,
     /// Most bytes of a picture's file [default: 20MB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_image_bytes: Option<Text<Size>>,
+    /// Most columns or rows of a picture [default: 16384]
+    #[arg(long, value_name = "PIXELS", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_image_edge: Option<u32>,
     /// Most pixels of a picture [default: 40000000]
     #[arg(long, value_name = "PIXELS", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_image_pixels: Option<usize>,
+    pub max_image_pixels: Option<u32>,
     /// Most pixels of all pictures of a request [default: 100000000]
     #[arg(long, value_name = "PIXELS", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_request_pixels: Option<usize>,
+    pub max_request_pixels: Option<u32>,
     /// Memory for decoded pictures of all requests that wait [default: 2GiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,6 +170,23 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line
     Json,
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Host(IpAddr);
+
+impl FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "localhost" {
+            return Ok(Self(IpAddr::from([127, 0, 0, 1])));
+        }
+        text.parse().map(Self).map_err(|_| {
+            format!("{text} is no address: 127.0.0.1 for this machine alone, 0.0.0.0 for every network")
+        })
+    }
 }
 
 /// A number of bytes, as in `20MB`.
@@ -230,6 +253,12 @@ pub enum ConfigError {
         /// Why.
         reason: String,
     },
+    /// A flag.
+    #[error("a flag cannot be used: {reason}")]
+    Typed {
+        /// Why.
+        reason: String,
+    },
     /// No model was named.
     #[error(
         "no model given: percept serve PATH_OR_HUB_ID, for example percept serve llava-hf/llava-1.5-7b-hf"
@@ -239,17 +268,19 @@ pub enum ConfigError {
     #[error(transparent)]
     Model(#[from] HubError),
     /// A number makes no sense.
-    #[error("{name} must be at least {least}")]
-    TooSmall {
+    #[error("{name} must be at least 1")]
+    Zero {
         /// Which.
         name: &'static str,
-        /// The least that would do.
-        least: usize,
     },
 }
 
-/// Names in the environment that are not settings.
-const NOT_SETTINGS: &[&str] = &["PERCEPT_CONFIG"];
+/// Whether a variable of the environment is meant as a setting.
+fn is_setting(name: &str) -> bool {
+    let key = name.strip_prefix("PERCEPT_");
+    // The last two are Kubernetes' description of a service of this name.
+    key.is_some_and(|key| key != "CONFIG" && !key.starts_with("SERVICE_") && !key.starts_with("PORT_"))
+}
 
 impl Settings {
     /// These settings where they are given, else those of the environment, else those of a file: `file`, or the one
@@ -259,10 +290,16 @@ impl Settings {
     /// When a key is unknown or a value is wrong.
     pub fn complete(self, file: Option<&Path>) -> Result<Self, ConfigError> {
         let mut table = read_file(file)?;
-        table.extend(read_environment(env::vars())?);
-        let typed = Table::try_from(&self).expect("settings are plain values");
-        table.extend(typed);
+        table.extend(read_environment(env::vars_os())?);
+        let typed = |error: toml::ser::Error| ConfigError::Typed { reason: error.to_string() };
+        table.extend(Table::try_from(&self).map_err(typed)?);
         Ok(table.try_into().expect("every part was read before"))
+    }
+
+    /// How the hub is used.
+    pub fn hub(&self) -> HubConfig {
+        let hub = HubConfig::from_environment();
+        HubConfig { offline: self.offline.unwrap_or(hub.offline), ..hub }
     }
 
     /// The configuration that these settings mean.
@@ -273,12 +310,14 @@ impl Settings {
         let model = self.model.as_deref().ok_or(ConfigError::NoModel)?;
         let source = Source::parse(model)?;
         let name = self.name.clone().unwrap_or_else(|| source.name());
-        let hub = HubConfig::from_environment();
         let size = |size: &Option<Text<Size>>, default: u64| {
             size.as_ref().map_or(default, |size| size.value.0) as usize
         };
-        let sequences = at_least("max_sequences", self.max_sequences.unwrap_or(64), 1)?;
-        let image_pixels = at_least("max_image_pixels", self.max_image_pixels.unwrap_or(40_000_000), 1)?;
+        let host = self.host.as_ref().map_or(IpAddr::from([127, 0, 0, 1]), |host| host.value.0);
+        let count = |name: &'static str, found: Option<u32>, default: u32| {
+            let found = found.unwrap_or(default);
+            if found == 0 { Err(ConfigError::Zero { name }) } else { Ok(found as usize) }
+        };
         Ok(ServerConfig {
             model: ModelConfig {
                 source,
@@ -294,35 +333,32 @@ impl Settings {
                     ImageFit::Stretch => Fit::Stretch,
                 }),
                 template: self.chat_template.clone(),
-                hub: HubConfig { offline: self.offline.unwrap_or(hub.offline), ..hub },
+                hub: self.hub(),
                 budget: self.memory.as_ref().map_or(Budget::Share(0.5), |budget| budget.value),
                 wanted: Wanted {
-                    context: self.max_context.map(|most| at_least("max_context", most, 2)).transpose()?,
-                    sequences,
-                    rows: at_least("step_rows", self.step_rows.unwrap_or(512), 1)?,
-                    queue: at_least("max_queue", self.max_queue.unwrap_or(256), 1)?,
-                    page_size: at_least("page_size", self.page_size.unwrap_or(16), 1)?,
+                    context: self.max_context.map(|most| count("max_context", Some(most), 0)).transpose()?,
+                    sequences: count("max_sequences", self.max_sequences, 64)?,
+                    rows: count("step_rows", self.step_rows, 512)?,
+                    queue: count("max_queue", self.max_queue, 256)?,
+                    page_size: count("page_size", self.page_size, 16)?,
                 },
             },
             api: ApiConfig {
                 body_bytes: size(&self.max_body, 64_000_000),
                 media: MediaLimits {
-                    images: self.max_images.unwrap_or(16),
+                    images: self.max_images.unwrap_or(16) as usize,
                     image_bytes: size(&self.max_image_bytes, 20_000_000),
-                    image_pixels,
-                    request_pixels: self.max_request_pixels.unwrap_or(100_000_000),
+                    image_edge: count("max_image_edge", self.max_image_edge, 16_384)?,
+                    image_pixels: count("max_image_pixels", self.max_image_pixels, 40_000_000)?,
+                    request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
                 },
                 media_memory: size(&self.image_memory, 2 << 30),
                 strict: self.strict_params.unwrap_or(false),
             },
-            address: (self.host.unwrap_or(IpAddr::from([127, 0, 0, 1])), self.port.unwrap_or(8000)).into(),
-            drain: Duration::from_secs(self.drain_seconds.unwrap_or(30)),
+            address: (host, self.port.unwrap_or(8000)).into(),
+            drain: Duration::from_secs(self.drain_seconds.unwrap_or(30).into()),
         })
     }
-}
-
-fn at_least(name: &'static str, found: usize, least: usize) -> Result<usize, ConfigError> {
-    if found < least { Err(ConfigError::TooSmall { name, least }) } else { Ok(found) }
 }
 
 fn read_file(file: Option<&Path>) -> Result<Table, ConfigError> {
@@ -340,18 +376,29 @@ fn read_file(file: Option<&Path>) -> Result<Table, ConfigError> {
     text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))
 }
 
-fn read_environment(variables: impl Iterator<Item = (String, String)>) -> Result<Table, ConfigError> {
+fn read_environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<Table, ConfigError> {
     let mut table = Table::new();
     for (name, text) in variables {
-        let Some(key) = name.strip_prefix("PERCEPT_").filter(|_| !NOT_SETTINGS.contains(&name.as_str()))
-        else {
+        let Some(name) = name.into_string().ok().filter(|name| is_setting(name)) else { continue };
+        let text = text.into_string().map_err(|_| ConfigError::Environment {
+            name: name.clone(),
+            reason: "its value is not text".into(),
+        })?;
+        // Kubernetes describes a service of this name to its neighbours: PERCEPT_PORT=tcp://10.0.0.1:8000.
+        if text.starts_with("tcp://") || text.starts_with("udp://") {
             continue;
-        };
-        let key = key.to_ascii_lowercase();
+        }
+        let key = name["PERCEPT_".len()..].to_ascii_lowercase();
         // A variable is text. Which reading is meant, the setting says.
-        let list = || Value::Array(text.split(',').map(|item| Value::String(item.trim().into())).collect());
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let list = || Value::Array(items.map(|item| Value::String(item.into())).collect());
         let number = text.parse().map(Value::Integer).or_else(|_| text.parse().map(Value::Boolean));
-        let readings = [Some(Value::String(text.clone())), number.ok(), Some(list())];
+        let switch = match text.as_str() {
+            "1" => Some(Value::Boolean(true)),
+            "0" => Some(Value::Boolean(false)),
+            _ => None,
+        };
+        let readings = [Some(Value::String(text.clone())), number.ok(), switch, Some(list())];
         let mut reason = String::new();
         let fits = readings.into_iter().flatten().find(|reading| {
             let single = Table::from_iter([(key.clone(), reading.clone())]);
@@ -376,7 +423,7 @@ mod tests {
     use super::*;
 
     fn environment(variables: &[(&str, &str)]) -> Result<Table, ConfigError> {
-        read_environment(variables.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())))
+        read_environment(variables.iter().map(|(name, text)| ((*name).into(), (*text).into())))
     }
 
     #[test]
@@ -389,6 +436,10 @@ mod tests {
             ("PERCEPT_OFFLINE", "true"),
             ("PERCEPT_MAX_IMAGE_BYTES", "1MiB"),
             ("PERCEPT_CONFIG", "elsewhere"),
+            ("PERCEPT_STRICT_PARAMS", "1"),
+            ("PERCEPT_SERVICE_HOST", "10.0.0.1"),
+            ("PERCEPT_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+            ("PERCEPT_HOST", "localhost"),
             ("PATH", "/bin"),
         ]);
         let settings: Settings = table.unwrap().try_into().unwrap();
@@ -397,6 +448,11 @@ mod tests {
         assert_eq!(settings.alias, ["gpt-4o", "gpt-4"]);
         assert_eq!(settings.memory.unwrap().value, Budget::Share(0.25));
         assert_eq!(settings.offline, Some(true));
+        assert_eq!(settings.strict_params, Some(true));
+        assert!(settings.host.unwrap().value.0.is_loopback());
+        let alone = environment(&[("PERCEPT_PORT", "tcp://10.0.0.1:8000"), ("PERCEPT_ALIAS", "")]).unwrap();
+        let alone: Settings = alone.try_into().unwrap();
+        assert_eq!((alone.port, alone.alias.len()), (None, 0));
         assert_eq!(settings.max_image_bytes.unwrap().value, Size(1 << 20));
     }
 

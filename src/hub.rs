@@ -13,6 +13,7 @@ use hf_hub::{
     },
 };
 use percept_models::{INDEX_FILE, SINGLE_FILE, shards_of_index};
+use tracing::warn;
 
 /// Small files of a checkpoint, those that it has.
 const FILES: &[&str] = &[
@@ -151,13 +152,19 @@ impl std::fmt::Display for HubId {
 }
 
 impl HubConfig {
-    /// Reads what all tools of the hub read: `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and its file,
+    /// Reads what all tools of the hub read: `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_TOKEN_PATH`,
     /// `HF_HUB_OFFLINE`.
     pub fn from_environment() -> Self {
         let set = |name| env::var(name).ok().filter(|value: &String| !value.is_empty());
-        let cache = set("HF_HUB_CACHE").map_or_else(|| Cache::from_env().path().clone(), PathBuf::from);
-        let offline = set("HF_HUB_OFFLINE").is_some_and(|value| !matches!(value.as_str(), "0" | "false"));
-        Self { cache, endpoint: set("HF_ENDPOINT"), token: set("HF_TOKEN"), offline }
+        let usual = Cache::from_env();
+        let cache = set("HF_HUB_CACHE").map_or_else(|| usual.path().clone(), PathBuf::from);
+        // Beside the usual cache, wherever another one is.
+        let file = set("HF_TOKEN_PATH").map_or_else(|| usual.token_path(), PathBuf::from);
+        let saved =
+            || Some(fs::read_to_string(file).ok()?.trim().to_owned()).filter(|token| !token.is_empty());
+        let yes = |value: String| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+        let offline = set("HF_HUB_OFFLINE").is_some_and(yes);
+        Self { cache, endpoint: set("HF_ENDPOINT"), token: set("HF_TOKEN").or_else(saved), offline }
     }
 }
 
@@ -174,16 +181,24 @@ pub fn resolve<P: Progress>(
     match source {
         Source::Folder(folder) => Ok(folder.clone()),
         Source::Hub(id) => match cached(id, config)? {
-            Some(folder) => Ok(folder),
-            None if config.offline => {
-                Err(HubError::NotCached { id: id.to_string(), cache: config.cache.clone() })
-            }
+            Some(folder) if config.offline || is_complete(&folder) => Ok(folder),
+            Some(folder) => pull(id, config, progress).or_else(|error| {
+                warn!(%error, "the checkpoint in the cache may be incomplete, and could not be completed");
+                Ok(folder)
+            }),
             None => pull(id, config, progress),
         },
     }
 }
 
-/// The folder of a checkpoint that is whole in the cache.
+/// Whether a folder has the small files, too. Other tools leave those out that they do not need.
+fn is_complete(folder: &Path) -> bool {
+    let any = |names: &[&str]| names.iter().any(|name| folder.join(name).exists());
+    any(&["preprocessor_config.json", "processor_config.json"])
+        && any(&["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+}
+
+/// The folder of a checkpoint whose large files are all in the cache.
 fn cached(id: &HubId, config: &HubConfig) -> Result<Option<PathBuf>, HubError> {
     let cache = Cache::new(config.cache.clone()).repo(repo(id));
     let Some(folder) = cache.get("config.json").and_then(|file| Some(file.parent()?.to_owned())) else {
@@ -220,9 +235,7 @@ pub fn pull<P: Progress>(
     if let Some(endpoint) = &config.endpoint {
         builder = builder.with_endpoint(endpoint.clone());
     }
-    if let Some(token) = &config.token {
-        builder = builder.with_token(Some(token.clone()));
-    }
+    builder = builder.with_token(config.token.clone());
     let api = builder.build().map_err(fetch)?;
     let info = api.repo(repo(id)).info().map_err(fetch)?;
     // All files of one commit, also when the branch moves meanwhile.

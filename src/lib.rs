@@ -11,6 +11,7 @@
 //! - [`text`]: conversations to tokens, tokens to text
 //! - [`request`]: what an engine is asked
 //! - [`engine`]: one thread that owns a model and steps it for all requests at once
+#![forbid(unsafe_code)]
 
 pub mod api;
 pub mod cli;

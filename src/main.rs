@@ -1,4 +1,5 @@
 //! percept, the program; see [`percept::cli`].
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -165,7 +165,7 @@ pub enum InvalidRequest {
         /// What is in it.
         items: &'static str,
         /// How many.
-        found: usize,
+        found: String,
         /// How many would do.
         limit: usize,
     },

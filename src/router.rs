@@ -26,9 +26,12 @@ pub struct Served {
 }
 
 impl Served {
-    /// All its names, its own first.
+    /// All its names, each once, its own first.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        std::iter::once(&self.id).chain(&self.aliases).map(String::as_str)
+        let aliases = self.aliases.iter().enumerate();
+        let new =
+            aliases.filter(|(index, alias)| **alias != self.id && !self.aliases[..*index].contains(alias));
+        std::iter::once(&self.id).chain(new.map(|(_, alias)| alias)).map(String::as_str)
     }
 }
 

@@ -93,11 +93,16 @@ pub fn load<P: hf_hub::api::Progress>(
     let free = free_memory();
     let folder = hub::resolve(&config.source, &config.hub, download)?;
     let checkpoint = Checkpoint::new(folder);
-    let options = LoadOptions { device: Device::Cpu, dtype: config.dtype, fit: config.fit, progress };
-    let loaded = percept_models::load(&checkpoint, options)?;
+    let budget = config.budget.bytes(free);
+    let (device, dtype, fit) = (Device::Cpu, config.dtype, config.fit);
+    let options = LoadOptions { device, dtype, fit, most_bytes: budget, progress };
+    let loaded = percept_models::load(&checkpoint, options).map_err(|error| match error {
+        LoadError::TooLarge { weights, limit } => TooLittle::Weights { weights, budget: limit }.into(),
+        other => ServeError::Load(other),
+    })?;
     let text = TextModel::read(&checkpoint, &loaded.text, config.template.as_deref())?;
     let vocabulary = text.tokenizer().size();
-    let plan = Plan::new(&loaded, vocabulary, config.budget.bytes(free), &config.wanted)?;
+    let plan = Plan::new(&loaded, vocabulary, budget, &config.wanted)?;
     report(config, &loaded, &plan);
     let preprocess = Arc::clone(&loaded.preprocess);
     let handle = engine::spawn(loaded, plan.engine).map_err(ServeError::Engine)?;
@@ -126,7 +131,12 @@ fn report(config: &ModelConfig, loaded: &percept_models::Loaded, plan: &Plan) {
         sequences = plan.engine.limits.sequences,
         "memory is shared out"
     );
-    if plan.engine.context < config.wanted.context.unwrap_or(loaded.text.context).min(loaded.text.context) {
+    let most = loaded.text.context;
+    let wanted = config.wanted.context.unwrap_or(most);
+    if wanted > most {
+        warn!(wanted, context = most, "the context is the model's, which is shorter than what was asked for");
+    }
+    if plan.engine.context < wanted.min(most) {
         warn!(context = plan.engine.context, "the context is shorter than the model's for lack of memory");
     }
 }

@@ -158,11 +158,24 @@ async fn sampling_does_what_it_says() {
     request["logit_bias"] = json!({"414": 10});
     let penalised = content(server.ask(&request).await);
     assert!(penalised.starts_with("l,") && penalised != comma, "{penalised}");
+    // With the push alone this token comes again and again; where the push is just enough, each penalty ends that.
     request["frequency_penalty"] = json!(0);
-    request["logit_bias"] = json!({"414": 100, "329": -100});
-    request["presence_penalty"] = json!(-2);
-    request["repetition_penalty"] = json!(1.5);
     assert_eq!(content(server.ask(&request).await), comma);
+    for (penalty, strength) in [("presence_penalty", 2.0), ("repetition_penalty", 10.0)] {
+        let mut changed = false;
+        for push in 1..=20 {
+            request["logit_bias"] = json!({"414": f64::from(push) / 2.0});
+            request[penalty] = Value::Null;
+            let without = content(server.ask(&request).await);
+            request[penalty] = json!(strength);
+            let penalised = content(server.ask(&request).await);
+            let count = |text: &str| text.matches("l,").count();
+            assert!(count(&penalised) <= count(&without), "{penalty}: {without} {penalised}");
+            changed |= count(&penalised) < count(&without);
+        }
+        request[penalty] = Value::Null;
+        assert!(changed, "{penalty} changes nothing");
+    }
 
     let mut request = with("temperature", json!(0));
     request["max_completion_tokens"] = json!(3);
@@ -307,7 +320,99 @@ async fn fields_without_effect_are_named_and_unknown_ones_can_be_refused() {
     assert_eq!(error["message"], "Unrecognized request argument supplied: num_ctx");
     request.as_object_mut().unwrap().remove("num_ctx");
     request.as_object_mut().unwrap().remove("chat_template");
-    strict.ask(&request).await;
+    // What an answer of the API consists of can be sent back.
+    request["messages"] = json!([
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "hi", "refusal": null, "annotations": [], "audio": null, "tool_calls": null},
+        {"role": "user", "content": [{"type": "text", "text": "again", "prompt_cache_breakpoint": {"mode": "explicit"}}]},
+    ]);
+    let response = strict.post(&request).await;
+    assert_eq!(response.status(), 200);
+    let ignored = response.headers()["x-ignored-params"].to_str().unwrap().to_owned();
+    assert!(ignored.contains("messages[1].annotations"), "{ignored}");
+    request["messages"][1]["mood"] = json!("glad");
+    let (_, error) = strict.refuse(&request).await;
+    assert_eq!(error["message"], "Unrecognized request argument supplied: messages[1].mood");
+
+    // Not ignored by anyone: these would change the answer.
+    for field in ["guided_json", "best_of", "stop_token_ids", "ignore_eos"] {
+        let mut request = words("hello");
+        request[field] = json!(1);
+        let (status, error) = server.refuse(&request).await;
+        assert_eq!((status, error["param"].as_str()), (400, Some(field)));
+        assert_eq!(error["code"], "unsupported_parameter");
+    }
+}
+
+#[tokio::test]
+async fn a_body_cannot_hold_more_items_than_make_sense() {
+    let server = start(Settings::default()).await;
+    let request = |field: &str, items: Value| {
+        let mut request = words("hello");
+        request[field] = items;
+        request
+    };
+    let item = json!({"role": "user", "content": "a"});
+    let part = json!({"type": "text", "text": ""});
+    for (body, param, limit) in [
+        (request("messages", json!(vec![item; 10_001])), "messages", "10000"),
+        (
+            request("messages", json!([{"role": "user", "content": vec![part; 1001]}])),
+            "messages[0].content",
+            "1000",
+        ),
+        (request("stop", json!(["a", "b", "c", "d", "e"])), "stop", "4"),
+        (
+            request("logit_bias", (0..1025).map(|id| (id.to_string(), json!(1))).collect()),
+            "logit_bias",
+            "1024",
+        ),
+        (request("modalities", json!(vec!["text"; 17])), "modalities", "16"),
+    ] {
+        let (status, error) = server.refuse(&body).await;
+        assert_eq!((status, error["code"].as_str()), (400, Some("array_above_max_length")), "{param}");
+        assert_eq!(error["param"], param);
+        assert!(error["message"].as_str().unwrap().contains(limit), "{error}");
+    }
+    // Error texts are not mistaken for parts of what a client wrote.
+    for text in ["x at line y", "a, expected b"] {
+        let (_, error) = server.refuse(&request("temperature", json!(text))).await;
+        assert_eq!(
+            error["message"],
+            "Invalid type for 'temperature': expected a number, but got a string instead."
+        );
+    }
+    let long = "9".repeat(100_000);
+    let (_, error) = server.refuse(&request("logit_bias", json!({long: "a"}))).await;
+    assert!(error.to_string().len() < 1000);
+}
+
+#[tokio::test]
+async fn requests_whose_pictures_wait_to_be_decoded_have_a_place_in_the_queue() {
+    let settings = Settings {
+        max_sequences: Some(1),
+        max_queue: Some(3),
+        // One picture at a time.
+        image_memory: Some("64KiB".parse().unwrap()),
+        ..Settings::default()
+    };
+    let server = start(settings).await;
+    let asked = (0..30).map(|index| {
+        let mut picture = image::RgbImage::new(300, 300);
+        picture.put_pixel(0, 0, image::Rgb([index, 0, 0]));
+        let mut file = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut file, image::ImageFormat::Png).unwrap();
+        let url = server::data_url_of(file.get_ref());
+        let mut request = words("");
+        request["messages"][0]["content"] = json!([image_part(&url)]);
+        server.post(&request)
+    });
+    let statuses: Vec<u16> =
+        join_all(asked).await.iter().map(|response| response.status().as_u16()).collect();
+    let count = |status| statuses.iter().filter(|found| **found == status).count();
+    assert_eq!(count(200) + count(429), 30, "{statuses:?}");
+    assert!(count(200) >= 3 && count(429) >= 10, "{statuses:?}");
+    server.idle().await;
 }
 
 #[tokio::test]
@@ -343,9 +448,6 @@ async fn streams_that_clients_leave_free_their_pages_and_harm_nobody() {
         let mut bytes = Vec::new();
         while let Some(piece) = body.next().await {
             bytes.extend_from_slice(&piece.unwrap());
-            // No character is cut, wherever the stream is.
-            let events = bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"));
-            assert!(events.into_iter().all(|event| std::str::from_utf8(event).is_ok()));
             if leaves_after
                 .is_some_and(|after| bytes.iter().filter(|&&byte| byte == b'\n').count() / 2 > after as usize)
             {
@@ -451,6 +553,8 @@ async fn every_path_answers_in_the_shape_of_the_api() {
         ("DELETE", "/v1/models/llava", 405),
         ("POST", "/health", 405),
         ("GET", "/v1/models/..%2f..%2fetc", 404),
+        ("GET", "/v1/models/%FF", 404),
+        ("GET", "/v1/models/nothing/", 404),
     ] {
         let method: reqwest::Method = method.parse().unwrap();
         let response = client.request(method.clone(), server.path(path)).send().await.unwrap();
@@ -458,6 +562,11 @@ async fn every_path_answers_in_the_shape_of_the_api() {
         assert!(response.headers().contains_key("x-request-id"));
         server::check_error(&response.json().await.unwrap());
     }
+    for path in ["/health/", "/models/", "/v1/models/", "/v1/models/llava/", "/models/llava"] {
+        assert_eq!(server.get(path).await.status(), 200, "{path}");
+    }
+    let chat = client.post(server.path("/v1/chat/completions/")).json(&words("hello"));
+    assert_eq!(chat.send().await.unwrap().status(), 200);
 }
 
 #[tokio::test]
@@ -489,7 +598,8 @@ async fn bodies_are_json_and_of_limited_size() {
     let json = ("content-type", "application/json; charset=utf-8");
     for (name, body, headers, status) in [
         ("plain", body.clone().into(), vec![json], 200),
-        ("without a type", body.clone().into(), vec![], 200),
+        // Any web page could send this.
+        ("without a type", body.clone().into(), vec![], 415),
         ("chunked", chunked(body.clone()), vec![json], 200),
         ("at the limit", padded(2000).into(), vec![json], 200),
         ("over the limit", padded(2001).into(), vec![json], 413),

@@ -116,6 +116,7 @@ fn fake(slow: Duration) -> (Loaded, Arc<Counts>) {
         preprocess: Arc::clone(&counts) as Arc<dyn Preprocess>,
         text: TextInfo { context: 4096, placeholder: PLACEHOLDER, stops: Vec::new() },
         width: 8,
+        encoder_row: 8,
         weight_bytes: 0,
         dtype: DType::F32,
         device: Device::Cpu,
@@ -125,7 +126,7 @@ fn fake(slow: Duration) -> (Loaded, Arc<Counts>) {
 
 fn config() -> EngineConfig {
     EngineConfig {
-        limits: Limits { sequences: 32, rows: 512, chunk: 512, encoded: 1024, encode: 64 },
+        limits: Limits { sequences: 32, rows: 512, chunk: 512, encoded: 1024, spare: 128, encode: 64 },
         pages: 256,
         page_size: 4,
         queue: 64,
@@ -270,7 +271,7 @@ async fn a_full_queue_refuses_and_recovers() {
     };
     assert!((3..=5).contains(&accepted.len()), "{}", accepted.len());
     assert!(matches!(refused, Refused::Busy { waiting: 3, retry_after: 1..=60 }), "{refused:?}");
-    assert_eq!(handle.check().is_err(), handle.waiting() == 3);
+    assert_eq!(handle.reserve().is_err(), handle.waiting() == 3);
     drop(accepted);
     while handle.waiting() > 0 || handle.status().running() > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -200,6 +200,7 @@ async fn only_what_is_needed_is_downloaded_and_only_once() {
             device: candle_core::Device::Cpu,
             dtype: candle_core::DType::F32,
             fit: None,
+            most_bytes: u64::MAX,
             progress: Box::new(|_, _| {}),
         },
     );

@@ -85,8 +85,13 @@ impl Copy {
 }
 
 fn load(folder: &Path) -> Result<Loaded, String> {
-    let options =
-        LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, progress: Box::new(|_, _| {}) };
+    let options = LoadOptions {
+        device: Device::Cpu,
+        dtype: DType::F32,
+        fit: None,
+        most_bytes: u64::MAX,
+        progress: Box::new(|_, _| {}),
+    };
     percept_models::load(&Checkpoint::new(folder), options).map_err(|error| error.to_string())
 }
 
@@ -152,11 +157,50 @@ fn weights_in_f16_are_read_as_what_is_asked_for() {
 }
 
 #[test]
+fn tensors_that_nothing_asks_for_do_not_matter() {
+    let copy = Copy::new();
+    let mut weights = copy.weights();
+    let ids = Tensor::arange(0i64, 17, &Device::Cpu).unwrap();
+    weights.insert("vision_tower.vision_model.embeddings.position_ids".into(), ids.clone());
+    copy.save("model.safetensors", &weights);
+    same(&copy);
+    assert_eq!(copy.load().unwrap().weight_bytes, load(&llava()).unwrap().weight_bytes);
+
+    let name = "language_model.model.norm.weight";
+    weights.insert(name.into(), ids);
+    copy.save("model.safetensors", &weights);
+    assert!(copy.error().contains("has shape [17]"), "{}", copy.error());
+    weights.insert(name.into(), Tensor::zeros(64, DType::I64, &Device::Cpu).unwrap());
+    copy.save("model.safetensors", &weights);
+    let error = copy.error();
+    assert!(error.contains("type I64") && error.contains(name), "{error}");
+}
+
+#[test]
+fn weights_that_are_too_large_are_not_read() {
+    let needed = load(&llava()).unwrap().weight_bytes;
+    let open = |most_bytes| {
+        let read = Arc::new(Mutex::new(0));
+        let heard = Arc::clone(&read);
+        let progress = Box::new(move |read, _| *heard.lock().unwrap() = read);
+        let options = LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, most_bytes, progress };
+        let result = percept_models::load(&Checkpoint::new(llava()), options);
+        let read = *read.lock().unwrap();
+        (result.err().map(|error| error.to_string()), read)
+    };
+    assert_eq!(open(needed).0, None);
+    let (error, read) = open(needed - 1);
+    assert_eq!(read, 0);
+    assert!(error.unwrap().contains(&needed.to_string()));
+}
+
+#[test]
 fn progress_counts_to_the_end() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&seen);
     let progress = Box::new(move |read, total| heard.lock().unwrap().push((read, total)));
-    let options = LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, progress };
+    let options =
+        LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, most_bytes: u64::MAX, progress };
     percept_models::load(&Checkpoint::new(llava()), options).unwrap();
     let seen = seen.lock().unwrap();
     let total = seen[0].1;
@@ -306,6 +350,22 @@ fn configurations_of_newer_and_older_files_mean_the_same() {
     same(&copy);
     fs::write(copy.path("processor_config.json"), "{}").unwrap();
     assert!(copy.error().contains("preprocessor_config.json is missing"));
+
+    // Some tools save a value under both names, and null for what does not apply.
+    let copy = Copy::new();
+    copy.edit("config.json", |config| {
+        config["image_token_id"] = config["image_token_index"].clone();
+        config["text_config"]["rope_scaling"] = json!({"type": "default", "rope_type": "default"});
+    });
+    copy.edit("preprocessor_config.json", |config| {
+        config["do_pad"] = Value::Null;
+        config["rescale_factor"] = Value::Null;
+        config["image_mean"] = Value::Null;
+        config["resample"] = Value::Null;
+    });
+    same(&copy);
+    copy.edit("preprocessor_config.json", |config| config["do_center_crop"] = Value::Null);
+    assert!(copy.error().contains("do_center_crop false"), "{}", copy.error());
 
     // The original repository asks for padding in its own words.
     let copy = Copy::new();

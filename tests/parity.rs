@@ -20,7 +20,14 @@ const END: u32 = 2;
 
 fn roomy() -> EngineConfig {
     EngineConfig {
-        limits: Limits { sequences: 64, rows: 4096, chunk: 4096, encoded: CONTEXT, encode: 1024 },
+        limits: Limits {
+            sequences: 64,
+            rows: 4096,
+            chunk: 4096,
+            encoded: CONTEXT,
+            spare: CONTEXT / 8,
+            encode: 1024,
+        },
         pages: 1024,
         page_size: 16,
         queue: 256,

@@ -18,7 +18,7 @@ struct Expected {
 
 fn check(file: &[u8], expected: &str, size: (usize, usize), tolerance: u8, name: &str) {
     let expected = image::open(fixtures().join(expected)).unwrap().to_rgb8();
-    let header = Header::read(file, usize::MAX).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let header = Header::read(file, usize::MAX, usize::MAX).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(header.size(), size, "{name}: the header must know how the picture is turned");
     assert_eq!(header.pixels(), size.0 * size.1, "{name}");
     let picture = decode(file, header).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -53,6 +53,38 @@ fn pictures_of_the_reference() {
     }
 }
 
+/// A header may hold a profile that is compressed a thousandfold. It is not unpacked.
+#[test]
+fn a_header_takes_little_memory() {
+    let resident = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
+    };
+    let file = fs::read(fixtures().join("pictures/bomb.png")).unwrap();
+    let before = resident();
+    let header = Header::read(&file, usize::MAX, usize::MAX).unwrap();
+    decode(&file, header).unwrap();
+    let growth = resident().saturating_sub(before);
+    assert!(growth < 32 << 10, "{growth} KiB for a picture of {:?}", header.size());
+}
+
+/// Phones append films to their pictures.
+#[test]
+fn what_follows_a_picture_does_not_matter() {
+    for name in ["baseline_420.jpg", "progressive.jpg", "cmyk.jpg", "orientation_6.jpg"] {
+        let file = fs::read(fixtures().join("pictures").join(name)).unwrap();
+        let header = Header::read(&file, usize::MAX, usize::MAX).unwrap();
+        let whole = decode(&file, header).unwrap();
+        for tail in [&b"\xff\xda\x11\x22"[..], &file[..file.len() / 2], &[0xff; 9], b"MotionPhoto_Data"] {
+            let with_tail = decode(&[&file, tail].concat(), header).unwrap();
+            assert!(with_tail.rgb == whole.rgb, "{name}");
+        }
+        assert!(decode(&file[..file.len() - 2], header).is_err(), "{name} without its end");
+        assert!(decode(&file[..file.len() / 2], header).is_err(), "{name} cut in half");
+    }
+}
+
 /// Cut anywhere, a file is an error or a picture of the size that its header claims. It never panics.
 #[test]
 fn cut_files_do_no_harm() {
@@ -71,7 +103,8 @@ fn cut_files_do_no_harm() {
         let mut refused = 0;
         for length in 0..file.len() {
             let cut = &file[..length];
-            let picture = Header::read(cut, 1_000_000).and_then(|header| Ok((header, decode(cut, header)?)));
+            let picture = Header::read(cut, usize::MAX, 1_000_000)
+                .and_then(|header| Ok((header, decode(cut, header)?)));
             match picture {
                 Ok((header, picture)) => {
                     assert_eq!((picture.width, picture.height), header.size(), "{name} {length}");
@@ -103,7 +136,7 @@ fn broken_files_do_no_harm() {
             for flip in [0x01, 0x80, 0xff] {
                 let mut broken = file.clone();
                 broken[at] ^= flip;
-                if let Ok(header) = Header::read(&broken, 100_000) {
+                if let Ok(header) = Header::read(&broken, usize::MAX, 100_000) {
                     let _ = decode(&broken, header);
                 }
             }

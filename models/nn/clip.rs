@@ -74,6 +74,12 @@ impl ClipConfig {
         self.side() * self.side()
     }
 
+    /// Numbers of one row that are alive at once, at most: the row itself, normalised and as query, key, value and
+    /// attended, or both sides of the feed-forward part.
+    pub fn row_size(&self) -> usize {
+        6 * self.hidden_size + 2 * self.intermediate_size
+    }
+
     /// The index of a hidden state counted as transformers does: 0 is the embedding, -1 the last layer's output.
     ///
     /// # Errors
@@ -166,13 +172,24 @@ impl ClipTower {
         let pictures = pixels.dim(0)?;
         let mut x = self.pre_norm.forward(&self.embed(pixels)?.flatten_to(1)?)?;
         let rows = Ragged::new(&vec![self.side * self.side + 1; pictures], x.device())?;
-        let mut states = vec![x.clone()];
-        for layer in &self.layers {
+        let mut states = vec![None; wanted.len()];
+        let mut keep = |state: usize, x: &Tensor| {
+            for (kept, _) in states.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted == state) {
+                *kept = Some(x.clone());
+            }
+        };
+        keep(0, &x);
+        for (index, layer) in self.layers.iter().enumerate() {
             x = (&x + layer.attention.full(&layer.norm1.forward(&x)?, &rows)?)?;
             x = (&x + layer.mlp.forward(&layer.norm2.forward(&x)?)?)?;
-            states.push(x.clone());
+            keep(index + 1, &x);
         }
-        wanted.iter().map(|&state| states[state].reshape((pictures, self.side * self.side + 1, ()))).collect()
+        let shape = (pictures, self.side * self.side + 1, ());
+        let state = |(state, kept): (&usize, Option<Tensor>)| match kept {
+            Some(kept) => kept.reshape(shape),
+            None => candle_core::bail!("the tower was loaded without hidden state {state}"),
+        };
+        wanted.iter().zip(states).map(state).collect()
     }
 
     fn embed(&self, pixels: &Tensor) -> Result<Tensor> {

@@ -48,8 +48,10 @@ pub struct TextConfig {
 #[derive(Debug, Clone, Deserialize)]
 struct RopeParameters {
     rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name; some tools save both.
+    #[serde(rename = "type")]
+    kind: Option<String>,
 }
 
 /// Sizes and constants of a decoder.
@@ -81,7 +83,7 @@ impl TextConfig {
     /// When the configuration asks for something this decoder does not do.
     pub fn llama(&self) -> Result<DecoderConfig, LoadError> {
         let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        match rope.and_then(|rope| rope.rope_type.as_deref()) {
+        match rope.and_then(|rope| rope.rope_type.as_deref().or(rope.kind.as_deref())) {
             None | Some("default") => {}
             Some(other) => {
                 return Err(LoadError::unsupported("text_config rope type", other, "default"));

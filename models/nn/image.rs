@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use percept_kernels::{Canvas, Filter, Region, Resize, normalise, resize};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::{LoadError, Result};
 
@@ -17,21 +17,34 @@ pub enum Fit {
     Stretch,
 }
 
-/// `preprocessor_config.json`, with the defaults of transformers' `CLIPImageProcessor`.
+/// `preprocessor_config.json`, with the defaults of transformers' `CLIPImageProcessor`. Newer tools write `null` for what
+/// does not apply.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
 pub struct ImageProcessorConfig {
+    #[serde(default = "yes", deserialize_with = "null_is_false")]
     do_resize: bool,
-    size: Size,
+    size: Option<Size>,
+    #[serde(default = "yes", deserialize_with = "null_is_false")]
     do_center_crop: bool,
-    crop_size: Size,
+    crop_size: Option<Size>,
+    #[serde(default = "yes", deserialize_with = "null_is_false")]
     do_rescale: bool,
-    rescale_factor: f64,
+    rescale_factor: Option<f64>,
+    #[serde(default = "yes", deserialize_with = "null_is_false")]
     do_normalize: bool,
-    image_mean: [f64; 3],
-    image_std: [f64; 3],
-    resample: u32,
+    image_mean: Option<[f64; 3]>,
+    image_std: Option<[f64; 3]>,
+    resample: Option<u32>,
+    #[serde(default, deserialize_with = "null_is_false")]
     do_pad: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn null_is_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -42,23 +55,9 @@ enum Size {
     Side(usize),
 }
 
-impl Default for ImageProcessorConfig {
-    fn default() -> Self {
-        Self {
-            do_resize: true,
-            size: Size::ShortestEdge { shortest_edge: 224 },
-            do_center_crop: true,
-            crop_size: Size::Exact { height: 224, width: 224 },
-            do_rescale: true,
-            rescale_factor: 1.0 / 255.0,
-            do_normalize: true,
-            image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            image_std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
-            resample: 3,
-            do_pad: false,
-        }
-    }
-}
+/// `OPENAI_CLIP_MEAN` and `OPENAI_CLIP_STD` of transformers.
+const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// The processor of a tower that sees one square picture.
 #[derive(Debug, Clone)]
@@ -92,15 +91,14 @@ impl SquareProcessor {
             Size::Exact { height, width } => (height, width) == (side, side),
             Size::Side(length) => length == side,
         };
-        let square = matches!(config.size, Size::Exact { .. });
-        if !is_side(config.size) {
-            return unsupported(&format!("size {:?}", config.size), &format!("the vision tower's {side}"));
+        let size = config.size.unwrap_or(Size::ShortestEdge { shortest_edge: 224 });
+        let crop_size = config.crop_size.unwrap_or(Size::Side(224));
+        let square = matches!(size, Size::Exact { .. });
+        if !is_side(size) {
+            return unsupported(&format!("size {size:?}"), &format!("the vision tower's {side}"));
         }
-        if config.do_center_crop && !is_side(config.crop_size) {
-            return unsupported(
-                &format!("crop_size {:?}", config.crop_size),
-                &format!("the vision tower's {side}"),
-            );
+        if config.do_center_crop && !is_side(crop_size) {
+            return unsupported(&format!("crop_size {crop_size:?}"), &format!("the vision tower's {side}"));
         }
         if !config.do_center_crop && !square {
             return unsupported(
@@ -108,7 +106,7 @@ impl SquareProcessor {
                 "a centre crop, or height and width",
             );
         }
-        let filter = match config.resample {
+        let filter = match config.resample.unwrap_or(3) {
             1 => Filter::Lanczos,
             2 => Filter::Bilinear,
             3 => Filter::Bicubic,
@@ -121,8 +119,9 @@ impl SquareProcessor {
             (false, true) => Fit::Stretch,
             (false, false) => Fit::Crop,
         };
+        let image_mean = config.image_mean.unwrap_or(CLIP_MEAN);
         let (mean, std) = if config.do_normalize {
-            (config.image_mean.map(|mean| mean as f32), config.image_std.map(|std| std as f32))
+            (image_mean.map(|mean| mean as f32), config.image_std.unwrap_or(CLIP_STD).map(|std| std as f32))
         } else {
             ([0.0; 3], [1.0; 3])
         };
@@ -130,10 +129,10 @@ impl SquareProcessor {
             side,
             fit: fit.unwrap_or(own),
             filter,
-            scale: if config.do_rescale { config.rescale_factor } else { 1.0 },
+            scale: if config.do_rescale { config.rescale_factor.unwrap_or(1.0 / 255.0) } else { 1.0 },
             mean,
             std,
-            fill: config.image_mean.map(|mean| (255.0 * mean) as u8),
+            fill: image_mean.map(|mean| (255.0 * mean) as u8),
         })
     }
 

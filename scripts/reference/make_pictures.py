@@ -47,7 +47,12 @@ def png16(array):
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
     header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(raw))
+        + chunk(b"IEND", b"")
+    )
 
 
 def saved(image, kind, **options):
@@ -131,6 +136,9 @@ def main():
     add("grey.tiff", saved(grey, "TIFF"))
     add("rgba.tiff", saved(rgba, "TIFF"))
     add("orientation_6.tiff", saved(rgb, "TIFF", exif=exif))
+
+    # A colour profile of 64 MiB in 64 KiB: what reading a header must not unpack.
+    (OUT / "bomb.png").write_bytes(saved(rgb, "PNG", icc_profile=bytes(64 << 20)))
 
     (OUT / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     print(f"{len(manifest)} pictures, {sum(f.stat().st_size for f in OUT.iterdir())} bytes")

@@ -19,7 +19,7 @@ use self::{
 };
 use super::{ApiError, App, json, models::not_found, wire::chat as wire};
 use crate::{
-    engine::{Key, Pin},
+    engine::{Key, Pin, Place},
     media::{self, File, Header},
     request::{self, InvalidRequest, Media, Request, Source},
     router::Served,
@@ -35,18 +35,17 @@ pub(super) async fn completions(
     body: Body,
 ) -> Result<Response, ApiError> {
     let models = app.models()?;
-    let json::Parsed { value, ignored } =
-        json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes).await?;
-    if app.config.strict {
-        refuse_unknown(&ignored)?;
+    let json::Parsed { value, ignored, unknown } =
+        json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, classify).await?;
+    if let Some(param) = unknown.filter(|_| app.config.strict) {
+        return Err(InvalidRequest::Unknown { param }.into());
     }
     let chat = Chat::parse(value, &app.config.media)?;
     let model = models.find(&chat.model).ok_or_else(|| not_found(models, &chat.model))?;
-    // Before anything costly is done for a request that has no place.
-    model.handle.check()?;
+    let place = model.handle.reserve()?;
     let stream = chat.stream;
     let base = Base::new(model);
-    let answer = submit(&app, model, chat).await?;
+    let answer = submit(&app, model, place, chat).await?;
     let mut response = match stream {
         Some(stream) => answer::stream(base, answer, stream),
         None => Json(answer::collect(base, answer).await?).into_response(),
@@ -58,7 +57,7 @@ pub(super) async fn completions(
 }
 
 /// Prepares a request's pictures and prompt, and queues it.
-async fn submit(app: &App, model: &Arc<Served>, chat: Chat) -> Result<Answer, ApiError> {
+async fn submit(app: &App, model: &Arc<Served>, place: Place, chat: Chat) -> Result<Answer, ApiError> {
     let Chat { messages, pictures, sampling, max_tokens, stops, .. } = chat;
     let opened = open(app, pictures).await?;
     let context = model.handle.context();
@@ -80,7 +79,7 @@ async fn submit(app: &App, model: &Arc<Served>, chat: Chat) -> Result<Answer, Ap
         stops: Arc::clone(model.text.stops()),
     };
     let length = prompt.tokens.len();
-    let events = model.handle.submit(Request { prompt, media, sampling, limits })?;
+    let events = place.submit(Request { prompt, media, sampling, limits })?;
     Ok(Answer::new(events, &model.text, length, stops))
 }
 
@@ -98,14 +97,14 @@ async fn open(app: &App, pictures: Vec<PictureRef>) -> Result<Vec<Opened>, ApiEr
         return Ok(Vec::new());
     }
     let limits = app.config.media;
-    let opened = blocking(move || {
+    let opened = app.decoders.run(move || {
         let mut pixels = 0;
         let mut opened = Vec::with_capacity(pictures.len());
         for PictureRef { param, url } in pictures {
             let file = media::read_url(&url, limits.image_bytes)
                 .map_err(|error| InvalidRequest::PictureUrl { param: param.clone(), error })?;
             drop(url);
-            let header = Header::read(&file, limits.image_pixels)
+            let header = Header::read(&file, limits.image_edge, limits.image_pixels)
                 .map_err(|error| InvalidRequest::Picture { param: param.clone(), error })?;
             pixels += header.pixels();
             if pixels > limits.request_pixels {
@@ -116,7 +115,7 @@ async fn open(app: &App, pictures: Vec<PictureRef>) -> Result<Vec<Opened>, ApiEr
         }
         Ok(opened)
     });
-    Ok(opened.await??)
+    Ok(opened.await.map_err(|error| ApiError::internal(&error))??)
 }
 
 /// Decodes pictures, but for those whose rows are still in the encoder cache.
@@ -151,26 +150,33 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 fn prompt_error(error: PromptError) -> ApiError {
     match error {
         PromptError::TooLong { tokens, limit } => InvalidRequest::ContextLength { tokens, limit }.into(),
-        PromptError::Pictures { .. } | PromptError::Template(_) => {
+        PromptError::Pictures { .. } | PromptError::Empty | PromptError::Template(_) => {
             InvalidRequest::Messages { reason: error.to_string() }.into()
         }
         PromptError::Tokenizer(error) => ApiError::internal(&error),
     }
 }
 
-fn refuse_unknown(ignored: &[String]) -> Result<(), InvalidRequest> {
-    let unknown = ignored.iter().find(|name| !wire::HARMLESS.contains(&name.as_str()));
-    unknown.map_or(Ok(()), |name| Err(InvalidRequest::Unknown { param: name.clone() }))
+fn classify(path: &str) -> json::Field {
+    let in_messages = path.starts_with("messages[").then(|| path.rsplit('.').next().unwrap_or(path));
+    if wire::HARMLESS.contains(&path)
+        || in_messages.is_some_and(|name| wire::HARMLESS_IN_MESSAGES.contains(&name))
+    {
+        json::Field::Harmless
+    } else if wire::REFUSED.contains(&path) {
+        json::Field::Refused
+    } else {
+        json::Field::Unknown
+    }
 }
 
 /// The names of fields that had no effect, for a header.
 fn ignored_names(ignored: &[String]) -> Option<HeaderValue> {
-    const MOST: usize = 20;
     let plain =
         |name: &&String| name.len() < 100 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
     let names: BTreeSet<&str> = ignored.iter().filter(plain).map(String::as_str).collect();
     if names.is_empty() {
         return None;
     }
-    HeaderValue::from_str(&names.into_iter().take(MOST).collect::<Vec<_>>().join(", ")).ok()
+    HeaderValue::from_str(&names.into_iter().collect::<Vec<_>>().join(", ")).ok()
 }

@@ -10,6 +10,7 @@ use tracing::error;
 use super::wire;
 use crate::{
     engine::{EngineError, Refused},
+    media::ImageError,
     request::{InvalidRequest, Number},
 };
 
@@ -41,6 +42,12 @@ pub enum ApiError {
     BodyTooLarge {
         /// Bytes that would do.
         limit: usize,
+    },
+    /// The body came too slowly.
+    #[error("Nothing more of the request body has come for {seconds} seconds.")]
+    BodySilent {
+        /// How long that may be.
+        seconds: u64,
     },
     /// The body ended early.
     #[error("The request body could not be read to its end.")]
@@ -104,12 +111,15 @@ impl ApiError {
             | Self::ContentType { .. }
             | Self::ContentEncoding { .. }
             | Self::BodyCut
+            | Self::BodySilent { .. }
             | Self::NoSuchPath { .. } => ("invalid_request_error", None, None),
             Self::BodyTooLarge { .. } => ("invalid_request_error", Some("request_too_large"), None),
             Self::ModelNotFound { .. } => ("invalid_request_error", Some("model_not_found"), Some("model")),
             Self::Method { .. } => ("invalid_request_error", Some("method_not_supported"), None),
             Self::Loading => ("server_error", Some("model_loading"), None),
-            Self::Refused(_) => ("server_error", Some("engine_overloaded"), None),
+            Self::Refused(_) | Self::Engine(EngineError::Stopped) => {
+                ("server_error", Some("engine_overloaded"), None)
+            }
             Self::Engine(_) | Self::Internal => ("server_error", None, None),
         };
         wire::error::ErrorBody::new(self.to_string(), kind, param.map(str::to_owned), code)
@@ -118,12 +128,15 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_) | Self::NotJson(_) | Self::BodyCut => StatusCode::BAD_REQUEST,
+            Self::BodySilent { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::ContentType { .. } | Self::ContentEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ModelNotFound { .. } | Self::NoSuchPath { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Refused(Refused::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Loading | Self::Refused(Refused::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Loading | Self::Refused(Refused::Stopped) | Self::Engine(EngineError::Stopped) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Engine(_) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -133,7 +146,7 @@ impl ApiError {
         match self {
             Self::Refused(Refused::Busy { retry_after, .. }) => Some(*retry_after),
             Self::Loading => Some(2),
-            Self::Refused(Refused::Stopped) => Some(10),
+            Self::Refused(Refused::Stopped) | Self::Engine(EngineError::Stopped) => Some(10),
             _ => None,
         }
     }
@@ -167,7 +180,9 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         InvalidRequest::Unsupported { .. } => "unsupported_parameter",
         InvalidRequest::ContextLength { .. } => "context_length_exceeded",
         InvalidRequest::PictureUrl { .. } => "invalid_image_url",
-        InvalidRequest::Picture { error: crate::media::ImageError::TooLarge { .. }, .. }
+        InvalidRequest::Picture {
+            error: ImageError::TooLarge { .. } | ImageError::TooLong { .. }, ..
+        }
         | InvalidRequest::Pixels { .. } => "image_too_large",
         InvalidRequest::Picture { .. } => "invalid_image_format",
         InvalidRequest::Messages { .. } => "invalid_value",

@@ -1,38 +1,66 @@
 //! Reads a JSON body into a wire type, and says precisely what is wrong with it.
 
+use std::time::Duration;
+
 use axum::{
-    body::{Body, to_bytes},
+    body::Body,
     http::{
         HeaderMap,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
+use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-use super::{error::ApiError, wire::Object};
+use super::{
+    error::ApiError,
+    wire::{Object, TOO_MANY},
+};
 use crate::request::InvalidRequest;
+
+/// How long a client may be silent in the middle of its body.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Bodies up to this size are parsed at once: that takes less time than a change of threads is worth.
+const SMALL: usize = 1 << 16;
+/// Most names of ignored fields that are kept.
+const MOST_IGNORED: usize = 20;
+
+/// What a wire type does not name and is told apart all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Field {
+    /// Changes nothing.
+    Harmless,
+    /// Would change the answer.
+    Refused,
+    /// Anything else.
+    Unknown,
+}
 
 /// A body, and the paths of fields in it that the wire type does not know.
 #[derive(Debug)]
 pub(super) struct Parsed<T> {
     pub(super) value: T,
+    /// The first of those that had no effect.
     pub(super) ignored: Vec<String>,
+    /// The first of those that are unknown.
+    pub(super) unknown: Option<String>,
 }
 
-/// Reads and parses a body of at most `limit` bytes.
-pub(super) async fn read<T: DeserializeOwned>(
+/// Reads and parses a body of at most `limit` bytes. `classify` is asked about each field that the type does not know,
+/// by its path, such as `messages[0].foo`.
+pub(super) async fn read<T: DeserializeOwned + Send + 'static>(
     headers: &HeaderMap,
     body: Body,
     limit: usize,
+    classify: fn(&str) -> Field,
 ) -> Result<Parsed<T>, ApiError> {
     let header = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    // Other types can be sent by a web page of anybody's without asking; JSON cannot.
-    if let Some(found) = header(CONTENT_TYPE) {
-        let essence = found.split(';').next().unwrap_or("").trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(ApiError::ContentType { found: found.chars().take(100).collect() });
-        }
+    // A web page of anybody's can send other types, or none, without asking; JSON it cannot.
+    let found = header(CONTENT_TYPE).unwrap_or_else(|| "(none)".into());
+    let essence = found.split(';').next().unwrap_or("").trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::ContentType { found: found.chars().take(100).collect() });
     }
     if let Some(found) = header(CONTENT_ENCODING).filter(|found| !found.eq_ignore_ascii_case("identity")) {
         return Err(ApiError::ContentEncoding { found: found.chars().take(100).collect() });
@@ -41,15 +69,31 @@ pub(super) async fn read<T: DeserializeOwned>(
     if claimed > limit {
         return Err(ApiError::BodyTooLarge { limit });
     }
-    let bytes = to_bytes(body, limit).await.map_err(|error| {
-        let source = std::error::Error::source(&error);
-        let too_large = source.is_some_and(<dyn std::error::Error>::is::<http_body_util::LengthLimitError>);
-        if too_large { ApiError::BodyTooLarge { limit } } else { ApiError::BodyCut }
-    })?;
-    parse(&bytes)
+    let bytes = collect(body, limit).await?;
+    if bytes.len() <= SMALL {
+        return parse(&bytes, classify);
+    }
+    let parsed = tokio::task::spawn_blocking(move || parse(&bytes, classify));
+    parsed.await.map_err(|error| ApiError::internal(&error))?
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Parsed<T>, ApiError> {
+async fn collect(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut pieces = body.into_data_stream();
+    let mut bytes = Vec::new();
+    loop {
+        match tokio::time::timeout(SILENCE, pieces.next()).await {
+            Err(_) => return Err(ApiError::BodySilent { seconds: SILENCE.as_secs() }),
+            Ok(None) => return Ok(bytes),
+            Ok(Some(Err(_))) => return Err(ApiError::BodyCut),
+            Ok(Some(Ok(piece))) if bytes.len() + piece.len() > limit => {
+                return Err(ApiError::BodyTooLarge { limit });
+            }
+            Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8], classify: fn(&str) -> Field) -> Result<Parsed<T>, ApiError> {
     if bytes.trim_ascii().is_empty() {
         return Err(ApiError::NotJson("the body is empty".into()));
     }
@@ -57,22 +101,61 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Parsed<T>, ApiError> {
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
     let mut ignored = Vec::new();
-    let Object(value) = serde_ignored::deserialize(tracked, |path| ignored.push(path.to_string()))
+    let (mut unknown, mut refused) = (None, None);
+    let found = |path: serde_ignored::Path<'_>| {
+        let path = shown(&path.to_string());
+        match classify(&path) {
+            Field::Harmless => {}
+            Field::Refused => drop(refused.get_or_insert_with(|| path.clone())),
+            Field::Unknown => drop(unknown.get_or_insert_with(|| path.clone())),
+        }
+        if ignored.len() < MOST_IGNORED {
+            ignored.push(path);
+        }
+    };
+    let Object(value) = serde_ignored::deserialize(tracked, found)
         .map_err(|error| explain(&error, &track.path().to_string()))?;
     deserializer.end().map_err(|error| ApiError::NotJson(error.to_string()))?;
-    Ok(Parsed { value, ignored })
+    if let Some(param) = refused {
+        let reason = "it would change the answer, and this server does not do it".into();
+        return Err(InvalidRequest::Unsupported { param, reason }.into());
+    }
+    Ok(Parsed { value, ignored, unknown })
 }
+
+/// A path as the API writes it: `messages.?.1.foo`, where `?` stands for a value that may be null, is `messages[1].foo`.
+fn shown(path: &str) -> String {
+    let mut shown = String::new();
+    for part in path.split('.').filter(|part| *part != "?") {
+        if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) {
+            shown += &format!("[{part}]");
+        } else {
+            shown += if shown.is_empty() { "" } else { "." };
+            shown += part;
+        }
+    }
+    shown.chars().take(LONGEST_PATH).collect()
+}
+
+/// Paths are cut here when they are shown: a key may be as long as a body.
+const LONGEST_PATH: usize = 200;
 
 /// A wrong type or value as the API words it; anything else as the parser does.
 fn explain(error: &serde_json::Error, path: &str) -> ApiError {
     let text = error.to_string();
-    let Some((message, _)) = text.split_once(" at line ").filter(|_| error.classify() == Category::Data)
+    let Some((message, _)) = text.rsplit_once(" at line ").filter(|_| error.classify() == Category::Data)
     else {
         return ApiError::NotJson(text);
     };
-    let param = path.to_owned();
+    let param: String = path.chars().take(LONGEST_PATH).collect();
+    if let Some(limit) = message.strip_prefix(TOO_MANY).and_then(|limit| limit.parse().ok()) {
+        return InvalidRequest::ArrayTooLong { param, items: "items", found: "more".into(), limit }.into();
+    }
+    if let Some(field) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+        return InvalidRequest::Missing { param: format!("{param}.{field}") }.into();
+    }
     if let Some((found, expected)) =
-        message.strip_prefix("invalid type: ").and_then(|m| m.split_once(", expected "))
+        message.strip_prefix("invalid type: ").and_then(|m| m.rsplit_once(", expected "))
     {
         if path == "." {
             return ApiError::NotJson(format!("expected an object, but got {}", json_type(found)));
@@ -81,7 +164,7 @@ fn explain(error: &serde_json::Error, path: &str) -> ApiError {
         return InvalidRequest::Type { param, expected, found }.into();
     }
     if let Some((found, expected)) =
-        message.strip_prefix("invalid value: ").and_then(|m| m.split_once(", expected "))
+        message.strip_prefix("invalid value: ").and_then(|m| m.rsplit_once(", expected "))
     {
         let supported = format!("{} of 64 bits", rust_type(expected));
         return InvalidRequest::Value { param, found: found.replace('`', ""), supported }.into();

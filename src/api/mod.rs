@@ -14,7 +14,7 @@ use std::{
 
 use axum::{
     Router as Routes,
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderName, HeaderValue, Method, Uri},
     middleware::{self, Next},
     response::Response,
@@ -72,25 +72,28 @@ impl App {
     }
 }
 
-/// All routes, with and without `/v1`: users write the base URL both ways.
+/// All routes, with and without `/v1`, with and without a slash at the end: users write URLs in every way.
 pub fn routes(app: Arc<App>) -> Routes {
-    let v1 = Routes::new()
-        .route("/chat/completions", post(chat::completions))
-        .route("/models", get(models::list))
-        .route("/models/{*id}", get(models::one));
-    Routes::new()
-        .nest("/v1", v1.clone())
-        .merge(v1)
-        .route("/health", get(ops::health))
+    let mut routes = Routes::new().route("/health", get(ops::health)).route("/health/", get(ops::health));
+    for base in ["", "/v1"] {
+        for end in ["", "/"] {
+            routes = routes
+                .route(&format!("{base}/chat/completions{end}"), post(chat::completions))
+                .route(&format!("{base}/models{end}"), get(models::list));
+        }
+        routes = routes.route(&format!("{base}/models/{{*id}}"), get(models::one));
+    }
+    routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(every_response))
         .with_state(app)
 }
 
-async fn no_such_path(State(_): State<Arc<App>>, method: Method, uri: Uri) -> ApiError {
+async fn no_such_path(method: Method, uri: Uri) -> ApiError {
+    let twice = uri.path().starts_with("/v1/v1/");
     let hint =
-        if uri.path().starts_with("/v1/v1/") { ": the base URL must not end in /v1 twice" } else { "" };
+        if twice { ": base_url must not end in /v1 for the Anthropic SDK, nor in /v1 twice" } else { "" };
     ApiError::NoSuchPath { method: method.to_string(), path: path(&uri), hint }
 }
 

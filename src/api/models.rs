@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 
 use super::{
@@ -23,9 +23,12 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>,
 /// `GET /v1/models/{id}`; an id may have slashes.
 pub(super) async fn one(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
     let models = app.models()?;
+    // No model's name is anything but text.
+    let Path(id) = id.map_err(|_| not_found(models, "\u{fffd}"))?;
+    let id = id.strip_suffix('/').unwrap_or(&id).to_owned();
     let served = models.find(&id).ok_or_else(|| not_found(models, &id))?;
     Ok(Json(model(served, &id)))
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{self, BufRead, BufReader, IsTerminal, Read, Write},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,
@@ -52,13 +52,13 @@ pub(super) struct Chat {
     #[arg(long, short, value_name = "NAME")]
     name: Option<String>,
     /// 0 always takes the most probable word; higher is more varied
-    #[arg(long, short, value_name = "0..2")]
+    #[arg(long, short, value_name = "0..2", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Most tokens of the answer
     #[arg(long, value_name = "COUNT")]
     max_tokens: Option<u64>,
     /// The same seed gives the same answer
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     seed: Option<i64>,
 }
 
@@ -88,8 +88,14 @@ impl Chat {
     }
 
     fn ask(&self, url: &str) -> anyhow::Result<()> {
+        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let base = url.trim_end_matches('/').trim_end_matches("/v1");
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut agent = ureq::Agent::config_builder().http_status_as_error(false);
+        if is_here(base) {
+            // A proxy leads elsewhere.
+            agent = agent.proxy(None);
+        }
+        let agent: ureq::Agent = agent.build().into();
         let model = match &self.name {
             Some(name) => name.clone(),
             None => first_model(&agent, base)?,
@@ -106,10 +112,12 @@ impl Chat {
         let mut out = io::stdout().lock();
         let mut first = None;
         let mut tokens = 0;
+        let mut done = false;
         for line in BufReader::new(response.body_mut().as_reader()).lines() {
             let line = line.context("the answer broke off")?;
             let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
             if data == "[DONE]" {
+                done = true;
                 break;
             }
             let piece: Value = serde_json::from_str(data).context("the server sent something strange")?;
@@ -126,6 +134,9 @@ impl Chat {
             tokens = piece["usage"]["completion_tokens"].as_u64().unwrap_or(tokens);
         }
         writeln!(out)?;
+        if !done {
+            bail!("the answer broke off");
+        }
         if io::stderr().is_terminal() {
             let first = first.unwrap_or_default().as_secs_f64();
             let rest = (started.elapsed().as_secs_f64() - first).max(1e-9);
@@ -164,6 +175,14 @@ impl Chat {
             "seed": self.seed,
         }))
     }
+}
+
+/// Whether a URL is one of this machine.
+fn is_here(url: &str) -> bool {
+    let authority = url.split("://").nth(1).unwrap_or("").split('/').next().unwrap_or("");
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn first_model(agent: &ureq::Agent, base: &str) -> anyhow::Result<String> {

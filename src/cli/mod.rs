@@ -47,7 +47,7 @@ PERCEPT_MAX_SEQUENCES=32. An option on the command line comes first, then the en
 An unknown name in any of them is an error.
 
 The hub is used as by its other tools: HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are
-respected. Do not rewrite the files of a checkpoint while it is being served: they are mapped into memory.
+respected. Do not rewrite the files of a checkpoint while it is being loaded: they are mapped into memory.
 
 Examples:
   percept serve llava-hf/llava-1.5-7b-hf --dtype bf16 --memory 20GiB
@@ -76,7 +76,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Serve(settings) => serve::run(*settings, cli.config.as_deref()),
-        Command::Pull(pull) => pull.run(),
+        Command::Pull(pull) => pull.run(cli.config.as_deref()),
         Command::Chat(chat) => chat.run(cli.config.as_deref()),
     };
     match result {
@@ -90,6 +90,11 @@ pub fn run() -> ExitCode {
 
 /// Starts the log, on standard error.
 fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let plain = filter.split(',').map(str::trim).filter(|part| !part.contains('=') && !part.contains("::"));
+    if let Some(unknown) = plain.into_iter().find(|part| !LEVELS.contains(&part.to_lowercase().as_str())) {
+        anyhow::bail!("'{unknown}' is no level of the log; levels are {}", LEVELS.join(", "));
+    }
     let filter: EnvFilter = filter.parse()?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,9 +1,14 @@
 //! `percept pull`
 
+use std::path::Path;
+
 use clap::Args;
 
 use super::progress;
-use crate::hub::{self, HubConfig, Source};
+use crate::{
+    config::Settings,
+    hub::{self, Source},
+};
 
 #[derive(Debug, Args)]
 pub(super) struct Pull {
@@ -13,10 +18,11 @@ pub(super) struct Pull {
 }
 
 impl Pull {
-    pub(super) fn run(&self) -> anyhow::Result<()> {
+    pub(super) fn run(&self, config: Option<&Path>) -> anyhow::Result<()> {
+        let hub = Settings::default().complete(config)?.hub();
         let folder = match Source::parse(&self.model)? {
             Source::Folder(folder) => anyhow::bail!("{} is a folder already", folder.display()),
-            Source::Hub(id) => hub::pull(&id, &HubConfig::from_environment(), progress::bar)?,
+            Source::Hub(id) => hub::pull(&id, &hub, progress::bar)?,
         };
         println!("{}", folder.display());
         Ok(())

@@ -1,6 +1,10 @@
 //! `percept serve`
 
-use std::{path::Path, sync::Arc};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -21,7 +25,11 @@ pub(super) fn run(settings: Settings, file: Option<&Path>) -> anyhow::Result<()>
     let settings = settings.complete(file)?;
     log(settings.log.as_deref().unwrap_or("info"), settings.log_format.unwrap_or_default())?;
     let config = settings.resolve()?;
-    tokio::runtime::Runtime::new()?.block_on(serve(config))
+    let runtime = tokio::runtime::Runtime::new()?;
+    let result = runtime.block_on(serve(config));
+    // A download or a load that nobody waits for any more must not keep the process.
+    runtime.shutdown_background();
+    result
 }
 
 /// Listens at once, so that a taken port is known before minutes of loading, and answers 503 until all is loaded.
@@ -44,8 +52,12 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
         // Stopped while loading.
         ended = &mut running => return Ok(ended??),
     }
-    println!("percept serves {name} on http://{address}/v1");
-    println!("  try: percept chat 'What is in this picture?' --image FILE --url http://{address}");
+    // Nobody need read this.
+    let _ = writeln!(
+        io::stdout(),
+        "percept serves {name} on http://{address}/v1\n  \
+         try: percept chat 'What is in this picture?' --image FILE --url http://{address}"
+    );
     running.await??;
     Ok(())
 }

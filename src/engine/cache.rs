@@ -15,53 +15,68 @@ use super::pages::Key;
 /// What the asynchronous side may ask of the cache: whether something is there. It never touches a tensor.
 #[derive(Debug, Clone)]
 pub(super) struct Index {
-    entries: Arc<Mutex<HashMap<Key, Arc<Entry>>>>,
-    /// Rows held by pins, which the scheduler does not know of.
-    pinned: Arc<AtomicUsize>,
+    entries: Arc<Mutex<Entries>>,
     /// Most rows that pins may hold.
     most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    known: HashMap<Key, Arc<Entry>>,
+    /// Rows held by pins, which the scheduler does not know of; an entry with several pins counts once.
+    pinned: usize,
 }
 
 #[derive(Debug)]
 struct Entry {
     rows: usize,
+    /// Changed under the lock of [`Entries`] only.
+    pins: AtomicUsize,
 }
 
 /// Keeps an entry of the cache from being thrown out.
 #[derive(Debug)]
 pub struct Pin {
-    /// Held, never read: the cache counts the holders.
     entry: Arc<Entry>,
-    pinned: Arc<AtomicUsize>,
+    entries: Arc<Mutex<Entries>>,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.pinned.fetch_sub(self.entry.rows, Ordering::Relaxed);
+        let mut entries = lock(&self.entries);
+        if self.entry.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
+            entries.pinned -= self.entry.rows;
+        }
     }
 }
 
 impl Index {
     fn new(most: usize) -> Self {
-        Self { entries: Arc::default(), pinned: Arc::default(), most }
+        Self { entries: Arc::default(), most }
     }
 
     /// Finds an entry and keeps it. `None` also when pins hold as much as they may: encode it again then.
     pub(super) fn pin(&self, key: &Key) -> Option<Pin> {
-        let entry = Arc::clone(self.lock().get(key)?);
-        let before = self.pinned.fetch_add(entry.rows, Ordering::Relaxed);
-        let pin = Pin { entry, pinned: Arc::clone(&self.pinned) };
-        (before + pin.entry.rows <= self.most).then_some(pin)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Entry>>> {
-        // The map is whole at every point where a holder could panic.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut entries = lock(&self.entries);
+        let entry = Arc::clone(entries.known.get(key)?);
+        if entry.pins.load(Ordering::Relaxed) == 0 {
+            if entries.pinned + entry.rows > self.most {
+                return None;
+            }
+            entries.pinned += entry.rows;
+        }
+        entry.pins.fetch_add(1, Ordering::Relaxed);
+        Some(Pin { entry, entries: Arc::clone(&self.entries) })
     }
 }
 
-/// The engine's side: the tensors. At most `capacity` rows; the scheduler sees to it that running sequences leave
-/// `spare` of them, and pins hold at most those.
+fn lock(entries: &Mutex<Entries>) -> MutexGuard<'_, Entries> {
+    // The map is whole at every point where a holder could panic.
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The engine's side: the tensors. The scheduler sees to it that running sequences hold no more than they may, and
+/// pins hold at most what is spare.
 #[derive(Debug)]
 pub(super) struct EncoderCache {
     index: Index,
@@ -88,8 +103,9 @@ pub(super) struct Encoded {
 }
 
 impl EncoderCache {
-    /// An empty cache.
-    pub(super) fn new(capacity: usize, spare: usize) -> Self {
+    /// An empty cache for `running` rows of sequences that run and `spare` rows besides.
+    pub(super) fn new(running: usize, spare: usize) -> Self {
+        let capacity = running + spare;
         Self { index: Index::new(spare), rows: HashMap::new(), capacity, held: 0, clock: 0 }
     }
 
@@ -103,7 +119,7 @@ impl EncoderCache {
         self.clock += 1;
         let rows = self.rows.get_mut(key)?;
         rows.used = self.clock;
-        let entry = Arc::clone(self.index.lock().get(key)?);
+        let entry = Arc::clone(lock(&self.index.entries).known.get(key)?);
         Some(Encoded { rows: rows.tensor.clone(), _entry: entry })
     }
 
@@ -116,16 +132,18 @@ impl EncoderCache {
         self.clock += 1;
         self.held += count;
         self.rows.insert(key, Rows { tensor, count, used: self.clock });
-        self.index.lock().insert(key, Arc::new(Entry { rows: count }));
+        lock(&self.index.entries)
+            .known
+            .insert(key, Arc::new(Entry { rows: count, pins: AtomicUsize::new(0) }));
     }
 
     fn make_room(&mut self, count: usize) -> bool {
-        let mut index = self.index.lock();
+        let known = &mut lock(&self.index.entries).known;
         while self.held + count > self.capacity {
-            let is_free = |key: &Key| index.get(key).is_none_or(|entry| Arc::strong_count(entry) == 1);
+            let is_free = |key: &Key| known.get(key).is_none_or(|entry| Arc::strong_count(entry) == 1);
             let oldest = self.rows.iter().filter(|(key, _)| is_free(key)).min_by_key(|(_, rows)| rows.used);
             let Some(key) = oldest.map(|(key, _)| *key) else { return false };
-            index.remove(&key);
+            known.remove(&key);
             if let Some(rows) = self.rows.remove(&key) {
                 self.held -= rows.count;
             }
@@ -146,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_least_used_goes_first_and_the_pinned_stays() {
-        let mut cache = EncoderCache::new(10, 5);
+        let mut cache = EncoderCache::new(5, 5);
         let index = cache.index().clone();
         let [a, b, c] = [b"a", b"b", b"c"].map(|name| Key::of(name));
         cache.insert(a, rows(4));
@@ -166,14 +184,18 @@ mod tests {
 
     #[test]
     fn pins_hold_no_more_than_is_spare() {
-        let mut cache = EncoderCache::new(10, 5);
+        let mut cache = EncoderCache::new(5, 5);
         let index = cache.index().clone();
         let [a, b] = [b"a", b"b"].map(|name| Key::of(name));
         cache.insert(a, rows(3));
         cache.insert(b, rows(3));
-        let pin = index.pin(&a);
-        assert!(pin.is_some() && index.pin(&b).is_none());
-        drop(pin);
+        let pins = [index.pin(&a), index.pin(&a)];
+        assert!(pins.iter().all(Option::is_some), "the same rows count once");
+        assert!(index.pin(&b).is_none());
+        let [first, second] = pins;
+        drop(first);
+        assert!(index.pin(&b).is_none());
+        drop(second);
         assert!(index.pin(&b).is_some());
     }
 }

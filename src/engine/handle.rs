@@ -98,6 +98,27 @@ pub struct Handle {
     pub(super) sequences: usize,
 }
 
+/// A place in an engine's queue, for one request. Dropping it gives it up.
+#[derive(Debug)]
+pub struct Place {
+    handle: Handle,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Queues the request.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn submit(self, request: Request) -> Result<Events, Refused> {
+        let Self { handle, permit } = self;
+        let (events, receiver) = mpsc::unbounded_channel();
+        let submission = Submission { request, events, place: permit };
+        handle.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refused::Stopped)?;
+        Ok(Events { receiver })
+    }
+}
+
 /// The events of one request, in order. Dropping them cancels it.
 #[derive(Debug)]
 pub struct Events {
@@ -112,27 +133,25 @@ impl Events {
 }
 
 impl Handle {
-    /// Queues a request.
+    /// Takes a place in the queue. Taken before a request's pictures are decoded, so that the queue bounds how many
+    /// requests wait for that, too.
     ///
     /// # Errors
-    /// When the queue is full or the engine has stopped.
-    pub fn submit(&self, request: Request) -> Result<Events, Refused> {
+    /// When the queue is full or the engine takes no more requests.
+    pub fn reserve(&self) -> Result<Place, Refused> {
         if self.status.draining.load(Relaxed) {
             return Err(Refused::Stopped);
         }
-        let Ok(place) = Arc::clone(&self.queue).try_acquire_owned() else { return Err(self.busy()) };
-        let (events, receiver) = mpsc::unbounded_channel();
-        let submission = Submission { request, events, place };
-        self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refused::Stopped)?;
-        Ok(Events { receiver })
+        let permit = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| self.busy())?;
+        Ok(Place { handle: self.clone(), permit })
     }
 
-    /// Whether the queue has no place. Asked before a request is prepared, which costs more than asking.
+    /// Queues a request that is ready.
     ///
     /// # Errors
-    /// When it has none.
-    pub fn check(&self) -> Result<(), Refused> {
-        if self.queue.available_permits() == 0 { Err(self.busy()) } else { Ok(()) }
+    /// When the queue is full or the engine takes no more requests.
+    pub fn submit(&self, request: Request) -> Result<Events, Refused> {
+        self.reserve()?.submit(request)
     }
 
     /// Keeps the encoded rows of a medium, if they are in the cache.
@@ -145,7 +164,7 @@ impl Handle {
         self.context
     }
 
-    /// Requests that were accepted and do not run yet.
+    /// Requests that have a place in the queue and do not run yet.
     pub fn waiting(&self) -> usize {
         self.queue_size - self.queue.available_permits()
     }

@@ -36,7 +36,7 @@ use self::{
 };
 pub use self::{
     cache::Pin,
-    handle::{EngineError, Event, Events, Handle, Refused, Status},
+    handle::{EngineError, Event, Events, Handle, Place, Refused, Status},
     pages::Key,
     scheduler::{FinishReason, Limits, Outcome, Plan, Scheduler},
     sequence::{SeqId, Sequence, Span},
@@ -75,6 +75,8 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
     thread::Builder::new().name("engine".into()).spawn(move || {
         let engine = Engine::new(loaded, config, receiver, engine_status).and_then(|mut engine| {
             engine.warm_up(config)?;
+            // Whoever hears that it has started finds it alive.
+            engine.status.alive.store(true, Relaxed);
             Ok(engine)
         });
         match engine {
@@ -153,10 +155,7 @@ impl Engine {
             batcher: Batcher { device, page_size: config.page_size, placeholder: text.placeholder },
             scheduler: Scheduler::new(config.limits, config.pages, config.page_size),
             sampler: Sampler::new(config.vocabulary),
-            encoded: EncoderCache::new(
-                config.limits.encoder_capacity(),
-                config.limits.encoder_capacity() - config.limits.encoded,
-            ),
+            encoded: EncoderCache::new(config.limits.encoded, config.limits.spare),
             clients: HashMap::new(),
             commands,
             status,
@@ -166,7 +165,6 @@ impl Engine {
     }
 
     fn run(mut self) {
-        self.status.alive.store(true, Relaxed);
         let alive = Alive(Arc::clone(&self.status));
         while self.receive() {
             self.drop_cancelled();
@@ -220,6 +218,12 @@ impl Engine {
         let spans = spans.map(|(rows, medium)| Span { rows, key: medium.key }).collect();
         let tokens = request.prompt.tokens;
         let most = tokens.len() + request.limits.tokens;
+        if tokens.len() >= most.min(self.scheduler.capacity() + 1) || most > self.scheduler.capacity() {
+            error!(prompt = tokens.len(), most, "a request that fits no cache was submitted");
+            // Whoever has left does not mind.
+            let _ = events.send(Event::Failed(EngineError::Step));
+            return;
+        }
         self.sampler.add(id, request.sampling, &tokens);
         let mut sequence = Sequence::new(id, tokens, spans, most, request.limits.stops);
         let media: Vec<_> = request.media.into_iter().map(|medium| self.medium(medium)).collect();
@@ -325,6 +329,16 @@ impl Engine {
             client.place = None;
             for medium in &mut client.media {
                 medium.pin = None;
+                // Encoded for another request meanwhile: its pixels, and their share of memory, are free.
+                if medium.encoded.is_none() {
+                    medium.encoded = self.encoded.get(&medium.key);
+                    if medium.encoded.is_some() {
+                        medium.pixels = None;
+                    }
+                }
+            }
+            for (index, _) in client.media.iter().enumerate().filter(|(_, medium)| medium.encoded.is_some()) {
+                self.scheduler.encoded(*id, index);
             }
             // Whoever has left is removed before the next step.
             let _ = client.events.send(Event::Started { reused });
@@ -393,6 +407,10 @@ impl Engine {
             self.model.encode(&Tensor::cat(&tensors, 0)?, &ragged)
         });
         let cached = encoded.and_then(|rows| {
+            let expected: usize = all.iter().map(|features| features.rows).sum();
+            if rows.dim(0)? != expected {
+                candle_core::bail!("{:?} rows were encoded, the prompt has {expected}", rows.shape())
+            }
             let mut first = 0;
             for features in all {
                 // A copy, so that one medium in the cache does not keep the memory of all.

@@ -18,16 +18,10 @@ pub struct Limits {
     pub chunk: usize,
     /// Encoded rows that all running sequences together may hold.
     pub encoded: usize,
+    /// Encoded rows that are kept besides, of media that may come again or belong to requests that wait.
+    pub spare: usize,
     /// Encoded rows that one step may compute when nobody waits for a decode row; at least one medium always fits.
     pub encode: usize,
-}
-
-impl Limits {
-    /// Rows that the encoder cache holds: those of running sequences, and an eighth more of media that may come
-    /// again or belong to requests that wait.
-    pub fn encoder_capacity(&self) -> usize {
-        self.encoded + self.encoded.div_ceil(8)
-    }
 }
 
 /// The work of one step. A prompt chunk and a decode step differ only in number.
@@ -421,6 +415,7 @@ mod tests {
                 rows: sequences + rows,
                 chunk,
                 encoded,
+                spare: 0,
                 encode,
             },
         );
@@ -579,7 +574,7 @@ mod tests {
 
     #[test]
     fn a_failed_draw_removes_only_its_sequence() {
-        let limits = Limits { sequences: 4, rows: 16, chunk: 16, encoded: 0, encode: 0 };
+        let limits = Limits { sequences: 4, rows: 16, chunk: 16, encoded: 0, spare: 0, encode: 0 };
         let mut scheduler = Scheduler::new(limits, 8, 4);
         for id in 0..2 {
             scheduler.submit(Sequence::new(SeqId(id), vec![id as u32 + 1; 5], Vec::new(), 9, Arc::new([])));
@@ -596,7 +591,7 @@ mod tests {
 
     #[test]
     fn a_prompt_that_began_before_is_reused() {
-        let limits = Limits { sequences: 4, rows: 32, chunk: 32, encoded: 0, encode: 0 };
+        let limits = Limits { sequences: 4, rows: 32, chunk: 32, encoded: 0, spare: 0, encode: 0 };
         let mut scheduler = Scheduler::new(limits, 8, 4);
         let prompt: Vec<u32> = (1..=12).collect();
         scheduler.submit(Sequence::new(SeqId(0), prompt.clone(), Vec::new(), 13, Arc::new([])));

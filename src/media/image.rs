@@ -10,6 +10,9 @@ use ::image::{
 
 use super::Picture;
 
+/// Bytes that reading a header may take.
+const MOST_HEADER: u64 = 4 << 20;
+
 /// Formats that are read.
 const FORMATS: [(ImageFormat, &str); 6] = [
     (ImageFormat::Png, "png"),
@@ -31,6 +34,16 @@ pub enum ImageError {
     Broken {
         /// Why.
         reason: String,
+    },
+    /// It is too long.
+    #[error("the picture is {width}x{height}; the limit for either edge is {limit}")]
+    TooLong {
+        /// Columns.
+        width: u32,
+        /// Rows.
+        height: u32,
+        /// Most of either.
+        limit: usize,
     },
     /// It is too large.
     #[error("the picture is {width}x{height}, which is {} pixels; the limit is {limit}", *width as u64 * *height as u64)]
@@ -57,17 +70,24 @@ impl Header {
     /// Reads the header of a file. The format is told by its content.
     ///
     /// # Errors
-    /// When it is no picture, or one of more than `limit` pixels.
-    pub fn read(file: &[u8], limit: usize) -> Result<Self, ImageError> {
+    /// When it is no picture, or one with an edge of more than `edge` pixels or more than `pixels` in all.
+    pub fn read(file: &[u8], edge: usize, pixels: usize) -> Result<Self, ImageError> {
         let format = ::image::guess_format(file).map_err(|_| ImageError::Format)?;
         if !FORMATS.iter().any(|(known, _)| *known == format) {
             return Err(ImageError::Format);
         }
-        let mut decoder =
-            ImageReader::with_format(Cursor::new(file), format).into_decoder().map_err(broken)?;
+        let mut reader = ImageReader::with_format(Cursor::new(file), format);
+        let mut limits = Limits::default();
+        // Colour profiles and texts in a header can be compressed a thousandfold.
+        limits.max_alloc = Some(MOST_HEADER);
+        reader.limits(limits);
+        let mut decoder = reader.into_decoder().map_err(broken)?;
         let (width, height) = decoder.dimensions();
-        if u64::from(width) * u64::from(height) > limit as u64 {
-            return Err(ImageError::TooLarge { width, height, limit });
+        if width.max(height) as usize > edge {
+            return Err(ImageError::TooLong { width, height, limit: edge });
+        }
+        if u64::from(width) * u64::from(height) > pixels as u64 {
+            return Err(ImageError::TooLarge { width, height, limit: pixels });
         }
         if width == 0 || height == 0 {
             return Err(ImageError::Broken { reason: format!("its size is {width}x{height}") });
@@ -122,12 +142,28 @@ pub fn decode(file: &[u8], header: Header) -> Result<Picture, ImageError> {
     Ok(Picture::new(width as usize, height as usize, image.into_raw()))
 }
 
-/// Whether a JPEG ends in the middle of its last scan. The decoder would make the rest grey and say nothing; a model
-/// would describe that. Neither marker can occur inside a scan.
+/// Whether a JPEG ends before its end-of-image marker. The decoder would make the rest grey and say nothing; a model
+/// would describe that. What follows the picture, as in a phone's motion photo, does not matter.
+///
+/// Walks the segments: ITU T.81, annex B.
 fn jpeg_is_cut(file: &[u8]) -> bool {
-    let last = |marker| file.windows(2).rposition(|pair| pair == [0xff, marker]);
-    let (start_of_scan, end_of_image) = (last(0xda), last(0xd9));
-    end_of_image < start_of_scan
+    const END_OF_IMAGE: u8 = 0xd9;
+    // Restart markers and stuffed bytes are part of a scan, further 0xff are filling.
+    let marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 0x01 | 0xd0..=0xd8 | 0xff);
+    let mut at = 0;
+    loop {
+        let Some(next) = file[at..].windows(2).position(marker) else { return true };
+        at += next + 2;
+        if file[at - 1] == END_OF_IMAGE {
+            return false;
+        }
+        // Also of a scan: its data follow its header, and have no marker in them.
+        let Some(length) = file[at..].first_chunk() else { return true };
+        at += usize::from(u16::from_be_bytes(*length)).max(2);
+        if at > file.len() {
+            return true;
+        }
+    }
 }
 
 /// Composites with Pillow's 8-bit rounding (`Image.alpha_composite` on opaque white), as transformers 5 does.

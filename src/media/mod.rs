@@ -20,6 +20,8 @@ pub struct MediaLimits {
     pub images: usize,
     /// Most bytes of a file.
     pub image_bytes: usize,
+    /// Most columns or rows of a picture.
+    pub image_edge: usize,
     /// Most pixels of a picture.
     pub image_pixels: usize,
     /// Most pixels of all pictures of a request.
@@ -72,6 +74,23 @@ impl Decoders {
         }
     }
 
+    /// Runs short work of the same kind, such as reading headers, on one of the cores.
+    ///
+    /// # Errors
+    /// When it panics.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        let core = Arc::clone(&self.cores).acquire_owned().await.expect(NEVER_CLOSED);
+        let done = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(core);
+            done
+        });
+        done.await
+    }
+
     /// Decodes files whose headers were read. Waits until there is memory for all of them: if requests took it
     /// picture by picture, two could wait for each other. Dropping the future gives up the place.
     ///
@@ -102,15 +121,9 @@ impl Decoders {
         header: Header,
         memory: Option<OwnedSemaphorePermit>,
     ) -> Result<Picture, ImageError> {
-        let core = Arc::clone(&self.cores).acquire_owned().await.expect(NEVER_CLOSED);
-        let decoded = tokio::task::spawn_blocking(move || {
-            let picture = decode(&file, header);
-            drop(core);
-            picture
-        });
+        let decoded = self.run(move || decode(&file, header)).await;
         // A decoder that panics has met a file it cannot read.
-        let picture =
-            decoded.await.unwrap_or(Err(ImageError::Broken { reason: "its decoder gave up".into() }))?;
+        let picture = decoded.unwrap_or(Err(ImageError::Broken { reason: "its decoder gave up".into() }))?;
         Ok(Picture { _memory: memory, ..picture })
     }
 }

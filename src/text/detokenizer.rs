@@ -11,17 +11,16 @@ const MOST_BYTES: usize = 16;
 #[derive(Debug)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
-    /// Ids from the last piece on, which is context, and those that are not text yet.
+    /// Ids that are not text yet.
     ids: Vec<u32>,
-    /// How many of them are context. Some decoders drop the space in front of the first word, so a piece is
-    /// decoded behind the one before it.
-    given: usize,
+    /// Whether any were.
+    begun: bool,
 }
 
 impl Detokenizer {
     /// At the start of an answer.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, ids: Vec::new(), given: 0 }
+        Self { tokenizer, ids: Vec::new(), begun: false }
     }
 
     /// The text that one more id completes; often a word, sometimes nothing yet.
@@ -30,39 +29,39 @@ impl Detokenizer {
     /// When the tokenizer fails.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
         self.ids.push(id);
-        let waiting = self.ids.len() - self.given;
         // A run of byte tokens is decoded as a whole: one broken character makes all its bytes unreadable.
         if self.tokenizer.byte(id).is_some() {
-            if waiting < MOST_BYTES {
+            if self.ids.len() < MOST_BYTES {
                 return Ok(String::new());
             }
-            if let Some(text) = self.whole_characters() {
-                return Ok(text);
+            if let Some(count) = self.whole_characters() {
+                return self.give(count);
             }
         }
-        let text = self.waiting_text()?;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < MOST_BYTES {
+        let text = self.tokenizer.decode_more(&self.ids, self.begun)?;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() < MOST_BYTES {
             return Ok(String::new());
         }
-        self.advance();
+        self.ids.clear();
+        self.begun |= !text.is_empty();
         Ok(text)
     }
 
-    /// Of a long run of bytes that is good so far, the characters that are complete.
-    fn whole_characters(&mut self) -> Option<String> {
-        let waiting = self.ids[self.given..].iter().map(|&id| self.tokenizer.byte(id));
-        let bytes: Vec<u8> = waiting.collect::<Option<_>>()?;
-        let good = match std::str::from_utf8(&bytes) {
-            Ok(text) => text,
-            Err(error) if error.error_len().is_none() => {
-                std::str::from_utf8(&bytes[..error.valid_up_to()]).ok()?
-            }
-            Err(_) => return None,
-        };
-        // The rest of a run needs no context: bytes decode alike wherever they stand.
-        self.ids.drain(..self.given + good.len());
-        self.given = 0;
-        Some(good.to_owned())
+    /// Of a long run of bytes that is good so far, how many make up complete characters.
+    fn whole_characters(&self) -> Option<usize> {
+        let bytes: Vec<u8> = self.ids.iter().map(|&id| self.tokenizer.byte(id)).collect::<Option<_>>()?;
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Some(text.len()),
+            Err(error) => error.error_len().is_none().then_some(error.valid_up_to()),
+        }
+    }
+
+    /// The text of the first ids.
+    fn give(&mut self, count: usize) -> Result<String, TokenizerError> {
+        let text = self.tokenizer.decode_more(&self.ids[..count], self.begun)?;
+        self.ids.drain(..count);
+        self.begun |= !text.is_empty();
+        Ok(text)
     }
 
     /// The text of whatever is held back.
@@ -70,20 +69,7 @@ impl Detokenizer {
     /// # Errors
     /// When the tokenizer fails.
     pub fn finish(mut self) -> Result<String, TokenizerError> {
-        let text = self.waiting_text();
-        self.advance();
-        text
-    }
-
-    fn waiting_text(&self) -> Result<String, TokenizerError> {
-        let context = self.tokenizer.decode(&self.ids[..self.given])?;
-        let all = self.tokenizer.decode(&self.ids)?;
-        Ok(all.strip_prefix(&context).unwrap_or(&all[all.floor_char_boundary(context.len())..]).to_owned())
-    }
-
-    fn advance(&mut self) {
-        self.ids.drain(..self.given);
-        self.given = self.ids.len();
+        self.give(self.ids.len())
     }
 }
 
@@ -179,17 +165,36 @@ mod tests {
         assert!(pieces.iter().filter(|piece| !piece.is_empty()).count() >= 3);
     }
 
+    /// Bytes, words or control tokens, and a word that ends a run of bytes.
+    fn run() -> impl Strategy<Value = (Vec<u32>, u32)> {
+        let text = vec(any::<char>(), 1..12).prop_map(|text| String::from_iter(text));
+        let good = text.prop_map(|text| text.bytes().map(|byte| 3 + u32::from(byte)).collect());
+        (prop_oneof![vec(3u32..259, 1..8), good, vec(259u32..480, 1..4), vec(0u32..3, 1..3)], 259u32..480)
+    }
+
+    #[test]
+    fn no_space_is_lost_behind_long_runs_and_control_tokens() {
+        let tokenizer = tokenizer();
+        let word = tokenizer.encode("the", false).unwrap();
+        for front in
+            [vec![3 + u32::from(b'A'); 16], vec![3 + u32::from(b' '); 20], [word.clone(), vec![0]].concat()]
+        {
+            let ids = [front, word.clone()].concat();
+            assert_eq!(pieces(&tokenizer, &ids).concat(), tokenizer.decode(&ids).unwrap());
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Runs of bytes here are shorter than what is held back.
+        /// Runs of bytes are shorter than what is held back, or good.
         #[test]
-        fn pieces_make_up_the_whole(ids in vec(prop_oneof![vec(3u32..259, 1..8), vec(259u32..480, 1..4)], 0..8)) {
+        fn pieces_make_up_the_whole(ids in vec(run(), 0..8)) {
             let tokenizer = tokenizer();
             let mut all = Vec::new();
-            for run in ids {
+            for (run, word) in ids {
                 all.extend(run);
-                all.push(300);
+                all.push(word);
             }
             prop_assert_eq!(pieces(&tokenizer, &all).concat(), tokenizer.decode(&all).unwrap());
         }

@@ -83,6 +83,9 @@ pub enum PromptError {
         /// Pictures of the request.
         sent: usize,
     },
+    /// There is nothing to go on from.
+    #[error("the model's chat template makes no prompt of them")]
+    Empty,
     /// The template.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -157,6 +160,9 @@ impl TextModel {
         let shown = ids.iter().filter(|&&id| id == self.placeholder).count();
         if shown != footprints.len() {
             return Err(PromptError::Pictures { shown, sent: footprints.len() });
+        }
+        if ids.is_empty() {
+            return Err(PromptError::Empty);
         }
         check(ids.len() - shown + pictures)?;
         let mut tokens = Vec::with_capacity(ids.len() - shown + pictures);

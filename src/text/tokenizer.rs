@@ -27,6 +27,8 @@ pub struct Tokenizer {
     bytes: HashMap<u32, u8>,
     size: usize,
     longest: usize,
+    /// A token of plain text and what it is decoded to, to stand in front of others.
+    neutral: Option<(u32, String)>,
 }
 
 /// Why a tokenizer or a text cannot be used.
@@ -58,15 +60,24 @@ impl Tokenizer {
         let falls_back = json["model"]["byte_fallback"] == true;
         let bytes = (0..=u8::MAX).filter(|_| falls_back);
         let added = published.get_added_tokens_decoder();
+        let text = |id: u32| published.decode(&[id], true).ok().filter(|text| !text.trim().is_empty());
+        let is_byte = |id: u32| published.id_to_token(id).is_some_and(|token| token.starts_with("<0x"));
+        let plain_token = |id: &u32| !added.contains_key(id) && !is_byte(*id);
+        let size = vocabulary.values().max().map_or(0, |&id| id + 1);
+        let neutral = (0..size).filter(plain_token).find_map(|id| {
+            let text = text(id).filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()))?;
+            Some((id, text))
+        });
         let controls = added.values().map(|token| &token.content).filter(|content| !content.is_empty());
         Ok(Self {
             bytes: bytes
                 .filter_map(|byte| Some((*vocabulary.get(&format!("<0x{byte:02X}>"))?, byte)))
                 .collect(),
-            size: vocabulary.values().max().map_or(0, |&id| id as usize + 1),
+            size: size as usize,
             longest: vocabulary.keys().map(String::len).max().unwrap_or(1),
             controls: AhoCorasick::new(controls).map_err(|error| named(&error))?,
             added: added.keys().copied().collect(),
+            neutral,
             published,
             plain,
         })
@@ -181,6 +192,18 @@ impl Tokenizer {
     /// When the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         Ok(self.published.decode(ids, true)?)
+    }
+
+    /// The text of ids in the middle of a text, where `begun` says so: some decoders drop the space in front of the
+    /// first word, so these are decoded behind another.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn decode_more(&self, ids: &[u32], begun: bool) -> Result<String, TokenizerError> {
+        let Some((id, text)) = self.neutral.as_ref().filter(|_| begun) else { return self.decode(ids) };
+        let mut all = self.decode(&[&[*id], ids].concat())?;
+        all.drain(..all.floor_char_boundary(text.len()));
+        Ok(all)
     }
 }
 

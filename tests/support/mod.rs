@@ -19,7 +19,8 @@ pub fn llava() -> PathBuf {
 }
 
 pub fn load(folder: PathBuf, dtype: DType, fit: Option<Fit>) -> Loaded {
-    let options = LoadOptions { device: Device::Cpu, dtype, fit, progress: Box::new(|_, _| {}) };
+    let options =
+        LoadOptions { device: Device::Cpu, dtype, fit, most_bytes: u64::MAX, progress: Box::new(|_, _| {}) };
     percept_models::load(&Checkpoint::new(folder), options).expect("the fixture loads")
 }
 

@@ -1,20 +1,15 @@
 //! From the wire to a conversation that is valid as far as it can be told without a model.
 
-use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
-    api::wire::{Object, chat as wire},
+    api::wire::{Items, NameOrObject, Object, chat as wire},
     media::MediaLimits,
     request::{InvalidRequest, Number, Sampling},
     text::{Message, Part, Role, TextModel},
 };
 
-const MOST_MESSAGES: usize = 10_000;
-const MOST_PARTS: usize = 1_000;
-const MOST_STOPS: usize = 4;
 const LONGEST_STOP: usize = 1_000;
-const MOST_BIASES: usize = 1_024;
 
 /// A conversation to answer.
 pub(super) struct Chat {
@@ -122,10 +117,10 @@ fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest>
     let refuse = |param: &str, reason: &str| {
         Err(InvalidRequest::Unsupported { param: param.into(), reason: reason.into() })
     };
-    let none = |choice: &Option<Value>| match choice {
-        None | Some(Value::Null) => true,
-        Some(Value::String(choice)) => choice == "none" || choice == "auto",
-        Some(_) => false,
+    let none = |choice: &Option<NameOrObject>| match choice {
+        None => true,
+        Some(NameOrObject::Name(choice)) => choice == "none" || choice == "auto",
+        Some(NameOrObject::Object) => false,
     };
     if request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
         return refuse("tools", "tool calls are not supported by this server");
@@ -161,32 +156,40 @@ fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest>
             None => return Err(missing("response_format.type")),
         }
     }
-    if let Some(other) = request.modalities.iter().flatten().find(|modality| *modality != "text") {
+    let modalities = request.modalities.iter().flat_map(|modalities| &modalities.0);
+    if let Some(other) = modalities.into_iter().find(|modality| *modality != "text") {
         return Err(value("modalities", other, "'text'"));
     }
-    if request.audio.as_ref().is_some_and(|audio| !audio.is_null()) {
+    if request.audio.is_some() {
         return refuse("audio", "answers are text");
     }
-    if request.web_search_options.as_ref().is_some_and(|options| !options.is_null()) {
+    if request.web_search_options.is_some() {
         return refuse("web_search_options", "this server does not search the web");
     }
     Ok(())
 }
 
 fn messages(
-    messages: Option<Vec<Object<wire::Message>>>,
+    messages: Option<Items<Object<wire::Message>, { wire::MOST_MESSAGES }>>,
     limits: &MediaLimits,
     pictures: &mut Vec<PictureRef>,
 ) -> Result<Vec<Message>, InvalidRequest> {
-    let messages = messages.ok_or_else(|| missing("messages"))?;
+    let Items(messages) = messages.ok_or_else(|| missing("messages"))?;
     if messages.is_empty() {
         return Err(InvalidRequest::EmptyArray { param: "messages".into() });
     }
-    at_most("messages", "messages", messages.len(), MOST_MESSAGES)?;
     let turns = messages.into_iter().enumerate();
     let turns = turns.map(|(index, turn)| message(turn.0, &format!("messages[{index}]"), pictures));
     let turns = turns.collect::<Result<Vec<_>, _>>()?;
-    at_most("messages", "pictures", pictures.len(), limits.images)?;
+    if pictures.len() > limits.images {
+        let (found, limit) = (pictures.len().to_string(), limits.images);
+        return Err(InvalidRequest::ArrayTooLong {
+            param: "messages".into(),
+            items: "pictures",
+            found,
+            limit,
+        });
+    }
     Ok(turns)
 }
 
@@ -214,19 +217,18 @@ fn message(
     if message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
         return unsupported("tool_calls", "tool calls are not supported by this server");
     }
-    if message.function_call.as_ref().is_some_and(|call| !call.is_null()) {
+    if message.function_call.is_some() {
         return unsupported("function_call", "function calls are not supported by this server");
     }
     let parts = match (message.content, message.refusal) {
         (Some(wire::Content::Text(text)), _) => vec![Part::Text(text)],
-        (Some(wire::Content::Parts(parts)), _) => {
+        (Some(wire::Content::Parts(Items(parts))), _) => {
             let path = format!("{path}.content");
             if parts.is_empty() {
                 return Err(InvalidRequest::EmptyArray { param: path });
             }
-            at_most(&path, "parts", parts.len(), MOST_PARTS)?;
             let parts = parts.into_iter().enumerate();
-            let parts = parts.map(|(index, item)| part(item.0, &format!("{path}[{index}]"), pictures));
+            let parts = parts.map(|(index, item)| part(item, &format!("{path}[{index}]"), pictures));
             parts.collect::<Result<_, _>>()?
         }
         (None, Some(refusal)) if role == Role::Assistant => vec![Part::Text(refusal)],
@@ -239,10 +241,10 @@ fn part(part: wire::Part, path: &str, pictures: &mut Vec<PictureRef>) -> Result<
     let unsupported = |reason: &str| {
         Err(InvalidRequest::Unsupported { param: format!("{path}.type"), reason: reason.into() })
     };
-    match part.kind.as_deref() {
-        Some("text") => part.text.map(Part::Text).ok_or_else(|| missing(&format!("{path}.text"))),
-        Some("refusal") => part.refusal.map(Part::Text).ok_or_else(|| missing(&format!("{path}.refusal"))),
-        Some("image_url") => {
+    match part.kind.as_str() {
+        "text" => part.text.map(Part::Text).ok_or_else(|| missing(&format!("{path}.text"))),
+        "refusal" => part.refusal.map(Part::Text).ok_or_else(|| missing(&format!("{path}.refusal"))),
+        "image_url" => {
             let image = part.image_url.ok_or_else(|| missing(&format!("{path}.image_url")))?;
             let url = image.url.ok_or_else(|| missing(&format!("{path}.image_url.url")))?;
             match image.detail.as_deref() {
@@ -255,10 +257,9 @@ fn part(part: wire::Part, path: &str, pictures: &mut Vec<PictureRef>) -> Result<
             pictures.push(PictureRef { param: format!("{path}.image_url"), url });
             Ok(Part::Picture)
         }
-        Some("input_audio") => unsupported("recordings are not supported by this server"),
-        Some("file") => unsupported("files are not supported by this server; send pages as pictures"),
-        Some(other) => Err(value(&format!("{path}.type"), other, "'text', 'image_url' and 'refusal'")),
-        None => Err(missing(&format!("{path}.type"))),
+        "input_audio" => unsupported("recordings are not supported by this server"),
+        "file" => unsupported("files are not supported by this server; send pages as pictures"),
+        other => Err(value(&format!("{path}.type"), other, "'text', 'image_url' and 'refusal'")),
     }
 }
 
@@ -266,9 +267,8 @@ fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
     let stops = match stop {
         None => return Ok(Vec::new()),
         Some(wire::Stop::One(stop)) => vec![stop],
-        Some(wire::Stop::Several(stops)) => stops,
+        Some(wire::Stop::Several(Items(stops))) => stops,
     };
-    at_most("stop", "texts", stops.len(), MOST_STOPS)?;
     match stops.iter().find(|stop| !(1..=LONGEST_STOP).contains(&stop.len())) {
         None => Ok(stops),
         Some(stop) => {
@@ -277,9 +277,8 @@ fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
     }
 }
 
-fn bias(bias: Option<std::collections::BTreeMap<String, f64>>) -> Result<Vec<(u32, f32)>, InvalidRequest> {
-    let bias = bias.unwrap_or_default();
-    at_most("logit_bias", "entries", bias.len(), MOST_BIASES)?;
+fn bias(bias: Option<wire::Biases>) -> Result<Vec<(u32, f32)>, InvalidRequest> {
+    let wire::Biases(bias) = bias.unwrap_or_default();
     let entry = |(key, bias): (String, f64)| {
         let id = key.parse().map_err(|_| value("logit_bias", &format!("key {key}"), "token ids as keys"))?;
         let bias = decimal("logit_bias", Some(bias), -100.0, 100.0)?.unwrap_or(0.0);
@@ -314,13 +313,6 @@ fn decimal(param: &str, found: Option<f64>, least: f64, most: f64) -> Result<Opt
         }
         other => Ok(other),
     }
-}
-
-fn at_most(param: &str, items: &'static str, found: usize, limit: usize) -> Result<(), InvalidRequest> {
-    if found > limit {
-        return Err(InvalidRequest::ArrayTooLong { param: param.into(), items, found, limit });
-    }
-    Ok(())
 }
 
 fn missing(param: &str) -> InvalidRequest {

@@ -4,11 +4,22 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{SeqAccess, Visitor, value::MapAccessDeserializer, value::SeqAccessDeserializer},
+    de::{
+        Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer,
+        value::SeqAccessDeserializer,
+    },
 };
-use serde_json::Value;
 
-use super::Object;
+use super::{Items, NameOrObject, Object};
+
+/// Most messages of a request.
+pub const MOST_MESSAGES: usize = 10_000;
+/// Most parts of a message.
+pub const MOST_PARTS: usize = 1_000;
+/// Most stop texts.
+pub const MOST_STOPS: usize = 4;
+/// Most entries of a logit bias.
+pub const MOST_BIASES: usize = 1_024;
 
 /// A request. Everything may be absent or null here: what must be there is checked with a better message.
 #[derive(Debug, Default, Deserialize)]
@@ -16,7 +27,7 @@ pub struct ChatRequest {
     /// Which model.
     pub model: Option<String>,
     /// The conversation.
-    pub messages: Option<Vec<Object<Message>>>,
+    pub messages: Option<Items<Object<Message>, MOST_MESSAGES>>,
     /// Most tokens of the answer.
     pub max_completion_tokens: Option<i64>,
     /// The older name of the same.
@@ -44,7 +55,7 @@ pub struct ChatRequest {
     /// How.
     pub stream_options: Option<Object<StreamOptions>>,
     /// -100 to 100 by token id.
-    pub logit_bias: Option<BTreeMap<String, f64>>,
+    pub logit_bias: Option<Biases>,
     /// Refused above 1.
     pub n: Option<i64>,
     /// Refused when true.
@@ -52,21 +63,21 @@ pub struct ChatRequest {
     /// Refused above 0.
     pub top_logprobs: Option<i64>,
     /// Refused unless empty.
-    pub tools: Option<Vec<Value>>,
+    pub tools: Option<Vec<IgnoredAny>>,
     /// Refused unless `none` or `auto`.
-    pub tool_choice: Option<Value>,
+    pub tool_choice: Option<NameOrObject>,
     /// Refused unless empty.
-    pub functions: Option<Vec<Value>>,
+    pub functions: Option<Vec<IgnoredAny>>,
     /// Refused unless `none` or `auto`.
-    pub function_call: Option<Value>,
+    pub function_call: Option<NameOrObject>,
     /// Refused unless `text`.
     pub response_format: Option<Object<ResponseFormat>>,
     /// Refused unless `["text"]`.
-    pub modalities: Option<Vec<String>>,
+    pub modalities: Option<Items<String, 16>>,
     /// Refused.
-    pub audio: Option<Value>,
+    pub audio: Option<IgnoredAny>,
     /// Refused.
-    pub web_search_options: Option<Value>,
+    pub web_search_options: Option<IgnoredAny>,
 }
 
 /// Fields that clients send and that change nothing here.
@@ -86,6 +97,29 @@ pub const HARMLESS: &[&str] = &[
     "verbosity",
 ];
 
+/// Fields of messages and their parts that clients send, often because an answer had them, and that change nothing.
+pub const HARMLESS_IN_MESSAGES: &[&str] =
+    &["annotations", "audio", "parsed", "prompt_cache_breakpoint", "reasoning", "reasoning_content"];
+
+/// Extensions of other servers that would change the answer. They are refused, never ignored.
+pub const REFUSED: &[&str] = &[
+    "allowed_token_ids",
+    "bad_words",
+    "best_of",
+    "continue_final_message",
+    "echo",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "ignore_eos",
+    "min_tokens",
+    "prompt_logprobs",
+    "stop_token_ids",
+    "structured_outputs",
+    "use_beam_search",
+];
+
 /// A turn.
 #[derive(Debug, Default, Deserialize)]
 pub struct Message {
@@ -98,9 +132,9 @@ pub struct Message {
     /// A refusal that an assistant's turn consists of.
     pub refusal: Option<String>,
     /// Refused unless empty.
-    pub tool_calls: Option<Vec<Value>>,
+    pub tool_calls: Option<Vec<IgnoredAny>>,
     /// Refused.
-    pub function_call: Option<Value>,
+    pub function_call: Option<IgnoredAny>,
 }
 
 /// What is said.
@@ -109,21 +143,37 @@ pub enum Content {
     /// One text.
     Text(String),
     /// Texts and pictures.
-    Parts(Vec<Object<Part>>),
+    Parts(Items<Part, MOST_PARTS>),
 }
 
 /// A text or a picture.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default)]
 pub struct Part {
     /// `text`, `image_url` or `refusal`.
-    #[serde(rename = "type")]
-    pub kind: Option<String>,
+    pub kind: String,
     /// Of a text.
     pub text: Option<String>,
     /// Of a refusal.
     pub refusal: Option<String>,
     /// Of a picture.
     pub image_url: Option<ImageUrl>,
+}
+
+impl<'de> Deserialize<'de> for Part {
+    /// Checks the type at once: parts are the one thing that a body can have very many of.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            #[serde(rename = "type")]
+            kind: Option<String>,
+            text: Option<String>,
+            refusal: Option<String>,
+            image_url: Option<ImageUrl>,
+        }
+        let Object(Fields { kind, text, refusal, image_url }) = Object::deserialize(deserializer)?;
+        let kind = kind.ok_or_else(|| D::Error::missing_field("type"))?;
+        Ok(Self { kind, text, refusal, image_url })
+    }
 }
 
 /// Where a picture is: `{"url": …, "detail": …}`, or just the URL.
@@ -141,7 +191,36 @@ pub enum Stop {
     /// One.
     One(String),
     /// Several.
-    Several(Vec<String>),
+    Several(Items<String, MOST_STOPS>),
+}
+
+/// Biases by token id.
+#[derive(Debug, Default)]
+pub struct Biases(pub BTreeMap<String, f64>);
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bounded;
+        impl<'de> Visitor<'de> for Bounded {
+            type Value = BTreeMap<String, f64>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut biases = BTreeMap::new();
+                while let Some((id, bias)) = map.next_entry()? {
+                    biases.insert(id, bias);
+                    if biases.len() > MOST_BIASES {
+                        return Err(A::Error::custom(format_args!("{}{MOST_BIASES}", super::TOO_MANY)));
+                    }
+                }
+                Ok(biases)
+            }
+        }
+        deserializer.deserialize_map(Bounded).map(Self)
+    }
 }
 
 /// How an answer comes in pieces.
@@ -192,21 +271,19 @@ macro_rules! text_or {
     };
 }
 
-use serde::de::MapAccess;
-
 text_or!(Content, "a string or an array of parts", Content::Text, visit_seq(parts: SeqAccess) => {
-    Vec::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
+    Items::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
 });
 text_or!(Stop, "a string or an array of strings", Stop::One, visit_seq(texts: SeqAccess) => {
-    Vec::deserialize(SeqAccessDeserializer::new(texts)).map(Stop::Several)
+    Items::deserialize(SeqAccessDeserializer::new(texts)).map(Stop::Several)
 });
 text_or!(ImageUrl, "an object or a string", |url| ImageUrl { url: Some(url), detail: None }, visit_map(map: MapAccess) => {
     #[derive(Deserialize)]
-    struct Object {
+    struct Fields {
         url: Option<String>,
         detail: Option<String>,
     }
-    let Object { url, detail } = Object::deserialize(MapAccessDeserializer::new(map))?;
+    let Fields { url, detail } = Fields::deserialize(MapAccessDeserializer::new(map))?;
     Ok(ImageUrl { url, detail })
 });
 

@@ -9,7 +9,7 @@ use std::{fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+    de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
 /// A JSON object. What serde derives would take an array of the fields' values as well.
@@ -31,5 +31,71 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
             }
         }
         deserializer.deserialize_map(Fields(PhantomData)).map(Self)
+    }
+}
+
+/// An array of at most `MOST` items. A longer one is given up where it becomes too long: a short body can hold
+/// millions of items, each of which takes many times its length.
+#[derive(Debug, Default)]
+pub struct Items<T, const MOST: usize>(pub Vec<T>);
+
+/// How [`Items`] says that there are too many, in front of the number that would do.
+pub const TOO_MANY: &str = "array too long: ";
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Items<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bounded<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Bounded<T, MOST> {
+            type Value = Vec<T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a sequence")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+                let mut all = Vec::new();
+                while all.len() < MOST {
+                    let Some(item) = items.next_element()? else { return Ok(all) };
+                    all.push(item);
+                }
+                match items.next_element::<IgnoredAny>()? {
+                    Some(_) => Err(A::Error::custom(format_args!("{TOO_MANY}{MOST}"))),
+                    None => Ok(all),
+                }
+            }
+        }
+        deserializer.deserialize_seq(Bounded::<T, MOST>(PhantomData)).map(Self)
+    }
+}
+
+/// A name, or an object whose content does not matter.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NameOrObject {
+    /// A name.
+    Name(String),
+    /// An object.
+    Object,
+}
+
+impl<'de> Deserialize<'de> for NameOrObject {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = NameOrObject;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a string or an object")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<NameOrObject, E> {
+                Ok(NameOrObject::Name(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NameOrObject, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(NameOrObject::Object)
+            }
+        }
+        deserializer.deserialize_any(Either)
     }
 }

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Every check of the project, as CI runs them; installs what the machine lacks.
+#
+#   scripts/check.sh            all
+#   scripts/check.sh STEP...    only these: format lint licences docs tests clients demo
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/environment.sh
+. scripts/environment.sh
+
+STEPS=(format lint licences docs tests clients demo)
+
+format() {
+    cargo fmt --all --check
+    "$(linters)/bin/ruff" format --check --quiet scripts tests
+}
+
+lint() {
+    cargo clippy --locked --workspace --all-targets -- --deny warnings
+    "$(linters)/bin/ruff" check --quiet scripts tests
+    "$(linters)/bin/shellcheck" --external-sources .ci/run scripts/*.sh
+}
+
+# All but security advisories, which change from day to day without a change here.
+licences() {
+    need_cargo_command deny 0.20.2
+    cargo deny --locked check --show-stats licenses bans sources
+}
+
+docs() {
+    RUSTDOCFLAGS='--deny warnings' cargo doc --locked --workspace --no-deps --document-private-items
+}
+
+tests() {
+    need_cargo_command nextest 0.9.143
+    cargo nextest run --locked --workspace
+}
+
+# The real client library, in the oldest and the newest version that is supported.
+clients() {
+    need_python
+    cargo build --locked --bin percept
+    local version environment
+    for version in old new; do
+        environment=$(python_environment "clients-$version" "tests/clients/requirements-$version.txt")
+        PERCEPT="$CARGO_TARGET_DIR/debug/percept" "$environment/bin/python" -B -m pytest --quiet tests/clients
+    done
+}
+
+demo() {
+    PERCEPT_PROFILE=dev scripts/demo.sh
+}
+
+need_python() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages python3 python3-venv
+}
+
+linters() {
+    need_python >&2
+    python_environment linters scripts/requirements.txt
+}
+
+for step in "$@"; do
+    [[ " ${STEPS[*]} " == *" $step "* ]] || fail "there is no step $step: ${STEPS[*]}"
+done
+[ $# -gt 0 ] || set -- "${STEPS[@]}"
+need_compilers
+for step in "$@"; do
+    printf '\n== %s\n' "$step"
+    SECONDS=0
+    "$step"
+    printf '== %s: passed in %d s\n' "$step" "$SECONDS"
+done
+printf '\nAll checks passed: %s\n' "$*"

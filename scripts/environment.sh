@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: where things are built, and how to get what a fresh machine lacks.
+# Everything that is built or installed goes below one cache folder, so that a second clone starts warm.
+
+CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/percept"
+TOOLS="$CACHE/tools"
+# One target folder for all clones, unless the user has chosen one.
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$CACHE/target}"
+export PATH="$TOOLS/bin:$PATH"
+mkdir -p "$TOOLS"
+
+fail() {
+    printf 'percept: %s\n' "$1" >&2
+    exit 1
+}
+
+# Debian packages, installed only where one is missing.
+need_packages() {
+    command -v dpkg-query >/dev/null || fail "this is no Debian system: install the equivalent of: $*"
+    local package
+    local missing=()
+    for package in "$@"; do
+        dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+            missing+=("$package")
+    done
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    printf 'percept: installing %s\n' "${missing[*]}"
+    local sudo=()
+    [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+    "${sudo[@]}" apt-get update -qq
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+}
+
+# What a build needs: Rust of the workspace's version, and a C compiler for two of its dependencies.
+need_compilers() {
+    command -v cargo >/dev/null || fail 'cargo is missing: install Rust from https://rustup.rs, then try again'
+    local wanted found
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    found=$(rustc --version | cut -d' ' -f2)
+    [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ] ||
+        fail "Rust $wanted or newer is needed and $found is installed: rustup update stable"
+    if ! command -v cc >/dev/null || ! command -v c++ >/dev/null; then
+        need_packages build-essential
+    fi
+}
+
+# A cargo command: the one on the machine, else of this version, built once into the cache.
+need_cargo_command() {
+    local name=$1 version=$2
+    cargo "$name" --version >/dev/null 2>&1 && return
+    printf 'percept: building cargo-%s %s, once\n' "$name" "$version"
+    cargo install --quiet --locked --root "$TOOLS" "cargo-$name" --version "$version"
+}
+
+# A Python environment that has exactly what a requirements file says; prints its folder.
+python_environment() {
+    local name=$1 requirements=$2
+    local folder="$CACHE/python/$name"
+    if ! cmp -s "$requirements" "$folder/requirements.txt"; then
+        rm -rf "$folder"
+        python3 -m venv "$folder" || return
+        "$folder/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements" || return
+        cp "$requirements" "$folder/requirements.txt"
+    fi
+    printf '%s\n' "$folder"
+}

@@ -1,0 +1,207 @@
+"""The unmodified openai package, told nothing but a base URL."""
+
+import asyncio
+import base64
+import json
+
+import openai
+import pytest
+from conftest import FIXTURES
+
+GOLDEN = json.loads((FIXTURES / "goldens/llava/manifest.json").read_text())
+CASES = [case for case in GOLDEN["cases"] if case.get("preprocess", "").startswith("resize")]
+
+
+def data_url(name):
+    data = base64.b64encode((FIXTURES / "inputs" / name).read_bytes()).decode()
+    return f"data:image/png;base64,{data}"
+
+
+def messages(case):
+    """The case's messages with its pictures where clients put them."""
+    images = iter(case["images"])
+    out = []
+    for message in case["messages"]:
+        parts = message["content"]
+        if isinstance(parts, list):
+            parts = [
+                {"type": "image_url", "image_url": {"url": data_url(next(images))}}
+                if part["type"] == "image"
+                else part
+                for part in parts
+            ]
+        out.append({"role": message["role"], "content": parts})
+    return out
+
+
+def ask(client, case, **more):
+    return client.chat.completions.create(
+        model="llava", messages=messages(case), temperature=0, max_tokens=12, **more
+    )
+
+
+@pytest.fixture
+def client(server):
+    return openai.OpenAI(base_url=server, api_key="unused", max_retries=0)
+
+
+@pytest.fixture
+async def async_client(server):
+    async with openai.AsyncOpenAI(base_url=server, api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def test_cases_are_there():
+    assert len(CASES) == 8
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_golden_text(client, case):
+    answer = ask(client, case)
+    assert answer.choices[0].message.content == case["greedy_text"]
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.prompt_tokens == case["prompt_len"]
+    assert answer.usage.completion_tokens == len(case["greedy_tokens"])
+    assert answer.usage.total_tokens == case["prompt_len"] + len(case["greedy_tokens"])
+    assert answer.model == "llava"
+    assert answer._request_id.startswith("req_")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_golden_text_streamed(client, case):
+    chunks = list(ask(client, case, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == case["greedy_text"]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == len(case["greedy_tokens"])
+    assert chunks[-2].choices[0].finish_reason == "length"
+
+
+async def test_golden_text_among_31_others(async_client):
+    async def one(index):
+        case = CASES[index % len(CASES)]
+        if index % 2:
+            return case, (await ask(async_client, case)).choices[0].message.content
+        stream = await ask(async_client, case, stream=True)
+        return case, "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    for case, text in await asyncio.gather(*(one(index) for index in range(32))):
+        assert text == case["greedy_text"], case["name"]
+
+
+def test_stream_helper(client):
+    # The helper takes an answer that ends for lack of room as an error, so this one ends at a stop text.
+    case = next(case for case in CASES if case["greedy_text"].startswith("sql, a"))
+    helper = getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
+    with helper(model="llava", messages=messages(case), temperature=0, stop=[", a a a"]) as stream:
+        for _ in stream:
+            pass
+        choice = stream.get_final_completion().choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("sql", "stop")
+
+
+def test_leaving_a_stream_is_harmless(client):
+    for _ in range(5):
+        stream = client.chat.completions.create(
+            model="llava",
+            messages=[{"role": "user", "content": "hello"}],
+            max_tokens=2000,
+            logit_bias={"2": -100},
+            stream=True,
+        )
+        next(iter(stream))
+        stream.close()
+    assert ask(client, CASES[0]).choices[0].message.content == CASES[0]["greedy_text"]
+
+
+def test_sampling_and_extensions(client):
+    def text(**more):
+        answer = client.chat.completions.create(
+            model="gpt-4o",
+            messages=[
+                {"role": "developer", "content": "be brief"},
+                {"role": "user", "content": "hello", "name": "me"},
+            ],
+            max_completion_tokens=6,
+            **more,
+        )
+        return answer.choices[0].message.content
+
+    assert text(seed=5) == text(seed=5)
+    greedy = text(temperature=0)
+    assert text(extra_body={"top_k": 1}) == greedy
+    assert text(top_p=0) == greedy
+    assert (
+        text(temperature=0, frequency_penalty=0, presence_penalty=None, stop=None, n=None, user="me")
+        == greedy
+    )
+    assert len(greedy) > 4
+    assert text(temperature=0, stop=[greedy[2:]]) == greedy[:2]
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["llava", "gpt-4o"]
+    assert client.models.retrieve("gpt-4o").object == "model"
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("gpt-5")
+    assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "code", "param"),
+    [
+        ({"model": "gpt-5"}, openai.NotFoundError, "model_not_found", "model"),
+        ({"temperature": 3}, openai.BadRequestError, "decimal_above_max_value", "temperature"),
+        ({"max_tokens": 0}, openai.BadRequestError, "integer_below_min_value", "max_tokens"),
+        ({"messages": []}, openai.BadRequestError, "empty_array", "messages"),
+        ({"n": 2}, openai.BadRequestError, "unsupported_parameter", "n"),
+        (
+            {"messages": [{"role": "user", "content": "word " * 5000}]},
+            openai.BadRequestError,
+            "context_length_exceeded",
+            "messages",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "http://a.b/c.png"}}],
+                    }
+                ]
+            },
+            openai.BadRequestError,
+            "invalid_image_url",
+            "messages[0].content[0].image_url",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors_are_the_sdk_s_own(client, change, kind, code, param, stream):
+    request = {"model": "llava", "messages": [{"role": "user", "content": "hello"}], **change}
+    with pytest.raises(kind) as caught:
+        client.chat.completions.create(**request, stream=stream)
+    assert caught.value.code == code
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.request_id.startswith("req_")
+
+
+def test_headers(client):
+    raw = client.chat.completions.with_raw_response.create(
+        model="llava",
+        messages=[{"role": "user", "content": "hello"}],
+        max_tokens=2,
+        extra_body={"num_ctx": 1},
+    )
+    assert raw.headers["x-ignored-params"] == "num_ctx"
+    assert raw.headers["openai-version"] == "2020-10-01"
+    assert int(raw.headers["openai-processing-ms"]) >= 0
+    assert raw.parse().choices[0].finish_reason in ("length", "stop")
+
+
+def test_base_url_without_v1(server):
+    client = openai.OpenAI(base_url=server.removesuffix("/v1"), api_key="unused")
+    assert ask(client, CASES[0]).choices[0].message.content == CASES[0]["greedy_text"]
