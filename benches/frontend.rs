@@ -50,7 +50,7 @@ fn frontend(criterion: &mut Criterion) {
 
     let mut stages = criterion.benchmark_group("1080p JPEG, one core");
     stages.bench_function("read header", |bencher| {
-        bencher.iter(|| Header::read(black_box(&file), usize::MAX, usize::MAX))
+        bencher.iter(|| Header::read(black_box(&file), usize::MAX, usize::MAX));
     });
     stages.bench_function("hash", |bencher| bencher.iter(|| Key::of(black_box(&file))));
     stages.bench_function("decode", |bencher| bencher.iter(|| decode(black_box(&file), header)));

@@ -18,7 +18,7 @@ const CONTEXT: usize = 4096;
 
 /// 256 sequences whose prompts are computed, all different.
 fn decoding() -> Scheduler {
-    let limits = Limits { sequences: SEQUENCES, rows: 8192, chunk: 8192, encoded: 0, encode: 0 };
+    let limits = Limits { sequences: SEQUENCES, rows: 8192, chunk: 8192, encoded: 0, spare: 0, encode: 0 };
     let mut scheduler = Scheduler::new(limits, SEQUENCES * CONTEXT / PAGE, PAGE);
     for id in 0..SEQUENCES as u64 {
         let prompt = (0..PROMPT as u32).map(|token| token + id as u32).collect();

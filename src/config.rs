@@ -42,7 +42,7 @@ pub struct Settings {
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub alias: Vec<String>,
-    /// The type of weights and activations [default: f32 on a CPU]
+    /// The type of weights and activations [default: f32]
     #[arg(long, value_name = "TYPE", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
@@ -143,9 +143,9 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// 32 bits: the fastest on a CPU.
+    /// 32 bits: the most exact
     F32,
-    /// 16 bits: half the memory.
+    /// 16 bits: half the memory, and faster
     Bf16,
 }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     attention::{AttentionShape, SelfAttention},
-    linear::Bias,
+    linear::{Bias, Linear},
     mlp::{Activation, Mlp},
     norm::LayerNorm,
 };
@@ -123,7 +123,7 @@ impl ClipConfig {
 /// The tower, without the layers behind the last state that is wanted.
 #[derive(Debug)]
 pub struct ClipTower {
-    patch: Tensor,
+    patch: Linear,
     class: Tensor,
     positions: Tensor,
     pre_norm: LayerNorm,
@@ -150,9 +150,11 @@ impl ClipTower {
         let positions = config.patches() + 1;
         Ok(Self {
             // A convolution whose stride is its size is a matrix product over patches.
-            patch: embeddings
-                .get((hidden, 3, size, size), "patch_embedding.weight")?
-                .reshape((hidden, 3 * size * size))?,
+            patch: Linear::of(
+                embeddings
+                    .get((hidden, 3, size, size), "patch_embedding.weight")?
+                    .reshape((hidden, 3 * size * size))?,
+            ),
             class: embeddings.get(hidden, "class_embedding")?,
             positions: embeddings.get((positions, hidden), "position_embedding.weight")?,
             // Published with this spelling.
@@ -196,15 +198,14 @@ impl ClipTower {
         let (pictures, _, _, _) = pixels.dims4()?;
         let (side, size) = (self.side, self.patch_size);
         let patches = pixels
-            .to_dtype(self.patch.dtype())?
+            .to_dtype(self.class.dtype())?
             // A size that is no multiple of the patch loses the rest, as in the convolution.
             .narrow(2, 0, side * size)?
             .narrow(3, 0, side * size)?
             .reshape((pictures, 3, side, size, side, size))?
             .permute((0, 2, 4, 1, 3, 5))?
-            .reshape((pictures * side * side, 3 * size * size))?
-            .matmul(&self.patch.t()?)?
-            .reshape((pictures, side * side, ()))?;
+            .reshape((pictures * side * side, 3 * size * size))?;
+        let patches = self.patch.forward(&patches)?.reshape((pictures, side * side, ()))?;
         let class = self.class.reshape((1, 1, ()))?.repeat((pictures, 1, 1))?;
         Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions)
     }

@@ -156,7 +156,7 @@ impl Decoder {
         let hidden = config.attention.hidden;
         let embedding = model.get((config.vocabulary, hidden), "embed_tokens.weight")?;
         let output = if config.tied && !lm_head.contains_tensor("weight") {
-            Linear::tied(embedding.clone())
+            Linear::of(embedding.clone())
         } else {
             Linear::load(hidden, config.vocabulary, Bias::No, lm_head)?
         };

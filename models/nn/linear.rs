@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
+use percept_kernels::linear;
 
 use crate::Result;
 
@@ -51,20 +52,17 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    /// A layer without bias that reuses a weight, such as an output tied to the embedding.
-    pub fn tied(weight: Tensor) -> Self {
+    /// A layer without bias of a weight `[output, input]` that was loaded otherwise, such as an output tied to the
+    /// embedding.
+    pub fn of(weight: Tensor) -> Self {
         Self { weight, bias: None }
     }
 
-    /// `x`: `[rows, input]`; returns `[rows, output]`.
+    /// `x`: `[rows, input]`; returns `[rows, output]`. A row's result does not depend on the other rows, to the bit.
     ///
     /// # Errors
     /// When the width of `x` differs.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(&self.weight.t()?)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        }
+        linear(x, &self.weight, self.bias.as_ref())
     }
 }

@@ -42,8 +42,7 @@ impl Detokenizer {
         if text.ends_with(char::REPLACEMENT_CHARACTER) && self.ids.len() < MOST_BYTES {
             return Ok(String::new());
         }
-        self.ids.clear();
-        self.begun |= !text.is_empty();
+        self.given(self.ids.len());
         Ok(text)
     }
 
@@ -59,9 +58,13 @@ impl Detokenizer {
     /// The text of the first ids.
     fn give(&mut self, count: usize) -> Result<String, TokenizerError> {
         let text = self.tokenizer.decode_more(&self.ids[..count], self.begun)?;
-        self.ids.drain(..count);
-        self.begun |= !text.is_empty();
+        self.given(count);
         Ok(text)
+    }
+
+    fn given(&mut self, count: usize) {
+        // A control token leaves the next word the first one.
+        self.begun |= self.ids.drain(..count).any(|id| !self.tokenizer.is_special(id));
     }
 
     /// The text of whatever is held back.
@@ -167,7 +170,7 @@ mod tests {
 
     /// Bytes, words or control tokens, and a word that ends a run of bytes.
     fn run() -> impl Strategy<Value = (Vec<u32>, u32)> {
-        let text = vec(any::<char>(), 1..12).prop_map(|text| String::from_iter(text));
+        let text = vec(any::<char>(), 1..12).prop_map(String::from_iter);
         let good = text.prop_map(|text| text.bytes().map(|byte| 3 + u32::from(byte)).collect());
         (prop_oneof![vec(3u32..259, 1..8), good, vec(259u32..480, 1..4), vec(0u32..3, 1..3)], 259u32..480)
     }

@@ -21,6 +21,8 @@ pub struct Tokenizer {
     /// The same without added tokens: whatever it reads is text.
     plain: tokenizers::Tokenizer,
     added: HashSet<u32>,
+    /// Added tokens that are no text.
+    special: HashSet<u32>,
     /// The texts of added tokens.
     controls: AhoCorasick,
     /// Single bytes by id, for tokenizers that fall back to them.
@@ -76,6 +78,7 @@ impl Tokenizer {
             size: size as usize,
             longest: vocabulary.keys().map(String::len).max().unwrap_or(1),
             controls: AhoCorasick::new(controls).map_err(|error| named(&error))?,
+            special: added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect(),
             added: added.keys().copied().collect(),
             neutral,
             published,
@@ -109,6 +112,11 @@ impl Tokenizer {
     pub fn control_at_start(&self, text: &str) -> Option<u32> {
         let first = self.controls.find_overlapping_iter(text).find(|found| found.start() == 0)?;
         self.id(&text[first.range()])
+    }
+
+    /// Whether an id is left out of decoded text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
     }
 
     /// The byte that an id stands for, where it stands for one.
