@@ -78,6 +78,7 @@ fn frontend(criterion: &mut Criterion) {
         reader.decode().unwrap().into_rgb8().into_raw()
     };
     let rgb = decode(&file, header).unwrap().rgb;
+    stages.bench_function("peer: decode", |bencher| bencher.iter(decode_by_image));
     stages.bench_function("peer: resize the shorter edge", |bencher| {
         bencher.iter_batched(|| rgb.clone(), |rgb| peer(rgb, scaled, &bicubic), BatchSize::LargeInput);
     });

@@ -207,10 +207,12 @@ fn the_api_document_names_every_field() {
     let (requests, _) = wire.split_once("/// A whole answer.").unwrap();
     let mut fields: Vec<&str> = requests
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": Option<"))
+        .filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "))
+        .filter(|(name, _)| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
         .map(|(name, _)| if name == "kind" { "type" } else { name })
         .collect();
-    fields.extend(percept::api::wire::chat::HARMLESS);
+    use percept::api::wire::chat::{HARMLESS, HARMLESS_IN_MESSAGES, REFUSED};
+    fields.extend(HARMLESS.iter().chain(HARMLESS_IN_MESSAGES).chain(REFUSED));
     assert!(fields.len() > 40, "only {} fields were found", fields.len());
     for field in fields {
         assert!(quoted.contains(&field), "docs/api.md does not name {field}");

@@ -17,7 +17,7 @@ pub enum FetchError {
     )]
     Scheme {
         /// What it begins with.
-        scheme: &'static str,
+        scheme: String,
     },
     /// It is no URL at all.
     #[error("it is not a URL: send the picture as a data URL, data:image/jpeg;base64,…")]
@@ -60,15 +60,15 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIEN
 /// When it holds none.
 pub fn read_url(url: &str, limit: usize) -> Result<File, FetchError> {
     let url = url.trim_ascii();
-    let scheme = url.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
-    let rest = match scheme.as_deref() {
-        Some("data") => &url["data:".len()..],
-        Some("http") => return Err(FetchError::Scheme { scheme: "http" }),
-        Some("https") => return Err(FetchError::Scheme { scheme: "https" }),
-        Some("file") => return Err(FetchError::Scheme { scheme: "file" }),
-        Some("ftp") => return Err(FetchError::Scheme { scheme: "ftp" }),
-        _ => return Err(FetchError::NotUrl),
-    };
+    let (scheme, rest) = url.split_once(':').ok_or(FetchError::NotUrl)?;
+    if !scheme.eq_ignore_ascii_case("data") {
+        let plain = scheme.len() <= 10 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let elsewhere = rest.starts_with("//") || scheme.eq_ignore_ascii_case("blob");
+        return Err(match plain && elsewhere {
+            true => FetchError::Scheme { scheme: scheme.to_ascii_lowercase() },
+            false => FetchError::NotUrl,
+        });
+    }
     let (kind, data) = rest.split_once(',').ok_or(FetchError::NoComma)?;
     // Parameters may stand between the type and `base64`, which is the last.
     let mark = kind.rsplit(';').next().unwrap_or("").trim_ascii();
@@ -86,7 +86,9 @@ fn decode(data: &str, limit: usize) -> Result<File, FetchError> {
     }
     let engine = if data.contains(['-', '_']) { &URL_SAFE } else { &STANDARD };
     // Line breaks are common; most data has none and is not copied.
-    let broken = |error: base64::DecodeError| FetchError::BadBase64 { reason: error.to_string() };
+    let broken = |error: base64::DecodeError| FetchError::BadBase64 {
+        reason: error.to_string().trim_end_matches('.').into(),
+    };
     let file = if data.bytes().any(|byte| byte.is_ascii_whitespace()) {
         engine
             .decode(data.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>())
@@ -126,10 +128,13 @@ mod tests {
     #[test]
     fn whatever_else_is_refused_with_its_reason() {
         let too_large = |bytes| FetchError::TooLarge { bytes, limit: 4 };
+        let elsewhere = |scheme: &str| FetchError::Scheme { scheme: scheme.into() };
         for (url, error) in [
-            ("http://example.com/cat.png", FetchError::Scheme { scheme: "http" }),
-            ("HTTPS://example.com/cat.png", FetchError::Scheme { scheme: "https" }),
-            ("file:///etc/passwd", FetchError::Scheme { scheme: "file" }),
+            ("http://example.com/cat.png", elsewhere("http")),
+            ("HTTPS://example.com/cat.png", elsewhere("https")),
+            ("file:///etc/passwd", elsewhere("file")),
+            ("s3://bucket/cat.png", elsewhere("s3")),
+            ("blob:https://example.com/4f", elsewhere("blob")),
             ("/etc/passwd", FetchError::NotUrl),
             ("aGVsbG8=", FetchError::NotUrl),
             ("", FetchError::NotUrl),

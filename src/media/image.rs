@@ -149,12 +149,15 @@ pub fn decode(file: &[u8], header: Header) -> Result<Picture, ImageError> {
 fn jpeg_is_cut(file: &[u8]) -> bool {
     const END_OF_IMAGE: u8 = 0xd9;
     // Restart markers and stuffed bytes are part of a scan, further 0xff are filling.
-    let marker = |pair: &[u8]| pair[0] == 0xff && !matches!(pair[1], 0 | 0x01 | 0xd0..=0xd8 | 0xff);
+    let marker = |at: &usize| !matches!(file.get(at + 1), Some(0 | 0x01 | 0xd0..=0xd8 | 0xff));
     let mut at = 0;
     loop {
-        let Some(next) = file[at..].windows(2).position(marker) else { return true };
-        at += next + 2;
-        if file[at - 1] == END_OF_IMAGE {
+        let Some(next) = memchr::memchr_iter(0xff, &file[at..]).map(|next| at + next).find(marker) else {
+            return true;
+        };
+        at = next + 2;
+        let Some(&kind) = file.get(next + 1) else { return true };
+        if kind == END_OF_IMAGE {
             return false;
         }
         // Also of a scan: its data follow its header, and have no marker in them.
