@@ -1,5 +1,5 @@
 //! The program as a user runs it.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod support;
 
