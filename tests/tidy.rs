@@ -187,7 +187,7 @@ fn paths_in_documents_exist() {
         }
         let quoted = text.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
         for path in quoted.filter(|path| path.contains('/') && !generated.contains(path)) {
-            let path = path.trim_end_matches(['/', ',', '.']);
+            let path = path.trim_end_matches(['/', ',', '.', ')']);
             if known.contains(&path.split('/').next().unwrap()) && !path.contains(['*', '<', '{']) {
                 assert!(root().join(path).exists(), "{name} names {path}");
                 checked += 1;
