@@ -39,9 +39,23 @@ need_compilers() {
     found=$(rustc --version | cut -d' ' -f2)
     [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ] ||
         fail "Rust $wanted or newer is needed and $found is installed: rustup update stable"
+    rebuild_for_this_clone
     if ! command -v cc >/dev/null || ! command -v c++ >/dev/null; then
         need_packages build-essential
     fi
+}
+
+# Clones that share a target folder share what is built of dependencies. Of the workspace itself, cargo would take
+# another clone's build for this one's: it compares times, not contents, and tests know the folder they were built in.
+rebuild_for_this_clone() {
+    local marker="$CARGO_TARGET_DIR/percept-clone"
+    [ "$(cat "$marker" 2>/dev/null)" != "$PWD" ] || return 0
+    mkdir -p "$CARGO_TARGET_DIR"
+    local profile
+    for profile in dev release; do
+        cargo clean --quiet --profile "$profile" -p percept -p percept-models -p percept-kernels
+    done
+    printf '%s\n' "$PWD" >"$marker"
 }
 
 # A cargo command: the one on the machine, else of this version, built once into the cache.
