@@ -6,6 +6,7 @@
 mod attention;
 mod kv_write;
 mod linear;
+mod log_mel;
 mod mapped;
 mod norm;
 mod resize;
@@ -16,6 +17,7 @@ mod view;
 pub use attention::{Kv, Mask, Pages, Ragged, attention};
 pub use kv_write::kv_write;
 pub use linear::linear;
+pub use log_mel::{MelBank, log_mel};
 pub use mapped::{Mmap, map_file};
 pub use norm::{layer_norm, rms_norm};
 pub use resize::{Canvas, Filter, Region, Resize, normalise, resize};

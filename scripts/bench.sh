@@ -2,27 +2,29 @@
 # Runs all benchmarks and writes their figures, with machine and commit, to benches/results.
 #
 #   scripts/bench.sh            all
-#   scripts/bench.sh linear     one of: decode frontend linear scheduler
+#   scripts/bench.sh linear     one of: decode frontend linear mel scheduler
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 
 need_compilers
-[ $# -gt 0 ] || set -- decode frontend linear scheduler
+need_python
+[ $# -gt 0 ] || set -- decode frontend linear mel scheduler
 [ -z "$(git status --porcelain)" ] || fail 'commit first: figures belong to a commit'
 rm -rf "$CARGO_TARGET_DIR/criterion"
 for bench in "$@"; do
     cargo bench --locked --bench "$bench"
 done
 python3 - "$CARGO_TARGET_DIR/criterion" "$*" <<'END'
-import json, pathlib, re, subprocess, sys
+import json, pathlib, subprocess, sys
 
 folder, benches = pathlib.Path(sys.argv[1]), sys.argv[2]
 commit = subprocess.check_output(["git", "rev-parse", "--short=10", "HEAD"], text=True).strip()
 cpu = pathlib.Path("/proc/cpuinfo").read_text()
-cpu_name = re.search(r"model name\s*: (.*)", cpu).group(1).strip()
-features = sorted(set(re.search(r"flags\s*: (.*)", cpu).group(1).split()) & {"avx2", "fma", "avx512f", "avx512_vnni"})
+said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in cpu.splitlines())}
+cpu_name = said.get("model name") or said.get("CPU part", "unknown")
+features = sorted(set(said.get("flags", "").split()) & {"avx2", "fma", "avx512f", "avx512_vnni"})
 figures = {}
 for file in sorted(folder.rglob("new/estimates.json")):
     name = json.loads((file.parent / "benchmark.json").read_text())["full_id"]

@@ -11,14 +11,18 @@ cd "$(dirname "$0")/.."
 STEPS=(format lint licences docs tests clients demo)
 
 format() {
+    local linters
+    linters=$(linters)
     cargo fmt --all --check
-    "$(linters)/bin/ruff" format --check --quiet scripts tests
+    "$linters/bin/ruff" format --check --quiet scripts tests
 }
 
 lint() {
+    local linters
+    linters=$(linters)
     cargo clippy --locked --workspace --all-targets -- --deny warnings
-    "$(linters)/bin/ruff" check --quiet scripts tests
-    "$(linters)/bin/shellcheck" --external-sources .ci/run scripts/*.sh
+    "$linters/bin/ruff" check --quiet scripts tests
+    "$linters/bin/shellcheck" --external-sources .ci/run scripts/*.sh
 }
 
 # All but security advisories, which change from day to day without a change here.
@@ -49,10 +53,6 @@ clients() {
 
 demo() {
     PERCEPT_PROFILE=dev scripts/demo.sh
-}
-
-need_python() {
-    python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages python3 python3-venv
 }
 
 linters() {

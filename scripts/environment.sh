@@ -53,7 +53,7 @@ rebuild_for_this_clone() {
     mkdir -p "$CARGO_TARGET_DIR"
     local profile
     for profile in dev release; do
-        cargo clean --quiet --profile "$profile" -p percept -p percept-models -p percept-kernels
+        cargo clean --quiet --locked --profile "$profile" -p percept -p percept-models -p percept-kernels
     done
     printf '%s\n' "$PWD" >"$marker"
 }
@@ -64,6 +64,10 @@ need_cargo_command() {
     cargo "$name" --version >/dev/null 2>&1 && return
     printf 'percept: building cargo-%s %s, once\n' "$name" "$version"
     cargo install --quiet --locked --root "$TOOLS" "cargo-$name" --version "$version"
+}
+
+need_python() {
+    python3 -c 'import ensurepip, venv' 2>/dev/null || need_packages python3 python3-venv
 }
 
 # A Python environment that has exactly what a requirements file says; prints its folder.

@@ -268,18 +268,20 @@ pub enum ConfigError {
     #[error(transparent)]
     Model(#[from] HubError),
     /// A number makes no sense.
-    #[error("{name} must be at least 1")]
-    Zero {
+    #[error("{name} must be at least {least}")]
+    TooSmall {
         /// Which.
         name: &'static str,
+        /// The least that would do.
+        least: u32,
     },
 }
 
 /// Whether a variable of the environment is meant as a setting.
 fn is_setting(name: &str) -> bool {
     let key = name.strip_prefix("PERCEPT_");
-    // The last two are Kubernetes' description of a service of this name.
-    key.is_some_and(|key| key != "CONFIG" && !key.starts_with("SERVICE_") && !key.starts_with("PORT_"))
+    // The last two are Kubernetes' description of services whose names begin with this one.
+    key.is_some_and(|key| key != "CONFIG" && !key.contains("SERVICE_") && !key.contains("PORT_"))
 }
 
 impl Settings {
@@ -314,10 +316,10 @@ impl Settings {
             size.as_ref().map_or(default, |size| size.value.0) as usize
         };
         let host = self.host.as_ref().map_or(IpAddr::from([127, 0, 0, 1]), |host| host.value.0);
-        let count = |name: &'static str, found: Option<u32>, default: u32| {
-            let found = found.unwrap_or(default);
-            if found == 0 { Err(ConfigError::Zero { name }) } else { Ok(found as usize) }
+        let at_least = |name: &'static str, found: u32, least: u32| {
+            if found < least { Err(ConfigError::TooSmall { name, least }) } else { Ok(found as usize) }
         };
+        let count = |name, found: Option<u32>, default| at_least(name, found.unwrap_or(default), 1);
         Ok(ServerConfig {
             model: ModelConfig {
                 source,
@@ -336,7 +338,7 @@ impl Settings {
                 hub: self.hub(),
                 budget: self.memory.as_ref().map_or(Budget::Share(0.5), |budget| budget.value),
                 wanted: Wanted {
-                    context: self.max_context.map(|most| count("max_context", Some(most), 0)).transpose()?,
+                    context: self.max_context.map(|most| at_least("max_context", most, 2)).transpose()?,
                     sequences: count("max_sequences", self.max_sequences, 64)?,
                     rows: count("step_rows", self.step_rows, 512)?,
                     queue: count("max_queue", self.max_queue, 256)?,
@@ -439,6 +441,9 @@ mod tests {
             ("PERCEPT_STRICT_PARAMS", "1"),
             ("PERCEPT_SERVICE_HOST", "10.0.0.1"),
             ("PERCEPT_PORT_8000_TCP", "tcp://10.0.0.1:8000"),
+            ("PERCEPT_VLM_SERVICE_PORT", "8000"),
+            ("PERCEPT_VLM_PORT", "tcp://10.0.0.1:8000"),
+            ("PERCEPT_VLM_PORT_8000_TCP_PROTO", "tcp"),
             ("PERCEPT_HOST", "localhost"),
             ("PATH", "/bin"),
         ]);

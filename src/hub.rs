@@ -182,10 +182,15 @@ pub fn resolve<P: Progress>(
         Source::Folder(folder) => Ok(folder.clone()),
         Source::Hub(id) => match cached(id, config)? {
             Some(folder) if config.offline || is_complete(&folder) => Ok(folder),
-            Some(folder) => pull(id, config, progress).or_else(|error| {
-                warn!(%error, "the checkpoint in the cache may be incomplete, and could not be completed");
-                Ok(folder)
-            }),
+            Some(folder) => {
+                // The same commit: serving does not update.
+                let commit = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+                let same = HubId { revision: commit.unwrap_or_else(|| id.revision.clone()), ..id.clone() };
+                pull(&same, config, progress).or_else(|error| {
+                    warn!(%error, "the checkpoint in the cache may be incomplete, and could not be completed");
+                    Ok(folder)
+                })
+            }
             None => pull(id, config, progress),
         },
     }

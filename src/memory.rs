@@ -89,8 +89,8 @@ pub struct Plan {
 pub enum TooLittle {
     /// The weights alone are too much. They were not read.
     #[error(
-        "the memory does not suffice: the weights take {}, and {} may be used; give more with --memory, or take a \
-         smaller type with --dtype bf16",
+        "the memory does not suffice: the weights take {}, and {} may be used; give more with --memory, or halve f32 \
+         with --dtype bf16",
         Bytes(*weights), Bytes(*budget)
     )]
     Weights {
@@ -150,7 +150,8 @@ impl Plan {
             return Err(TooLittle::Cache {
                 weights: loaded.weight_bytes,
                 workspace,
-                cache: LEAST_CONTEXT.min(context).div_ceil(wanted.page_size) as u64 * page_bytes,
+                cache: LEAST_CONTEXT.min(context).div_ceil(wanted.page_size) as u64 * page_bytes
+                    + medium as u64 * media_row,
                 budget,
             });
         }

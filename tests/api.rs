@@ -341,6 +341,24 @@ async fn fields_without_effect_are_named_and_unknown_ones_can_be_refused() {
         let (status, error) = server.refuse(&request).await;
         assert_eq!((status, error["param"].as_str()), (400, Some(field)));
         assert_eq!(error["code"], "unsupported_parameter");
+        request[field] = Value::Null;
+        strict.ask(&request).await;
+    }
+    // A strict server knows what it refuses.
+    for (field, value) in [
+        ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
+        ("tool_choice", json!({"type": "function", "function": {"name": "f"}})),
+        ("audio", json!({"voice": "alloy"})),
+        ("web_search_options", json!({})),
+        ("guided_json", json!({"type": "object"})),
+    ] {
+        let mut request = words("hello");
+        request[field] = value;
+        let (_, error) = strict.refuse(&request).await;
+        assert_eq!(
+            (error["param"].as_str(), error["code"].as_str()),
+            (Some(field), Some("unsupported_parameter"))
+        );
     }
 }
 

@@ -131,6 +131,7 @@ fn mistakes_are_explained() {
         (vec!["serve", &fixture, "--offline", "true"], "unexpected argument 'true'"),
         (vec!["pull", "owner/model", "--config", "/nowhere.toml"], "/nowhere.toml"),
         (vec!["serve", &fixture, "--max-sequences", "0"], "max_sequences must be at least 1"),
+        (vec!["serve", &fixture, "--max-context", "1"], "max_context must be at least 2"),
         (vec!["serve", &fixture, "--dtype", "int4"], "possible values: f32, bf16"),
         (vec!["serve", &fixture, "--port", "70000"], "70000"),
         (vec!["serve", &fixture, "--port", &port], "choose another with --host or --port"),
@@ -242,15 +243,19 @@ fn a_signal_ends_a_server_that_is_still_loading() {
 fn nobody_need_listen() {
     // Nobody reads the line that says where it serves.
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut command = percept(&["serve", &llava_path(), "--port", "0", "--log-format", "json"]);
-    let mut child = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("memory is shared out") {
-        line.clear();
-        assert!(log.read_line(&mut line).unwrap() > 0, "it ended");
+    // Nobody else takes this port so soon.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = percept(&["serve", &llava_path(), "--port", &port.to_string(), "--log", "error"]);
+    let mut child = command.stdout(full).stderr(Stdio::null()).spawn().unwrap();
+    let url = format!("http://127.0.0.1:{port}");
+    while ureq::get(format!("{url}/health")).call().is_err() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        std::thread::yield_now();
     }
-    std::thread::sleep(Duration::from_millis(300));
+    for _ in 0..10 {
+        let answer = ureq::post(format!("{url}/v1/chat/completions")).send_json(server::words("hello"));
+        assert_eq!(answer.unwrap().status(), 200);
+    }
     assert!(child.try_wait().unwrap().is_none(), "it ended");
     child.kill().unwrap();
     child.wait().unwrap();

@@ -257,6 +257,22 @@ async fn draining_answers_what_was_accepted() {
     }
 }
 
+/// As small as an engine can be.
+#[tokio::test]
+async fn a_context_of_two_answers_one_token() {
+    let (loaded, _) = fake(Duration::ZERO);
+    let limits = Limits { sequences: 1, encoded: 2, spare: 2, ..config().limits };
+    let config = EngineConfig { limits, pages: 2, page_size: 1, context: 2, ..config() };
+    let handle = engine::spawn(loaded, config).unwrap();
+    assert_eq!(answer(handle.submit(request(&[1], &[], 1)).unwrap()).await, Ok(expected(1, 1)));
+    // What fits nowhere fails, and harms nobody.
+    for (prompt, tokens) in [(&[][..], 1), (&[1, 2], 1), (&[1], 0), (&[1], 100)] {
+        let failed = answer(handle.submit(request(prompt, &[], tokens)).unwrap()).await;
+        assert_eq!(failed, Err(EngineError::Step), "{prompt:?} {tokens}");
+    }
+    assert_eq!(answer(handle.submit(request(&[1], &[], 1)).unwrap()).await, Ok(expected(1, 1)));
+}
+
 #[tokio::test]
 async fn a_full_queue_refuses_and_recovers() {
     let (loaded, _) = fake(Duration::from_millis(2));

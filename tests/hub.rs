@@ -237,6 +237,41 @@ async fn revisions_share_files_and_an_update_brings_only_what_is_new() {
     check(&resolve(id("c0ffee"), config).await.unwrap());
 }
 
+/// Other tools leave out what they do not need. That is brought, and nothing newer.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_files_that_are_missing_come_from_the_same_commit() {
+    let (url, hub) = start(one_commit(files())).await;
+    let cache = TempDir::new().unwrap();
+    let config = config(&url, cache.path());
+    let folder = pull(id("main"), config.clone()).await.unwrap();
+    let lose = || {
+        for name in ["preprocessor_config.json", "processor_config.json"] {
+            fs::remove_file(folder.join(name)).unwrap();
+        }
+    };
+    lose();
+    let mut newer = files();
+    newer.insert("generation_config.json".into(), b"{\"eos_token_id\": 3}".to_vec());
+    {
+        let mut hub = hub.lock().unwrap();
+        hub.commits.insert("decaf".into(), newer);
+        hub.branches.insert("main".into(), "decaf".into());
+        hub.asked.clear();
+    }
+    assert_eq!(resolve(id("main"), config.clone()).await.unwrap(), folder);
+    check(&folder);
+    assert!(
+        !downloads(&hub).iter().any(|name| name == "model.safetensors" || name == "generation_config.json")
+    );
+
+    // Without a network, what is there has to do.
+    lose();
+    let offline = HubConfig { offline: true, ..config.clone() };
+    assert_eq!(resolve(id("main"), offline).await.unwrap(), folder);
+    let gone = HubConfig { endpoint: Some("http://127.0.0.1:1".into()), ..config };
+    assert_eq!(resolve(id("main"), gone).await.unwrap(), folder);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_download_goes_on_where_it_stopped() {
     let mut hub = one_commit(files());

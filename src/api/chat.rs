@@ -36,7 +36,7 @@ pub(super) async fn completions(
 ) -> Result<Response, ApiError> {
     let models = app.models()?;
     let json::Parsed { value, ignored, unknown } =
-        json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, classify).await?;
+        json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
     if let Some(param) = unknown.filter(|_| app.config.strict) {
         return Err(InvalidRequest::Unknown { param }.into());
     }
@@ -157,17 +157,10 @@ fn prompt_error(error: PromptError) -> ApiError {
     }
 }
 
-fn classify(path: &str) -> json::Field {
-    let in_messages = path.starts_with("messages[").then(|| path.rsplit('.').next().unwrap_or(path));
-    if wire::HARMLESS.contains(&path)
-        || in_messages.is_some_and(|name| wire::HARMLESS_IN_MESSAGES.contains(&name))
-    {
-        json::Field::Harmless
-    } else if wire::REFUSED.contains(&path) {
-        json::Field::Refused
-    } else {
-        json::Field::Unknown
-    }
+fn is_harmless(path: &str) -> bool {
+    let field = path.rsplit('.').next().unwrap_or(path);
+    wire::HARMLESS.contains(&path)
+        || path.starts_with("messages[") && wire::HARMLESS_IN_MESSAGES.contains(&field)
 }
 
 /// The names of fields that had no effect, for a header.

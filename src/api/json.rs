@@ -26,17 +26,6 @@ const SMALL: usize = 1 << 16;
 /// Most names of ignored fields that are kept.
 const MOST_IGNORED: usize = 20;
 
-/// What a wire type does not name and is told apart all the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Field {
-    /// Changes nothing.
-    Harmless,
-    /// Would change the answer.
-    Refused,
-    /// Anything else.
-    Unknown,
-}
-
 /// A body, and the paths of fields in it that the wire type does not know.
 #[derive(Debug)]
 pub(super) struct Parsed<T> {
@@ -47,13 +36,13 @@ pub(super) struct Parsed<T> {
     pub(super) unknown: Option<String>,
 }
 
-/// Reads and parses a body of at most `limit` bytes. `classify` is asked about each field that the type does not know,
-/// by its path, such as `messages[0].foo`.
+/// Reads and parses a body of at most `limit` bytes. Of fields that the type does not know, `harmless` says which are
+/// known all the same, by their paths, such as `messages[0].foo`.
 pub(super) async fn read<T: DeserializeOwned + Send + 'static>(
     headers: &HeaderMap,
     body: Body,
     limit: usize,
-    classify: fn(&str) -> Field,
+    harmless: fn(&str) -> bool,
 ) -> Result<Parsed<T>, ApiError> {
     let header = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     // A web page of anybody's can send other types, or none, without asking; JSON it cannot.
@@ -71,9 +60,9 @@ pub(super) async fn read<T: DeserializeOwned + Send + 'static>(
     }
     let bytes = collect(body, limit).await?;
     if bytes.len() <= SMALL {
-        return parse(&bytes, classify);
+        return parse(&bytes, harmless);
     }
-    let parsed = tokio::task::spawn_blocking(move || parse(&bytes, classify));
+    let parsed = tokio::task::spawn_blocking(move || parse(&bytes, harmless));
     parsed.await.map_err(|error| ApiError::internal(&error))?
 }
 
@@ -93,7 +82,7 @@ async fn collect(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8], classify: fn(&str) -> Field) -> Result<Parsed<T>, ApiError> {
+fn parse<T: DeserializeOwned>(bytes: &[u8], harmless: fn(&str) -> bool) -> Result<Parsed<T>, ApiError> {
     if bytes.trim_ascii().is_empty() {
         return Err(ApiError::NotJson("the body is empty".into()));
     }
@@ -101,13 +90,11 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], classify: fn(&str) -> Field) -> Resu
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
     let mut ignored = Vec::new();
-    let (mut unknown, mut refused) = (None, None);
+    let mut unknown = None;
     let found = |path: serde_ignored::Path<'_>| {
         let path = shown(&path.to_string());
-        match classify(&path) {
-            Field::Harmless => {}
-            Field::Refused => drop(refused.get_or_insert_with(|| path.clone())),
-            Field::Unknown => drop(unknown.get_or_insert_with(|| path.clone())),
+        if unknown.is_none() && !harmless(&path) {
+            unknown = Some(path.clone());
         }
         if ignored.len() < MOST_IGNORED {
             ignored.push(path);
@@ -116,10 +103,6 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], classify: fn(&str) -> Field) -> Resu
     let Object(value) = serde_ignored::deserialize(tracked, found)
         .map_err(|error| explain(&error, &track.path().to_string()))?;
     deserializer.end().map_err(|error| ApiError::NotJson(error.to_string()))?;
-    if let Some(param) = refused {
-        let reason = "it would change the answer, and this server does not do it".into();
-        return Err(InvalidRequest::Unsupported { param, reason }.into());
-    }
     Ok(Parsed { value, ignored, unknown })
 }
 

@@ -92,8 +92,7 @@ pub fn routes(app: Arc<App>) -> Routes {
 
 async fn no_such_path(method: Method, uri: Uri) -> ApiError {
     let twice = uri.path().starts_with("/v1/v1/");
-    let hint =
-        if twice { ": base_url must not end in /v1 for the Anthropic SDK, nor in /v1 twice" } else { "" };
+    let hint = if twice { ": base_url must end in /v1 once" } else { "" };
     ApiError::NoSuchPath { method: method.to_string(), path: path(&uri), hint }
 }
 

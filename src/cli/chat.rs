@@ -179,10 +179,11 @@ impl Chat {
 
 /// Whether a URL is one of this machine.
 fn is_here(url: &str) -> bool {
-    let authority = url.split("://").nth(1).unwrap_or("").split('/').next().unwrap_or("");
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    let Ok(url) = url.parse::<ureq::http::Uri>() else { return false };
+    let host = url.host().unwrap_or("");
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|address| address.is_loopback() || address.is_unspecified())
 }
 
 fn first_model(agent: &ureq::Agent, base: &str) -> anyhow::Result<String> {
@@ -199,4 +200,27 @@ fn first_model(agent: &ureq::Agent, base: &str) -> anyhow::Result<String> {
 /// The message of an API error.
 fn message(body: &Value) -> String {
     body["error"]["message"].as_str().unwrap_or("the server gave an error without a message").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_known_by_all_its_names() {
+        for url in [
+            "http://127.0.0.1:8000",
+            "http://localhost",
+            "http://LOCALHOST:1",
+            "http://[::1]",
+            "http://[::1]:8000",
+            "http://0.0.0.0:8000",
+        ] {
+            assert!(is_here(url), "{url}");
+        }
+        for url in ["http://10.0.0.1:8000", "https://example.com", "http://localhost.example.com", "http:// "]
+        {
+            assert!(!is_here(url), "{url}");
+        }
+    }
 }

@@ -37,16 +37,20 @@ struct Entry {
 /// Keeps an entry of the cache from being thrown out.
 #[derive(Debug)]
 pub struct Pin {
-    entry: Arc<Entry>,
+    /// Always there, until it is dropped.
+    entry: Option<Arc<Entry>>,
     entries: Arc<Mutex<Entries>>,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
+        // The holder goes under the lock: whoever finds rows unpinned finds them free.
         let mut entries = lock(&self.entries);
-        if self.entry.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
-            entries.pinned -= self.entry.rows;
+        let Some(entry) = self.entry.take() else { return };
+        if entry.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
+            entries.pinned -= entry.rows;
         }
+        drop(entry);
     }
 }
 
@@ -66,7 +70,7 @@ impl Index {
             entries.pinned += entry.rows;
         }
         entry.pins.fetch_add(1, Ordering::Relaxed);
-        Some(Pin { entry, entries: Arc::clone(&self.entries) })
+        Some(Pin { entry: Some(entry), entries: Arc::clone(&self.entries) })
     }
 }
 

@@ -218,7 +218,7 @@ impl Engine {
         let spans = spans.map(|(rows, medium)| Span { rows, key: medium.key }).collect();
         let tokens = request.prompt.tokens;
         let most = tokens.len() + request.limits.tokens;
-        if tokens.len() >= most.min(self.scheduler.capacity() + 1) || most > self.scheduler.capacity() {
+        if tokens.is_empty() || request.limits.tokens == 0 || most > self.scheduler.capacity() {
             error!(prompt = tokens.len(), most, "a request that fits no cache was submitted");
             // Whoever has left does not mind.
             let _ = events.send(Event::Failed(EngineError::Step));
@@ -468,6 +468,7 @@ impl Engine {
         let picture = self.preprocess.footprint(MediaSize::Image { width: SIDE, height: SIDE }).tokens;
         let fits = picture.len() + 1 + ANSWER <= config.context.min(self.scheduler.capacity());
         let mut tokens = if fits { picture } else { Vec::new() };
+        let answer = ANSWER.min(config.context.min(self.scheduler.capacity()) - 1);
         let spans: Vec<_> = fits.then_some(0..tokens.len()).into_iter().collect();
         let gray = || Source::Pixels(Picture::new(SIDE, SIDE, vec![128; SIDE * SIDE * 3]));
         let media = spans.iter().map(|_| Media { key: Key::of(b"warm-up"), source: gray() }).collect();
@@ -476,7 +477,7 @@ impl Engine {
             prompt: Prompt { tokens, spans },
             media,
             sampling: Sampling::greedy(),
-            limits: request::Limits { tokens: ANSWER, stops: Arc::new([]) },
+            limits: request::Limits { tokens: answer, stops: Arc::new([]) },
         };
         let (events, mut receiver) = unbounded_channel();
         self.submit(request, events, None);

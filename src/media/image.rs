@@ -78,8 +78,9 @@ impl Header {
         }
         let mut reader = ImageReader::with_format(Cursor::new(file), format);
         let mut limits = Limits::default();
-        // Colour profiles and texts in a header can be compressed a thousandfold.
-        limits.max_alloc = Some(MOST_HEADER);
+        // Colour profiles and texts in a header can be compressed a thousandfold. What is not compressed is as long as
+        // the file at most, and some readers keep it more than once.
+        limits.max_alloc = Some(MOST_HEADER + 4 * file.len() as u64);
         reader.limits(limits);
         let mut decoder = reader.into_decoder().map_err(broken)?;
         let (width, height) = decoder.dimensions();
@@ -129,7 +130,7 @@ pub fn decode(file: &[u8], header: Header) -> Result<Picture, ImageError> {
     limits.max_image_width = Some(header.width);
     limits.max_image_height = Some(header.height);
     // Sixteen bits, four channels, and as much again to work with.
-    limits.max_alloc = Some(16 * header.pixels() as u64 + (1 << 20));
+    limits.max_alloc = Some(16 * header.pixels() as u64 + MOST_HEADER + 4 * file.len() as u64);
     reader.limits(limits);
     let mut image = reader.decode().map_err(broken)?;
     image.apply_orientation(header.orientation);

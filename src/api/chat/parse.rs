@@ -163,6 +163,9 @@ fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest>
     if request.audio.is_some() {
         return refuse("audio", "answers are text");
     }
+    if let Some(extension) = request.refused_extension() {
+        return refuse(extension, "it would change the answer, and this server does not do it");
+    }
     if request.web_search_options.is_some() {
         return refuse("web_search_options", "this server does not search the web");
     }
@@ -241,11 +244,10 @@ fn part(part: wire::Part, path: &str, pictures: &mut Vec<PictureRef>) -> Result<
     let unsupported = |reason: &str| {
         Err(InvalidRequest::Unsupported { param: format!("{path}.type"), reason: reason.into() })
     };
-    match part.kind.as_str() {
-        "text" => part.text.map(Part::Text).ok_or_else(|| missing(&format!("{path}.text"))),
-        "refusal" => part.refusal.map(Part::Text).ok_or_else(|| missing(&format!("{path}.refusal"))),
-        "image_url" => {
-            let image = part.image_url.ok_or_else(|| missing(&format!("{path}.image_url")))?;
+    match part {
+        wire::Part::Text(text) => Ok(Part::Text(text.into())),
+        wire::Part::Refusal(text) => Ok(Part::Text(text.into())),
+        wire::Part::Image(image) => {
             let url = image.url.ok_or_else(|| missing(&format!("{path}.image_url.url")))?;
             match image.detail.as_deref() {
                 None | Some("auto" | "low" | "high") => {}
@@ -257,9 +259,11 @@ fn part(part: wire::Part, path: &str, pictures: &mut Vec<PictureRef>) -> Result<
             pictures.push(PictureRef { param: format!("{path}.image_url"), url });
             Ok(Part::Picture)
         }
-        "input_audio" => unsupported("recordings are not supported by this server"),
-        "file" => unsupported("files are not supported by this server; send pages as pictures"),
-        other => Err(value(&format!("{path}.type"), other, "'text', 'image_url' and 'refusal'")),
+        wire::Part::Other(kind) => match &*kind {
+            "input_audio" => unsupported("recordings are not supported by this server"),
+            "file" => unsupported("files are not supported by this server; send pages as pictures"),
+            other => Err(value(&format!("{path}.type"), other, "'text', 'image_url' and 'refusal'")),
+        },
     }
 }
 

@@ -5,12 +5,11 @@ use std::{collections::BTreeMap, fmt};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{
-        Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer,
-        value::SeqAccessDeserializer,
+        Error as _, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer, value::SeqAccessDeserializer,
     },
 };
 
-use super::{Items, NameOrObject, Object};
+use super::{Anything, Items, NameOrObject, Object};
 
 /// Most messages of a request.
 pub const MOST_MESSAGES: usize = 10_000;
@@ -63,11 +62,11 @@ pub struct ChatRequest {
     /// Refused above 0.
     pub top_logprobs: Option<i64>,
     /// Refused unless empty.
-    pub tools: Option<Vec<IgnoredAny>>,
+    pub tools: Option<Vec<Anything>>,
     /// Refused unless `none` or `auto`.
     pub tool_choice: Option<NameOrObject>,
     /// Refused unless empty.
-    pub functions: Option<Vec<IgnoredAny>>,
+    pub functions: Option<Vec<Anything>>,
     /// Refused unless `none` or `auto`.
     pub function_call: Option<NameOrObject>,
     /// Refused unless `text`.
@@ -75,9 +74,63 @@ pub struct ChatRequest {
     /// Refused unless `["text"]`.
     pub modalities: Option<Items<String, 16>>,
     /// Refused.
-    pub audio: Option<IgnoredAny>,
+    pub audio: Option<Anything>,
     /// Refused.
-    pub web_search_options: Option<IgnoredAny>,
+    pub web_search_options: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub allowed_token_ids: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub bad_words: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub best_of: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub continue_final_message: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub echo: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub guided_choice: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub guided_grammar: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub guided_json: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub guided_regex: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub ignore_eos: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub min_tokens: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub prompt_logprobs: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub stop_token_ids: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub structured_outputs: Option<Anything>,
+    /// Refused: an extension of other servers that would change the answer.
+    pub use_beam_search: Option<Anything>,
+}
+
+impl ChatRequest {
+    /// The first extension that is asked for and would change the answer.
+    pub fn refused_extension(&self) -> Option<&'static str> {
+        let extensions = [
+            ("allowed_token_ids", &self.allowed_token_ids),
+            ("bad_words", &self.bad_words),
+            ("best_of", &self.best_of),
+            ("continue_final_message", &self.continue_final_message),
+            ("echo", &self.echo),
+            ("guided_choice", &self.guided_choice),
+            ("guided_grammar", &self.guided_grammar),
+            ("guided_json", &self.guided_json),
+            ("guided_regex", &self.guided_regex),
+            ("ignore_eos", &self.ignore_eos),
+            ("min_tokens", &self.min_tokens),
+            ("prompt_logprobs", &self.prompt_logprobs),
+            ("stop_token_ids", &self.stop_token_ids),
+            ("structured_outputs", &self.structured_outputs),
+            ("use_beam_search", &self.use_beam_search),
+        ];
+        extensions.into_iter().find(|(_, value)| value.is_some()).map(|(name, _)| name)
+    }
 }
 
 /// Fields that clients send and that change nothing here.
@@ -101,25 +154,6 @@ pub const HARMLESS: &[&str] = &[
 pub const HARMLESS_IN_MESSAGES: &[&str] =
     &["annotations", "audio", "parsed", "prompt_cache_breakpoint", "reasoning", "reasoning_content"];
 
-/// Extensions of other servers that would change the answer. They are refused, never ignored.
-pub const REFUSED: &[&str] = &[
-    "allowed_token_ids",
-    "bad_words",
-    "best_of",
-    "continue_final_message",
-    "echo",
-    "guided_choice",
-    "guided_grammar",
-    "guided_json",
-    "guided_regex",
-    "ignore_eos",
-    "min_tokens",
-    "prompt_logprobs",
-    "stop_token_ids",
-    "structured_outputs",
-    "use_beam_search",
-];
-
 /// A turn.
 #[derive(Debug, Default, Deserialize)]
 pub struct Message {
@@ -132,9 +166,9 @@ pub struct Message {
     /// A refusal that an assistant's turn consists of.
     pub refusal: Option<String>,
     /// Refused unless empty.
-    pub tool_calls: Option<Vec<IgnoredAny>>,
+    pub tool_calls: Option<Vec<Anything>>,
     /// Refused.
-    pub function_call: Option<IgnoredAny>,
+    pub function_call: Option<Anything>,
 }
 
 /// What is said.
@@ -146,33 +180,38 @@ pub enum Content {
     Parts(Items<Part, MOST_PARTS>),
 }
 
-/// A text or a picture.
-#[derive(Debug, Default)]
-pub struct Part {
-    /// `text`, `image_url` or `refusal`.
-    pub kind: String,
-    /// Of a text.
-    pub text: Option<String>,
-    /// Of a refusal.
-    pub refusal: Option<String>,
-    /// Of a picture.
-    pub image_url: Option<ImageUrl>,
+/// A text or a picture. Small: a body can hold very many.
+#[derive(Debug)]
+pub enum Part {
+    /// A text.
+    Text(Box<str>),
+    /// A refusal that an assistant's turn consists of.
+    Refusal(Box<str>),
+    /// A picture.
+    Image(Box<ImageUrl>),
+    /// Another type.
+    Other(Box<str>),
 }
 
 impl<'de> Deserialize<'de> for Part {
-    /// Checks the type at once: parts are the one thing that a body can have very many of.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         struct Fields {
             #[serde(rename = "type")]
             kind: Option<String>,
-            text: Option<String>,
-            refusal: Option<String>,
-            image_url: Option<ImageUrl>,
+            text: Option<Box<str>>,
+            refusal: Option<Box<str>>,
+            image_url: Option<Box<ImageUrl>>,
         }
         let Object(Fields { kind, text, refusal, image_url }) = Object::deserialize(deserializer)?;
-        let kind = kind.ok_or_else(|| D::Error::missing_field("type"))?;
-        Ok(Self { kind, text, refusal, image_url })
+        let missing = D::Error::missing_field;
+        let kind = kind.ok_or_else(|| missing("type"))?;
+        match kind.as_str() {
+            "text" => text.map(Self::Text).ok_or_else(|| missing("text")),
+            "refusal" => refusal.map(Self::Refusal).ok_or_else(|| missing("refusal")),
+            "image_url" => image_url.map(Self::Image).ok_or_else(|| missing("image_url")),
+            _ => Ok(Self::Other(kind.into())),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+    de::{Error as _, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
 
 /// A JSON object. What serde derives would take an array of the fields' values as well.
@@ -58,7 +58,7 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Items<T, 
                     let Some(item) = items.next_element()? else { return Ok(all) };
                     all.push(item);
                 }
-                match items.next_element::<IgnoredAny>()? {
+                match items.next_element::<Anything>()? {
                     Some(_) => Err(A::Error::custom(format_args!("{TOO_MANY}{MOST}"))),
                     None => Ok(all),
                 }
@@ -92,10 +92,62 @@ impl<'de> Deserialize<'de> for NameOrObject {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NameOrObject, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                while map.next_entry::<Anything, Anything>()?.is_some() {}
                 Ok(NameOrObject::Object)
             }
         }
         deserializer.deserialize_any(Either)
+    }
+}
+
+/// A value that is there, whatever it is. serde's `IgnoredAny` would count as a field that the type does not know.
+#[derive(Debug, Clone, Copy)]
+pub struct Anything;
+
+impl<'de> Deserialize<'de> for Anything {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Anything;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("anything")
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Anything, E> {
+                Ok(Anything)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Anything, E> {
+                Ok(Anything)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Anything, E> {
+                Ok(Anything)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Anything, E> {
+                Ok(Anything)
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Anything, E> {
+                Ok(Anything)
+            }
+
+            fn visit_unit<E>(self) -> Result<Anything, E> {
+                Ok(Anything)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Anything, A::Error> {
+                while items.next_element::<Anything>()?.is_some() {}
+                Ok(Anything)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Anything, A::Error> {
+                while map.next_entry::<Anything, Anything>()?.is_some() {}
+                Ok(Anything)
+            }
+        }
+        deserializer.deserialize_any(Any)
     }
 }
