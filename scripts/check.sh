@@ -37,7 +37,7 @@ docs() {
 
 tests() {
     need_cargo_command nextest 0.9.143
-    cargo nextest run --locked --workspace
+    cargo nextest run --locked --workspace --no-fail-fast
 }
 
 # The real client library, in the oldest and the newest version that is supported.

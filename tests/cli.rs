@@ -38,6 +38,12 @@ fn llava_path() -> String {
     llava().to_str().unwrap().to_owned()
 }
 
+/// The shell's own `kill`: a small system has no other.
+fn signal(child: &Child, name: &str) {
+    let kill = format!("kill -s {name} {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
 /// A server of its own process; ends with the test.
 struct Serving {
     child: Child,
@@ -55,8 +61,7 @@ impl Serving {
     }
 
     fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+        signal(&self.child, name);
     }
 
     /// What it wrote to its log, once it has ended.
@@ -228,8 +233,7 @@ fn a_signal_ends_a_server_that_is_still_loading() {
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // Now it waits for the hub.
     let connection = hub.accept().unwrap();
-    let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
+    signal(&child, "TERM");
     let ended = (0..600).any(|_| {
         std::thread::sleep(Duration::from_millis(50));
         child.try_wait().unwrap().is_some()
