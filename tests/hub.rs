@@ -129,6 +129,16 @@ fn one_commit(files: HashMap<String, Vec<u8>>) -> Hub {
     }
 }
 
+/// The branch gets another commit, with another `generation_config.json`.
+fn move_on(hub: &Shared) {
+    let mut hub = hub.lock().unwrap();
+    let mut newer = files();
+    newer.insert("generation_config.json".into(), b"{\"eos_token_id\": 3}".to_vec());
+    hub.commits.insert("decaf".into(), newer);
+    hub.branches.insert("main".into(), "decaf".into());
+    hub.asked.clear();
+}
+
 fn config(url: &str, cache: &Path) -> HubConfig {
     HubConfig {
         cache: cache.to_owned(),
@@ -216,14 +226,7 @@ async fn revisions_share_files_and_an_update_brings_only_what_is_new() {
     assert_eq!(pull(id("refs/pr/3"), config.clone()).await.unwrap(), folder, "a branch with a slash");
     assert_eq!(pull(id("c0ffee"), config.clone()).await.unwrap(), folder, "a commit");
 
-    let mut newer = files();
-    newer.insert("generation_config.json".into(), b"{\"eos_token_id\": 3}".to_vec());
-    {
-        let mut hub = hub.lock().unwrap();
-        hub.commits.insert("decaf".into(), newer);
-        hub.branches.insert("main".into(), "decaf".into());
-        hub.asked.clear();
-    }
+    move_on(&hub);
     assert_eq!(resolve(id("main"), config.clone()).await.unwrap(), folder, "serving does not update");
     let updated = pull(id("main"), config.clone()).await.unwrap();
     assert_ne!(updated, folder);
@@ -250,14 +253,7 @@ async fn small_files_that_are_missing_come_from_the_same_commit() {
         }
     };
     lose();
-    let mut newer = files();
-    newer.insert("generation_config.json".into(), b"{\"eos_token_id\": 3}".to_vec());
-    {
-        let mut hub = hub.lock().unwrap();
-        hub.commits.insert("decaf".into(), newer);
-        hub.branches.insert("main".into(), "decaf".into());
-        hub.asked.clear();
-    }
+    move_on(&hub);
     assert_eq!(resolve(id("main"), config.clone()).await.unwrap(), folder);
     check(&folder);
     assert!(
