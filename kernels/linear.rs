@@ -176,7 +176,7 @@ impl Task<'_> {
     fn run_tiles<V: Lanes, T: Element>(self, weight: &[T], sums: &mut [f32]) {
         let outputs = sums.len() / self.rows;
         let depth = if self.rows <= V::ROWS { self.padded } else { DEPTH };
-        let mut lanes = [[[0f32; LANES]; OUTPUTS]; MOST_ROWS];
+        let mut lanes: Sums = [[[0.0; LANES]; OUTPUTS]; MOST_ROWS];
         let mut row = 0;
         while row < self.rows {
             let rows = V::ROWS.min(self.rows - row);
@@ -184,7 +184,8 @@ impl Task<'_> {
             lanes[..rows].fill([[0.0; LANES]; OUTPUTS]);
             let mut from = 0;
             while from < self.padded {
-                let part = Part { from, to: (from + depth).min(self.padded), ..self.part() };
+                let to = (from + depth).min(self.padded);
+                let part = Part { from, to, padded: self.padded, input: self.input };
                 match rows {
                     1 => part.outputs::<V, T, 1, 4>(x, weight, outputs, &mut lanes),
                     2 => part.by_width::<V, T, 2>(x, weight, outputs, &mut lanes),
@@ -193,17 +194,13 @@ impl Task<'_> {
                     5 => part.by_width::<V, T, 5>(x, weight, outputs, &mut lanes),
                     _ => part.by_width::<V, T, 6>(x, weight, outputs, &mut lanes),
                 }
-                from = part.to;
+                from = to;
             }
             for (lanes, sums) in lanes[..rows].iter().zip(sums[row * outputs..].chunks_mut(outputs)) {
                 sums.iter_mut().zip(lanes).for_each(|(sum, lanes)| *sum = pairwise(*lanes));
             }
             row += rows;
         }
-    }
-
-    fn part(&self) -> Part {
-        Part { from: 0, to: self.padded, padded: self.padded, input: self.input }
     }
 }
 

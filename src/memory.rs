@@ -143,7 +143,8 @@ impl Plan {
         // picture's.
         let page_bytes = page * (text_row + media_row + media_row.div_ceil(8));
         let context = wanted.context.unwrap_or(loaded.text.context).min(loaded.text.context);
-        let left = budget.saturating_sub(loaded.weight_bytes + workspace + medium as u64 * media_row);
+        let medium_bytes = medium as u64 * media_row;
+        let left = budget.saturating_sub(loaded.weight_bytes + workspace + medium_bytes);
         let useful = (sequences * context.div_ceil(wanted.page_size)) as u64;
         let pages = (left / page_bytes).min(useful) as usize;
         if pages * wanted.page_size < LEAST_CONTEXT.min(context) {
@@ -151,7 +152,7 @@ impl Plan {
                 weights: loaded.weight_bytes,
                 workspace,
                 cache: LEAST_CONTEXT.min(context).div_ceil(wanted.page_size) as u64 * page_bytes
-                    + medium as u64 * media_row,
+                    + medium_bytes,
                 budget,
             });
         }

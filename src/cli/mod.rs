@@ -93,8 +93,8 @@ fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let filter = if filter.trim().is_empty() { "info" } else { filter };
     let parts = filter.split(',').map(str::trim).filter(|part| !part.is_empty());
-    let plain = parts.filter(|part| !part.contains('=') && !part.contains("::"));
-    if let Some(unknown) = plain.into_iter().find(|part| !LEVELS.contains(&part.to_lowercase().as_str())) {
+    let mut plain = parts.filter(|part| !part.contains('=') && !part.contains("::"));
+    if let Some(unknown) = plain.find(|part| !LEVELS.contains(&part.to_lowercase().as_str())) {
         anyhow::bail!("'{unknown}' is no level of the log; levels are {}", LEVELS.join(", "));
     }
     let filter: EnvFilter = filter.parse()?;

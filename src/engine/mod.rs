@@ -327,18 +327,17 @@ impl Engine {
             let reused = self.scheduler.sequence(*id).and_then(|sequence| sequence.reused).unwrap_or(0);
             client.started = Some(Instant::now());
             client.place = None;
-            for medium in &mut client.media {
+            for (index, medium) in client.media.iter_mut().enumerate() {
                 medium.pin = None;
-                // Encoded for another request meanwhile: its pixels, and their share of memory, are free.
-                if medium.encoded.is_none() {
-                    medium.encoded = self.encoded.get(&medium.key);
-                    if medium.encoded.is_some() {
-                        medium.pixels = None;
-                    }
+                if medium.encoded.is_some() {
+                    continue;
                 }
-            }
-            for (index, _) in client.media.iter().enumerate().filter(|(_, medium)| medium.encoded.is_some()) {
-                self.scheduler.encoded(*id, index);
+                // Encoded for another request meanwhile: its pixels, and their share of memory, are free.
+                medium.encoded = self.encoded.get(&medium.key);
+                if medium.encoded.is_some() {
+                    medium.pixels = None;
+                    self.scheduler.encoded(*id, index);
+                }
             }
             // Whoever has left is removed before the next step.
             let _ = client.events.send(Event::Started { reused });

@@ -156,8 +156,8 @@ fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest>
             None => return Err(missing("response_format.type")),
         }
     }
-    let modalities = request.modalities.iter().flat_map(|modalities| &modalities.0);
-    if let Some(other) = modalities.into_iter().find(|modality| *modality != "text") {
+    let mut modalities = request.modalities.iter().flat_map(|modalities| &modalities.0);
+    if let Some(other) = modalities.find(|modality| *modality != "text") {
         return Err(value("modalities", other, "'text'"));
     }
     if request.audio.is_some() {
