@@ -9,6 +9,7 @@
 //! - [`router`]: which engine a model's name means
 //! - [`media`]: files to pixels, on a pool
 //! - [`text`]: conversations to tokens, tokens to text
+//! - [`speech`]: recordings to text, a client of an engine
 //! - [`request`]: what an engine is asked
 //! - [`engine`]: one thread that owns a model and steps it for all requests at once
 #![forbid(unsafe_code)]
@@ -23,4 +24,5 @@ pub mod memory;
 pub mod request;
 pub mod router;
 pub mod server;
+pub mod speech;
 pub mod text;
