@@ -1,4 +1,6 @@
-//! Draws one token per row of logits: penalties, bias, temperature, top-k, top-p, min-p.
+//! Draws one token per row of logits: penalties, bias, what is forbidden, temperature, top-k, top-p, min-p.
+
+use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -33,10 +35,44 @@ pub struct Draw<'a> {
     pub seen: &'a [Seen],
     /// Added to the logits after the penalties.
     pub bias: &'a [(u32, f32)],
+    /// What may not be drawn at all.
+    pub forbidden: &'a Forbidden<'a>,
     /// Ids from here on are padding of the output matrix and are never drawn.
     pub vocabulary: usize,
     /// Uniform in `[0, 1)`; see [`uniform`].
     pub random: f64,
+    /// Tokens whose probabilities are wanted besides that of the drawn one; `None` computes none at all.
+    pub logprobs: Option<usize>,
+}
+
+/// Ids that may not be drawn, whatever their logits. Those that are left share the whole probability.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Forbidden<'a> {
+    /// Single ids.
+    pub ids: Vec<&'a [u32]>,
+    /// Neighbouring ids.
+    pub ranges: Vec<Range<u32>>,
+    /// Nothing but these, where there are some.
+    pub only: Option<&'a [u32]>,
+    /// When these ids, of which some are left, are together more probable than each id in front of them, those in
+    /// front may not be drawn either.
+    pub rivals: Option<Range<u32>>,
+}
+
+impl Forbidden<'_> {
+    /// Nothing is.
+    pub const NONE: Forbidden<'static> = Forbidden { ids: Vec::new(), ranges: Vec::new(), only: None, rivals: None };
+}
+
+/// What was drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Drawn {
+    /// Its id.
+    pub id: u32,
+    /// The natural logarithm of its probability, before temperature and what follows it; 0 where it was not wanted.
+    pub logprob: f32,
+    /// The most probable tokens and theirs, the best first.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// A row whose logits are NaN or infinite: the network overflowed or its weights are broken.
@@ -47,17 +83,36 @@ pub struct NotFinite;
 ///
 /// - `logits`: `[rows, width]`, one [`Draw`] per row
 ///
-/// Order, as in vLLM: penalties, bias, temperature, top-k, top-p over what is left, min-p.
+/// Order, as in vLLM: penalties, bias, what is forbidden, temperature, top-k, top-p over what is left, min-p.
 ///
 /// # Errors
 /// When the logits cannot be read or the counts differ.
-pub fn sample(logits: &Tensor, draws: &[Draw<'_>]) -> candle_core::Result<Vec<Result<u32, NotFinite>>> {
+pub fn sample(logits: &Tensor, draws: &[Draw<'_>]) -> candle_core::Result<Vec<Result<Drawn, NotFinite>>> {
     let (rows, width) = logits.dims2()?;
     if rows != draws.len() {
         candle_core::bail!("sample: {} draws for {rows} rows of logits", draws.len())
     }
     let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     Ok(logits.par_chunks(width.max(1)).zip(draws).map(|(row, draw)| draw.one(row)).collect())
+}
+
+/// The probability of id `ids[i]` in row `i`, over the first `widths[i]` ids.
+///
+/// - `logits`: `[rows, width]`, one id per row
+///
+/// # Errors
+/// When the logits cannot be read or the counts differ.
+pub fn probabilities(logits: &Tensor, ids: &[u32], widths: &[usize]) -> candle_core::Result<Vec<f32>> {
+    let (rows, width) = logits.dims2()?;
+    if rows != ids.len() || rows != widths.len() {
+        candle_core::bail!("probabilities: {} ids for {rows} rows of logits", ids.len())
+    }
+    let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let one = |((row, &id), &width): ((&[f32], &u32), &usize)| {
+        let row = &row[..width.min(row.len())];
+        row.get(id as usize).map_or(0.0, |logit| (logit - logarithm_of_sum(row)).exp())
+    };
+    Ok(logits.par_chunks(width.max(1)).zip(ids).zip(widths).map(one).collect())
 }
 
 /// The `index`-th uniform number of a seed, in `[0, 1)` with 53 bits: Philox4x32-10
@@ -85,15 +140,34 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 }
 
 impl Draw<'_> {
-    fn one(&self, row: &[f32]) -> Result<u32, NotFinite> {
+    fn one(&self, row: &[f32]) -> Result<Drawn, NotFinite> {
         let mut logits = row[..self.vocabulary.min(row.len())].to_vec();
         if logits.is_empty() || !logits.iter().all(|logit| logit.is_finite()) {
             return Err(NotFinite);
         }
         self.penalise(&mut logits);
+        self.forbidden.apply(&mut logits);
         let best = largest(&logits);
+        if logits[best as usize] == f32::NEG_INFINITY {
+            return Err(NotFinite);
+        }
+        let mut drawn = Drawn { id: best, logprob: 0.0, top: Vec::new() };
+        let Some(top) = self.logprobs else {
+            drawn.id = self.draw(logits, best);
+            return Ok(drawn);
+        };
+        let total = logarithm_of_sum(&logits);
+        drawn.top =
+            largest_few(&logits, top).into_iter().map(|id| (id, logits[id as usize] - total)).collect();
+        drawn.id = self.draw(logits.clone(), best);
+        drawn.logprob = logits[drawn.id as usize] - total;
+        Ok(drawn)
+    }
+
+    /// Draws from logits, of which `best` is the largest.
+    fn draw(&self, logits: Vec<f32>, best: u32) -> u32 {
         if self.temperature == 0.0 {
-            return Ok(best);
+            return best;
         }
         // exp(logit - top): the common factor of the probabilities never matters.
         let top = logits[best as usize];
@@ -107,11 +181,11 @@ impl Draw<'_> {
         for &id in &kept {
             left -= weight(id);
             if left < 0.0 {
-                return Ok(id);
+                return id;
             }
         }
         // Rounding can leave a last crumb; it belongs to the last token that has any weight.
-        Ok(kept.iter().rev().copied().find(|&id| weight(id) > 0.0).unwrap_or(best))
+        kept.iter().rev().copied().find(|&id| weight(id) > 0.0).unwrap_or(best)
     }
 
     fn penalise(&self, logits: &mut [f32]) {
@@ -164,6 +238,66 @@ impl Draw<'_> {
         ids.sort_unstable();
         ids
     }
+}
+
+impl Forbidden<'_> {
+    fn apply(&self, logits: &mut [f32]) {
+        const OUT: f32 = f32::NEG_INFINITY;
+        if let Some(only) = self.only {
+            let kept: Vec<(usize, f32)> =
+                only.iter().filter_map(|&id| Some((id as usize, *logits.get(id as usize)?))).collect();
+            logits.fill(OUT);
+            for (id, logit) in kept {
+                logits[id] = logit;
+            }
+        }
+        for &id in self.ids.iter().copied().flatten() {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = OUT;
+            }
+        }
+        for range in &self.ranges {
+            let range = within(range, logits.len());
+            logits[range].fill(OUT);
+        }
+        let Some(rivals) = &self.rivals else { return };
+        let rivals = within(rivals, logits.len());
+        let best = logits[..rivals.start].iter().copied().fold(OUT, f32::max);
+        if logarithm_of_sum(&logits[rivals.clone()]) > best {
+            logits[..rivals.start].fill(OUT);
+        }
+    }
+}
+
+fn within(range: &Range<u32>, length: usize) -> Range<usize> {
+    let end = (range.end as usize).min(length);
+    (range.start as usize).min(end)..end
+}
+
+/// `ln Σ exp(logits)`, in f64.
+fn logarithm_of_sum(logits: &[f32]) -> f32 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if most == f32::NEG_INFINITY {
+        return most;
+    }
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+    (f64::from(most) + sum.ln()) as f32
+}
+
+/// Ids of the `count` largest logits that may be drawn, the largest first.
+fn largest_few(logits: &[f32], count: usize) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    ids.retain(|&id| logits[id as usize] > f32::NEG_INFINITY);
+    let better =
+        |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then_with(|| a.cmp(b));
+    if count < ids.len() {
+        if count > 0 {
+            ids.select_nth_unstable_by(count - 1, better);
+        }
+        ids.truncate(count);
+    }
+    ids.sort_unstable_by(better);
+    ids
 }
 
 /// The lowest of the ids with the largest logit.

@@ -14,6 +14,8 @@ pub struct Batch {
     pub rows: Ragged,
     /// Where keys and values of the text are.
     pub text: Paging,
+    /// The pages of each sequence's memory, for networks whose text attends to one.
+    pub memory: Option<Pages>,
     /// Encoder rows that replace embedded placeholders.
     pub inserts: Vec<Insert>,
     /// u32 `[wanted]`: rows whose logits are wanted.

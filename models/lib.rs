@@ -11,8 +11,9 @@ mod checkpoint;
 mod llava;
 pub mod nn;
 mod weights;
+mod whisper;
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{fmt, io, ops::Range, path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -47,6 +48,35 @@ pub trait Model: Send {
     /// # Errors
     /// When the batch does not fit the cache.
     fn forward(&self, batch: &Batch, cache: &KvCache) -> Result<Tensor>;
+
+    /// Writes what the text will see of encoded rows `[rows, width]` into `slots`, u32 `[rows]`, of the cache: for
+    /// networks whose text attends to a memory.
+    ///
+    /// # Errors
+    /// When the network has no such memory, or shapes do not fit.
+    fn remember(&self, encoded: &Tensor, slots: &Tensor, cache: &KvCache) -> Result<()> {
+        let _ = (encoded, slots, cache);
+        candle_core::bail!("this network has no memory besides its text")
+    }
+
+    /// Like [`Self::forward`] for a batch of one sequence, and besides where its rows look in the first `frames` rows
+    /// of the memory.
+    ///
+    /// # Errors
+    /// When the network has no memory, or the batch does not fit the cache.
+    fn align(&self, batch: &Batch, frames: usize, cache: &KvCache) -> Result<Aligned> {
+        let _ = (batch, frames, cache);
+        candle_core::bail!("this network has no memory besides its text")
+    }
+}
+
+/// What [`Model::align`] gives.
+#[derive(Debug)]
+pub struct Aligned {
+    /// `[wanted, vocabulary]`.
+    pub logits: Tensor,
+    /// f32 `[rows, frames]`: attention, made comparable between rows and averaged over the heads that follow time.
+    pub attention: Tensor,
 }
 
 /// What prepares media for a network.
@@ -54,11 +84,27 @@ pub trait Preprocess: Send + Sync + fmt::Debug {
     /// What a medium takes in the prompt. Arithmetic only: asked before anything runs.
     fn footprint(&self, size: MediaSize) -> Footprint;
 
-    /// Decoded pixels, u8 `[height, width, 3]` on the device, to encoder input.
+    /// A decoded medium to encoder input.
     ///
     /// # Errors
-    /// When `media` has another shape.
-    fn run(&self, media: &Tensor) -> Result<Tensor>;
+    /// When it is a medium of another kind, or has another shape.
+    fn run(&self, medium: Medium<'_>) -> Result<Tensor>;
+}
+
+/// A decoded medium, on the device.
+#[derive(Debug, Clone)]
+pub enum Medium<'a> {
+    /// A picture: u8 `[height, width, 3]`.
+    Picture(&'a Tensor),
+    /// A stretch of a recording; see [`nn::mel::Mel::frames`].
+    Sound {
+        /// Mono, at 16 kHz: f32 `[count]`.
+        samples: &'a Tensor,
+        /// The frames that are heard. The network's window is filled up with zeros.
+        frames: Range<usize>,
+        /// The largest log10 mel power of the recording.
+        peak: f32,
+    },
 }
 
 /// The size of a decoded medium.
@@ -71,6 +117,8 @@ pub enum MediaSize {
         /// Rows.
         height: usize,
     },
+    /// A window of a recording.
+    Sound,
 }
 
 /// What a medium takes in the prompt.
@@ -78,6 +126,48 @@ pub enum MediaSize {
 pub struct Footprint {
     /// The ids that replace its placeholder. Each one equal to [`TextInfo::placeholder`] takes an encoded row.
     pub tokens: Vec<u32>,
+    /// Rows that it takes in the cache besides the prompt's.
+    pub memory: usize,
+}
+
+/// What a network is for.
+#[derive(Debug, Clone)]
+pub enum Task {
+    /// To go on with a conversation.
+    Chat(TextInfo),
+    /// To write down what is said.
+    Transcribe(SpeechInfo),
+}
+
+impl Task {
+    /// Most rows of prompt and answer together.
+    pub fn context(&self) -> usize {
+        match self {
+            Self::Chat(info) => info.context,
+            Self::Transcribe(info) => info.context,
+        }
+    }
+
+    /// The id that stands for one encoded row in the prompt.
+    pub fn placeholder(&self) -> Option<u32> {
+        match self {
+            Self::Chat(info) => Some(info.placeholder),
+            Self::Transcribe(_) => None,
+        }
+    }
+}
+
+/// What the speech side must know of a network.
+#[derive(Debug, Clone)]
+pub struct SpeechInfo {
+    /// Most rows of prompt and answer together.
+    pub context: usize,
+    /// Numbers of a frame.
+    pub mels: usize,
+    /// Frames of a window, two per encoded row.
+    pub frames: usize,
+    /// Rows of the output, padding included.
+    pub vocabulary: usize,
 }
 
 /// What the text side must know of a network.
@@ -97,8 +187,8 @@ pub struct Loaded {
     pub model: Box<dyn Model>,
     /// What prepares its media.
     pub preprocess: Arc<dyn Preprocess>,
-    /// What the text side must know.
-    pub text: TextInfo,
+    /// What it is for.
+    pub task: Task,
     /// Width of an encoded row.
     pub width: usize,
     /// Numbers that are alive at once, at most, for a row that is being encoded.
@@ -138,14 +228,16 @@ pub struct Architecture {
 struct Parts {
     model: Box<dyn Model>,
     preprocess: Arc<dyn Preprocess>,
-    text: TextInfo,
+    task: Task,
     width: usize,
     encoder_row: usize,
 }
 
 /// Every architecture that can be loaded.
-pub const ARCHITECTURES: &[Architecture] =
-    &[Architecture { name: "LlavaForConditionalGeneration", aliases: llava::ALIASES, load: llava::load }];
+pub const ARCHITECTURES: &[Architecture] = &[
+    Architecture { name: "LlavaForConditionalGeneration", aliases: llava::ALIASES, load: llava::load },
+    Architecture { name: "WhisperForConditionalGeneration", aliases: whisper::ALIASES, load: whisper::load },
+];
 
 /// Loads a checkpoint.
 ///
@@ -161,9 +253,9 @@ pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, Loa
     }
     let failure = weights.failure();
     let vb = weights.into_builder(dtype, &device);
-    let Parts { model, preprocess, text, width, encoder_row } = (architecture.load)(checkpoint, fit, &vb)
+    let Parts { model, preprocess, task, width, encoder_row } = (architecture.load)(checkpoint, fit, &vb)
         .map_err(|error| failure.lock().ok().and_then(|mut failure| failure.take()).unwrap_or(error))?;
-    Ok(Loaded { model, preprocess, text, width, encoder_row, weight_bytes, dtype, device })
+    Ok(Loaded { model, preprocess, task, width, encoder_row, weight_bytes, dtype, device })
 }
 
 /// The registry row of a checkpoint.

@@ -10,8 +10,8 @@ use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 use crate::{
-    CacheShape, Checkpoint, Fit, Footprint, KvCache, LoadError, MediaSize, Model, Parts, Preprocess, Result,
-    TextInfo,
+    CacheShape, Checkpoint, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts, Preprocess,
+    Result, Task, TextInfo,
     batch::{Batch, Ragged},
     ids,
     nn::{
@@ -171,7 +171,8 @@ pub(crate) fn load(
     };
     // States are joined, and the projector's two layers follow.
     let encoder_row = vision.row_size() + states_width + 2 * hidden;
-    Ok(Parts { model: Box::new(model), preprocess: Arc::new(preprocess), text, width: hidden, encoder_row })
+    let (model, preprocess) = (Box::new(model), Arc::new(preprocess));
+    Ok(Parts { model, preprocess, task: Task::Chat(text), width: hidden, encoder_row })
 }
 
 struct Llava {
@@ -212,10 +213,13 @@ struct LlavaPreprocess {
 
 impl Preprocess for LlavaPreprocess {
     fn footprint(&self, _: MediaSize) -> Footprint {
-        Footprint { tokens: vec![self.placeholder; self.rows] }
+        Footprint { tokens: vec![self.placeholder; self.rows], memory: 0 }
     }
 
-    fn run(&self, media: &Tensor) -> Result<Tensor> {
-        self.processor.run(media)
+    fn run(&self, medium: Medium<'_>) -> Result<Tensor> {
+        match medium {
+            Medium::Picture(pixels) => self.processor.run(pixels),
+            Medium::Sound { .. } => candle_core::bail!("this network sees, it does not hear"),
+        }
     }
 }

@@ -142,7 +142,7 @@ impl Plan {
         // Every row may come from a picture; one in eight more is kept for pictures that come again, at least one
         // picture's.
         let page_bytes = page * (text_row + media_row + media_row.div_ceil(8));
-        let context = wanted.context.unwrap_or(loaded.text.context).min(loaded.text.context);
+        let context = wanted.context.unwrap_or(loaded.task.context()).min(loaded.task.context());
         let medium_bytes = medium as u64 * media_row;
         let left = budget.saturating_sub(loaded.weight_bytes + workspace + medium_bytes);
         let useful = (sequences * context.div_ceil(wanted.page_size)) as u64;

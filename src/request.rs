@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use crate::{
     engine::{Key, Pin},
-    media::{FetchError, ImageError, Picture},
+    media::{FetchError, ImageError, Picture, sound::Sound},
 };
 
 /// One answer to generate.
@@ -14,10 +14,39 @@ pub struct Request {
     pub prompt: Prompt,
     /// The media of the prompt, in order.
     pub media: Vec<Media>,
+    /// What the text attends to besides itself, for networks that have such a memory.
+    pub memory: Option<Media>,
     /// How to draw.
     pub sampling: Sampling,
     /// When to end.
     pub limits: Limits,
+    /// What is wanted.
+    pub readout: Readout,
+}
+
+/// What is wanted of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readout {
+    /// An answer.
+    Answer,
+    /// An answer, and the probability that `id` follows the prompt's token at `position`, before any rule.
+    Probability {
+        /// Whose.
+        id: u32,
+        /// Where.
+        position: usize,
+    },
+    /// No answer: how the prompt follows its memory.
+    Alignment {
+        /// From the token behind this position on, each token's probability is wanted.
+        first: usize,
+        /// How many tokens have theirs.
+        count: usize,
+        /// Probabilities are among ids below this one.
+        ids: usize,
+        /// Rows of the memory that count.
+        frames: usize,
+    },
 }
 
 /// Tokens of a prompt, with placeholders expanded to one per encoded row.
@@ -29,7 +58,7 @@ pub struct Prompt {
     pub spans: Vec<Range<usize>>,
 }
 
-/// A picture of a prompt.
+/// A picture of a prompt, or what is heard.
 #[derive(Debug)]
 pub struct Media {
     /// Of the file's content.
@@ -43,6 +72,8 @@ pub struct Media {
 pub enum Source {
     /// They have to be computed.
     Pixels(Picture),
+    /// They have to be computed, unless the cache still has them.
+    Sound(Sound),
     /// They are in the encoder cache, and stay there as long as this lives.
     Encoded(Pin),
 }
@@ -68,6 +99,37 @@ pub struct Sampling {
     pub seed: u64,
     /// Added to logits, by id.
     pub bias: Vec<(u32, f32)>,
+    /// What may be drawn when.
+    pub rules: Rules,
+    /// So many tokens at the prompt's end count as drawn: an answer that goes on.
+    pub continues: usize,
+    /// Tokens whose probabilities are wanted besides that of the drawn one; `None` computes none at all.
+    pub logprobs: Option<usize>,
+}
+
+/// What may be drawn when, as data: the engine knows no language and no grammar.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rules {
+    /// Ids that are never drawn.
+    pub suppress: Arc<[u32]>,
+    /// Ids that are not drawn first.
+    pub suppress_first: Arc<[u32]>,
+    /// Nothing but these is drawn.
+    pub only: Option<Arc<[u32]>>,
+    /// Ids that say when.
+    pub timestamps: Option<TimestampRules>,
+}
+
+/// How marks of time follow each other: `ApplyTimestampRules` of openai/whisper's `decoding.py`. They come in pairs but
+/// at the beginning and the end, and never go back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimestampRules {
+    /// The marks. Ids behind them are never drawn.
+    pub marks: Range<u32>,
+    /// Ids from here to the marks end or control an answer; those in front are text.
+    pub end_of_text: u32,
+    /// The latest mark that may begin an answer, counted from the first mark.
+    pub latest_first: Option<u32>,
 }
 
 impl Sampling {
@@ -83,6 +145,9 @@ impl Sampling {
             presence_penalty: 0.0,
             seed: 0,
             bias: Vec::new(),
+            rules: Rules::default(),
+            continues: 0,
+            logprobs: None,
         }
     }
 }

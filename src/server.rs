@@ -11,7 +11,7 @@ use std::{
 
 use axum::serve::ListenerExt;
 use candle_core::{DType, Device};
-use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Progress};
+use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Progress, Task};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
@@ -100,7 +100,8 @@ pub fn load<P: hf_hub::api::Progress>(
         LoadError::TooLarge { weights, limit } => TooLittle::Weights { weights, budget: limit }.into(),
         other => ServeError::Load(other),
     })?;
-    let text = TextModel::read(&checkpoint, &loaded.text, config.template.as_deref())?;
+    let Task::Chat(info) = &loaded.task else { todo!() };
+    let text = TextModel::read(&checkpoint, info, config.template.as_deref())?;
     let vocabulary = text.tokenizer().size();
     let plan = Plan::new(&loaded, vocabulary, budget, &config.wanted)?;
     report(config, &loaded, &plan);
@@ -131,7 +132,7 @@ fn report(config: &ModelConfig, loaded: &percept_models::Loaded, plan: &Plan) {
         sequences = plan.engine.limits.sequences,
         "memory is shared out"
     );
-    let most = loaded.text.context;
+    let most = loaded.task.context();
     let wanted = config.wanted.context.unwrap_or(most);
     if wanted > most {
         warn!(wanted, context = most, "the context is the model's, which is shorter than what was asked for");

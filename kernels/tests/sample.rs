@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use candle_core::{Device, Tensor};
-use percept_kernels::{Draw, NotFinite, Seen, sample, uniform};
+use percept_kernels::{Draw, Drawn, Forbidden, NotFinite, Seen, probabilities, sample, uniform};
 
 const NEUTRAL: Draw<'static> = Draw {
     temperature: 1.0,
@@ -14,11 +14,17 @@ const NEUTRAL: Draw<'static> = Draw {
     presence: 0.0,
     seen: &[],
     bias: &[],
+    forbidden: &Forbidden::NONE,
     vocabulary: usize::MAX,
     random: 0.5,
+    logprobs: None,
 };
 
 fn one(logits: &[f32], draw: Draw<'_>) -> Result<u32, NotFinite> {
+    whole(logits, draw).map(|drawn| drawn.id)
+}
+
+fn whole(logits: &[f32], draw: Draw<'_>) -> Result<Drawn, NotFinite> {
     let logits = Tensor::from_slice(logits, (1, logits.len()), &Device::Cpu).unwrap();
     sample(&logits, &[draw]).unwrap().remove(0)
 }
@@ -167,4 +173,87 @@ fn uniform_numbers_are_uniform_and_depend_on_seed_and_index_alone() {
     assert_ne!(uniform(42, 0), uniform(43, 0));
     assert_ne!(uniform(42, 0), uniform(42 + (1 << 32), 0));
     assert_ne!(uniform(42, 0), uniform(42, 1 << 32));
+}
+
+/// A mask applied to f64 logits, one id at a time.
+fn masked(logits: &[f32], mask: &Forbidden<'_>) -> Vec<f64> {
+    let out = |id: u32| {
+        mask.ids.iter().any(|ids| ids.contains(&id))
+            || mask.ranges.iter().any(|range| range.contains(&id))
+            || mask.only.is_some_and(|only| !only.contains(&id))
+    };
+    let mut logits: Vec<f64> = logits
+        .iter()
+        .zip(0..)
+        .map(|(&logit, id)| if out(id) { f64::NEG_INFINITY } else { f64::from(logit) })
+        .collect();
+    if let Some(rivals) = &mask.rivals {
+        let (front, rest) = logits.split_at_mut(rivals.start as usize);
+        let sum: f64 =
+            rest[..(rivals.end - rivals.start) as usize].iter().map(|logit| logit.exp()).sum::<f64>().ln();
+        if sum > front.iter().copied().fold(f64::NEG_INFINITY, f64::max) {
+            front.fill(f64::NEG_INFINITY);
+        }
+    }
+    logits
+}
+
+#[test]
+fn masks_and_log_probabilities_follow_their_formula() {
+    let mut state = 1u64;
+    let mut random = move || {
+        state += 1;
+        uniform(5, state)
+    };
+    for width in [1u32, 7, 64, 1917] {
+        for _ in 0..60 {
+            let logits: Vec<f32> = (0..width).map(|_| (random() * 12.0 - 6.0) as f32).collect();
+            let mut id = || (random() * f64::from(width)) as u32;
+            let ids: Vec<u32> = (0..5).map(|_| id()).collect();
+            let only: Vec<u32> = (0..9).map(|_| id()).collect();
+            let [a, b] = [id(), id()];
+            let masks = [
+                Forbidden { ids: vec![&ids, &[width + 3]], ..Forbidden::NONE },
+                Forbidden { ranges: vec![a.min(b)..a.max(b), width - 1..width + 9], ..Forbidden::NONE },
+                Forbidden { only: Some(&only), ..Forbidden::NONE },
+                Forbidden { rivals: Some(width * 3 / 4..width), ids: vec![&ids], ..Forbidden::NONE },
+                Forbidden { rivals: Some(width / 4..width), ranges: vec![width / 4..width], ..Forbidden::NONE },
+            ];
+            for mask in &masks {
+                let expected = masked(&logits, mask);
+                let best = expected.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let found = whole(&logits, Draw { temperature: 0.0, forbidden: mask, logprobs: Some(3), ..NEUTRAL });
+                if best == f64::NEG_INFINITY {
+                    assert_eq!(found, Err(NotFinite), "everything is masked");
+                    continue;
+                }
+                let found = found.unwrap();
+                assert_eq!(expected[found.id as usize], best);
+                let total = expected.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+                assert!((f64::from(found.logprob) - (best - total)).abs() < 1e-5);
+                let left = expected.iter().filter(|logit| logit.is_finite()).count();
+                assert_eq!(found.top.len(), left.min(3));
+                assert_eq!(found.top[0], (found.id, found.logprob));
+                for pair in found.top.windows(2) {
+                    assert!(pair[0].1 >= pair[1].1);
+                }
+                for &(id, logprob) in &found.top {
+                    assert!((f64::from(logprob) - (expected[id as usize] - total)).abs() < 1e-5);
+                }
+                let drawn = one(&logits, Draw { forbidden: mask, random: 0.73, ..NEUTRAL }).unwrap();
+                assert!(expected[drawn as usize].is_finite(), "a masked id was drawn");
+            }
+        }
+    }
+}
+
+#[test]
+fn probabilities_are_over_the_first_ids() {
+    let logits = Tensor::from_slice(&[0.5f32, 1.5, -1.0, 0.0, 2.0, 9.0], (2, 3), &Device::Cpu).unwrap();
+    let found = probabilities(&logits, &[1, 2], &[2, 3]).unwrap();
+    let first = 1.5f64.exp() / (0.5f64.exp() + 1.5f64.exp());
+    let second = 9f64.exp() / (1.0 + 2f64.exp() + 9f64.exp());
+    assert!((f64::from(found[0]) - first).abs() < 1e-6 && (f64::from(found[1]) - second).abs() < 1e-6);
+    assert_eq!(probabilities(&logits, &[2, 2], &[2, 3]).unwrap()[0], 0.0, "an id outside has none");
+    assert!(probabilities(&logits, &[1], &[2]).is_err());
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
-use percept_kernels::{Kv, Mask, Ragged, attention, kv_write};
+use percept_kernels::{Kv, Mask, Pages, Ragged, alignment, attention, kv_write};
 
 use super::{
     linear::{Bias, Linear},
@@ -23,6 +23,30 @@ pub struct AttentionShape {
     pub head_dim: usize,
 }
 
+/// Which projections have a bias.
+#[derive(Debug, Clone, Copy)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub qkv: [Bias; 3],
+    /// The output.
+    pub output: Bias,
+}
+
+impl Biases {
+    /// All of them.
+    pub const ALL: Self = Self { qkv: [Bias::Yes; 3], output: Bias::Yes };
+    /// None of them.
+    pub const NONE: Self = Self { qkv: [Bias::No; 3], output: Bias::No };
+    /// All but the keys, as in Whisper: a constant added to all keys changes no softmax.
+    pub const NOT_KEYS: Self = Self { qkv: [Bias::Yes, Bias::No, Bias::Yes], output: Bias::Yes };
+}
+
+impl AttentionShape {
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
 /// Self-attention with queries, keys and values projected at once.
 #[derive(Debug)]
 pub struct SelfAttention {
@@ -36,13 +60,17 @@ impl SelfAttention {
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn load(shape: AttentionShape, bias: Bias, output: &str, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn load(shape: AttentionShape, biases: Biases, output: &str, vb: &VarBuilder<'_>) -> Result<Self> {
         let AttentionShape { hidden, heads, kv_heads, head_dim } = shape;
-        let parts =
-            [("q_proj", heads * head_dim), ("k_proj", kv_heads * head_dim), ("v_proj", kv_heads * head_dim)];
+        let [q, k, v] = biases.qkv;
+        let parts = [
+            ("q_proj", heads * head_dim, q),
+            ("k_proj", kv_heads * head_dim, k),
+            ("v_proj", kv_heads * head_dim, v),
+        ];
         Ok(Self {
-            qkv: Linear::fused(hidden, &parts, bias, vb)?,
-            output: Linear::load(heads * head_dim, hidden, bias, &vb.pp(output))?,
+            qkv: Linear::fused(hidden, &parts, vb)?,
+            output: Linear::load(heads * head_dim, hidden, biases.output, &vb.pp(output))?,
             shape,
         })
     }
@@ -53,26 +81,29 @@ impl SelfAttention {
     /// When shapes do not fit.
     pub fn full(&self, x: &Tensor, rows: &Ragged) -> Result<Tensor> {
         let (q, k, v) = self.project(x)?;
-        self.output(&attention(&q, Kv::Fresh { k: &k, v: &v }, rows, Mask::Full, self.scale())?)
+        self.output(&attention(&q, Kv::Fresh { k: &k, v: &v }, rows, Mask::Full, self.shape.scale())?)
     }
 
-    /// Every row sees itself and what came before; keys and values go to the cache. `x`: `[rows, hidden]`.
+    /// Every row sees itself and what came before; keys and values go to the cache. Queries and keys are rotated
+    /// where positions are told that way. `x`: `[rows, hidden]`.
     ///
     /// # Errors
     /// When shapes do not fit.
     pub fn causal(
         &self,
         x: &Tensor,
-        rotation: &Rotation,
+        rotation: Option<&Rotation>,
         batch: &Batch,
         cache: &LayerCache,
     ) -> Result<Tensor> {
-        let (q, k, v) = self.project(x)?;
-        let (q, k) = (rotation.apply(&q)?, rotation.apply(&k)?);
+        let (mut q, mut k, v) = self.project(x)?;
+        if let Some(rotation) = rotation {
+            (q, k) = (rotation.apply(&q)?, rotation.apply(&k)?);
+        }
         kv_write(&cache.k, &k, &batch.text.slots)?;
         kv_write(&cache.v, &v, &batch.text.slots)?;
         let kv = Kv::Paged { k: &cache.k, v: &cache.v, pages: &batch.text.pages };
-        self.output(&attention(&q, kv, &batch.rows, Mask::Causal, self.scale())?)
+        self.output(&attention(&q, kv, &batch.rows, Mask::Causal, self.shape.scale())?)
     }
 
     fn project(&self, x: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {
@@ -89,8 +120,84 @@ impl SelfAttention {
     fn output(&self, attended: &Tensor) -> Result<Tensor> {
         self.output.forward(&attended.flatten_from(1)?)
     }
+}
 
-    fn scale(&self) -> f32 {
-        1.0 / (self.shape.head_dim as f32).sqrt()
+/// Attention to a memory: rows that were encoded before the text began, whose keys and values lie in pages of the cache.
+#[derive(Debug)]
+pub struct CrossAttention {
+    query: Linear,
+    key_value: Linear,
+    output: Linear,
+    shape: AttentionShape,
+}
+
+impl CrossAttention {
+    /// Loads `q_proj`, `k_proj`, `v_proj` and the output layer named `output`; the memory is as wide as the text.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(shape: AttentionShape, biases: Biases, output: &str, vb: &VarBuilder<'_>) -> Result<Self> {
+        let AttentionShape { hidden, heads, kv_heads, head_dim } = shape;
+        let [q, k, v] = biases.qkv;
+        let parts = [("k_proj", kv_heads * head_dim, k), ("v_proj", kv_heads * head_dim, v)];
+        Ok(Self {
+            query: Linear::load(hidden, heads * head_dim, q, &vb.pp("q_proj"))?,
+            key_value: Linear::fused(hidden, &parts, vb)?,
+            output: Linear::load(heads * head_dim, hidden, biases.output, &vb.pp(output))?,
+            shape,
+        })
+    }
+
+    /// Writes keys and values of `encoded` `[rows, hidden]` into `slots` of the cache.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn remember(&self, encoded: &Tensor, slots: &Tensor, cache: &LayerCache) -> Result<()> {
+        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
+        let both = self.key_value.forward(encoded)?;
+        let both = both.reshape((encoded.dim(0)?, 2 * kv_heads, head_dim))?;
+        kv_write(&cache.k, &both.narrow(1, 0, kv_heads)?, slots)?;
+        kv_write(&cache.v, &both.narrow(1, kv_heads, kv_heads)?, slots)
+    }
+
+    /// Queries `[rows, heads, head_dim]` of `x` `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
+        let AttentionShape { heads, head_dim, .. } = self.shape;
+        self.query.forward(x)?.reshape((x.dim(0)?, heads, head_dim))
+    }
+
+    /// Every row sees all of its sequence's memory. `queries`: of [`Self::queries`]; returns `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn attend(
+        &self,
+        queries: &Tensor,
+        rows: &Ragged,
+        memory: &Pages,
+        cache: &LayerCache,
+    ) -> Result<Tensor> {
+        let kv = Kv::Paged { k: &cache.k, v: &cache.v, pages: memory };
+        let attended = attention(queries, kv, rows, Mask::Full, self.shape.scale())?;
+        self.output.forward(&attended.flatten_from(1)?)
+    }
+
+    /// Where the rows of one sequence look in the first `frames` rows of its memory, summed over `heads`:
+    /// `[rows, frames]`; see [`percept_kernels::alignment`]. `pages`: u32 `[pages]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn alignment(
+        &self,
+        queries: &Tensor,
+        pages: &Tensor,
+        cache: &LayerCache,
+        heads: &[usize],
+        frames: usize,
+    ) -> Result<Tensor> {
+        alignment(queries, &cache.k, pages, heads, frames, self.shape.scale())
     }
 }

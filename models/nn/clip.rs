@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::{
-    attention::{AttentionShape, SelfAttention},
+    attention::{AttentionShape, Biases, SelfAttention},
     linear::{Bias, Linear},
     mlp::{Activation, Mlp},
     norm::LayerNorm,
@@ -154,6 +154,7 @@ impl ClipTower {
                 embeddings
                     .get((hidden, 3, size, size), "patch_embedding.weight")?
                     .reshape((hidden, 3 * size * size))?,
+                None,
             ),
             class: embeddings.get(hidden, "class_embedding")?,
             positions: embeddings.get((positions, hidden), "position_embedding.weight")?,
@@ -226,7 +227,7 @@ impl Layer {
         let sizes = (hidden, config.intermediate_size, hidden);
         Ok(Self {
             norm1: LayerNorm::load(hidden, config.layer_norm_eps, &vb.pp("layer_norm1"))?,
-            attention: SelfAttention::load(shape, Bias::Yes, "out_proj", &vb.pp("self_attn"))?,
+            attention: SelfAttention::load(shape, Biases::ALL, "out_proj", &vb.pp("self_attn"))?,
             norm2: LayerNorm::load(hidden, config.layer_norm_eps, &vb.pp("layer_norm2"))?,
             mlp: Mlp::load(("fc1", "fc2"), sizes, Bias::Yes, activation, &vb.pp("mlp"))?,
         })

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::{
-    attention::{AttentionShape, SelfAttention},
+    attention::{AttentionShape, Biases, SelfAttention},
     linear::{Bias, Linear},
     mlp::{Activation, GatedMlp},
     norm::RmsNorm,
@@ -156,7 +156,7 @@ impl Decoder {
         let hidden = config.attention.hidden;
         let embedding = model.get((config.vocabulary, hidden), "embed_tokens.weight")?;
         let output = if config.tied && !lm_head.contains_tensor("weight") {
-            Linear::of(embedding.clone())
+            Linear::of(embedding.clone(), None)
         } else {
             Linear::load(hidden, config.vocabulary, Bias::No, lm_head)?
         };
@@ -187,7 +187,7 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             let attended = layer.attention.causal(
                 &layer.input_norm.forward(&x)?,
-                &rotation,
+                Some(&rotation),
                 batch,
                 cache.layer(index),
             )?;
@@ -211,7 +211,7 @@ impl Layer {
         let hidden = config.attention.hidden;
         Ok(Self {
             input_norm: RmsNorm::load(hidden, config.eps, &vb.pp("input_layernorm"))?,
-            attention: SelfAttention::load(config.attention, Bias::No, "o_proj", &vb.pp("self_attn"))?,
+            attention: SelfAttention::load(config.attention, Biases::NONE, "o_proj", &vb.pp("self_attn"))?,
             mlp_norm: RmsNorm::load(hidden, config.eps, &vb.pp("post_attention_layernorm"))?,
             mlp: GatedMlp::load(hidden, config.intermediate, config.activation, &vb.pp("mlp"))?,
         })

@@ -1,6 +1,6 @@
 //! A linear layer, also as several that share their input and were stored apart.
 
-use candle_core::Tensor;
+use candle_core::{IndexOp as _, Tensor};
 use candle_nn::VarBuilder;
 use percept_kernels::linear;
 
@@ -37,25 +37,30 @@ impl Linear {
     }
 
     /// Loads layers that read the same input and joins them into one, so that a step multiplies once.
-    /// Outputs come one after another, in the order of `parts`, pairs of name and outputs.
+    /// Outputs come one after another, in the order of `parts`: name, outputs and whether it has a bias.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn fused(input: usize, parts: &[(&str, usize)], bias: Bias, vb: &VarBuilder<'_>) -> Result<Self> {
+    pub fn fused(input: usize, parts: &[(&str, usize, Bias)], vb: &VarBuilder<'_>) -> Result<Self> {
         let layers = parts
             .iter()
-            .map(|(name, output)| Self::load(input, *output, bias, &vb.pp(name)))
+            .map(|(name, output, bias)| Self::load(input, *output, *bias, &vb.pp(name)))
             .collect::<Result<Vec<_>>>()?;
         let weight = Tensor::cat(&layers.iter().map(|layer| &layer.weight).collect::<Vec<_>>(), 0)?;
-        let biases: Vec<_> = layers.iter().filter_map(|layer| layer.bias.as_ref()).collect();
-        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
-        Ok(Self { weight, bias })
+        if layers.iter().all(|layer| layer.bias.is_none()) {
+            return Ok(Self { weight, bias: None });
+        }
+        let biases = layers
+            .into_iter()
+            .map(|layer| layer.bias.map_or_else(|| layer.weight.i((.., 0))?.zeros_like(), Ok))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { weight, bias: Some(Tensor::cat(&biases, 0)?) })
     }
 
-    /// A layer without bias of a weight `[output, input]` that was loaded otherwise, such as an output tied to the
+    /// A layer of a weight `[output, input]` and a bias that were loaded otherwise, such as an output tied to the
     /// embedding.
-    pub fn of(weight: Tensor) -> Self {
-        Self { weight, bias: None }
+    pub fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
     }
 
     /// `x`: `[rows, input]`; returns `[rows, output]`. A row's result does not depend on the other rows, to the bit.

@@ -34,7 +34,11 @@ impl Activation {
         }
     }
 
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
+    /// Of every number of `x`.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Silu => x.silu(),
             // candle's `gelu` is the tanh approximation.
@@ -60,7 +64,11 @@ impl GatedMlp {
     /// When a tensor is missing or has another shape.
     pub fn load(hidden: usize, width: usize, activation: Activation, vb: &VarBuilder<'_>) -> Result<Self> {
         Ok(Self {
-            gate_up: Linear::fused(hidden, &[("gate_proj", width), ("up_proj", width)], Bias::No, vb)?,
+            gate_up: Linear::fused(
+                hidden,
+                &[("gate_proj", width, Bias::No), ("up_proj", width, Bias::No)],
+                vb,
+            )?,
             down: Linear::load(width, hidden, Bias::No, &vb.pp("down_proj"))?,
             activation,
             width,

@@ -5,6 +5,7 @@ pub mod clip;
 pub mod decoder;
 pub mod image;
 pub mod linear;
+pub mod mel;
 pub mod mlp;
 pub mod norm;
 pub mod rope;

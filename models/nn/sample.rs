@@ -1,3 +1,3 @@
 //! Drawing tokens from logits; see [`percept_kernels::sample`].
 
-pub use percept_kernels::{Draw, NotFinite, Seen, sample, uniform};
+pub use percept_kernels::{Draw, Drawn, Forbidden, NotFinite, Seen, probabilities, sample, uniform};

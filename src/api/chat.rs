@@ -21,7 +21,7 @@ use super::{ApiError, App, json, models::not_found, wire::chat as wire};
 use crate::{
     engine::{Key, Pin, Place},
     media::{self, File, Header},
-    request::{self, InvalidRequest, Media, Request, Source},
+    request::{self, InvalidRequest, Media, Readout, Request, Source},
     router::Served,
     text::{Answer, PromptError},
 };
@@ -79,7 +79,7 @@ async fn submit(app: &App, model: &Arc<Served>, place: Place, chat: Chat) -> Res
         stops: Arc::clone(model.text.stops()),
     };
     let length = prompt.tokens.len();
-    let events = place.submit(Request { prompt, media, sampling, limits })?;
+    let events = place.submit(Request { prompt, media, memory: None, sampling, limits, readout: Readout::Answer })?;
     Ok(Answer::new(events, &model.text, length, stops))
 }
 

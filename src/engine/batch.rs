@@ -1,11 +1,14 @@
 //! From a plan to tensors: the one upload of a step.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor};
 use percept_models::{Batch, Insert, Pages, Paging, Ragged};
 
 use super::{
-    scheduler::{Plan, Scheduler},
-    sequence::{SeqId, Sequence},
+    pages::Page,
+    scheduler::Scheduler,
+    sequence::{Memory, SeqId, Sequence},
 };
 
 /// Builds batches.
@@ -13,70 +16,99 @@ use super::{
 pub(super) struct Batcher {
     pub(super) device: Device,
     pub(super) page_size: usize,
-    /// The id whose rows come from the encoder.
-    pub(super) placeholder: u32,
+    /// The id whose rows come from the encoder, for networks that take them into the text.
+    pub(super) placeholder: Option<u32>,
 }
 
 impl Batcher {
-    /// The tensors of `plan`. `encoded` gives the rows of a sequence's medium.
+    /// The tensors of `parts`. `encoded` gives the rows of a sequence's medium. Logits are wanted of the last row of each
+    /// sequence that comes to its end, in order, and then of those new rows whose positions `extra` gives.
     ///
     /// # Errors
     /// When the device refuses the upload.
     pub(super) fn build(
         &self,
-        plan: &Plan,
+        parts: &[(SeqId, usize)],
         scheduler: &Scheduler,
         encoded: impl Fn(SeqId, usize) -> Option<Tensor>,
+        extra: impl Fn(SeqId) -> Range<usize>,
     ) -> Result<Batch> {
         let mut tokens = Vec::new();
         let mut positions = Vec::new();
         let mut slots = Vec::new();
-        let mut lengths = Vec::with_capacity(plan.parts.len());
-        let mut visible = Vec::with_capacity(plan.parts.len());
-        let mut tables = Vec::with_capacity(plan.parts.len());
-        let mut last = Vec::with_capacity(plan.parts.len());
+        let mut lengths = Vec::with_capacity(parts.len());
+        let mut visible = Vec::with_capacity(parts.len());
+        let mut tables = Vec::with_capacity(parts.len());
+        let mut memories = Vec::new();
+        let mut last = Vec::with_capacity(parts.len());
+        let mut others = Vec::new();
         let mut inserts = Vec::new();
-        for &(id, rows) in &plan.parts {
+        for &(id, rows) in parts {
             let Some(sequence) = scheduler.sequence(id) else { continue };
             let new = sequence.computed..sequence.computed + rows;
-            self.insert(sequence, tokens.len(), rows, &encoded, &mut inserts)?;
+            let first = tokens.len();
+            self.insert(sequence, first, rows, &encoded, &mut inserts)?;
             tokens.extend_from_slice(&sequence.tokens[new.clone()]);
             positions.extend(new.clone().map(|row| row as u32));
-            slots.extend(new.clone().map(|row| self.slot(sequence, row)));
+            slots.extend(new.clone().map(|row| self.slot(&sequence.pages, row)));
             lengths.push(rows);
             visible.push(new.end as u32);
             tables.push(&sequence.pages[..new.end.div_ceil(self.page_size)]);
+            memories.extend(&sequence.memory);
             if new.end == sequence.tokens.len() {
                 last.push(tokens.len() as u32 - 1);
             }
+            let extra = extra(id).filter(|row| new.contains(row));
+            others.extend(extra.map(|row| (first + row - new.start) as u32));
         }
-        let widest = tables.iter().map(|pages| pages.len()).max().unwrap_or(0);
-        let mut table = vec![0u32; tables.len() * widest];
-        for (row, pages) in table.chunks_exact_mut(widest.max(1)).zip(&tables) {
-            row[..pages.len()].copy_from_slice(pages);
-        }
-        let upload = |list: Vec<u32>| {
-            let length = list.len();
-            Tensor::from_vec(list, length, &self.device)
+        last.append(&mut others);
+        let memory = if memories.is_empty() {
+            None
+        } else if memories.len() == tables.len() {
+            let tables: Vec<&[Page]> = memories.iter().map(|memory| memory.pages.as_slice()).collect();
+            let lengths = memories.iter().map(|memory| memory.rows as u32).collect();
+            Some(self.pages(&tables, lengths)?)
+        } else {
+            candle_core::bail!("sequences with and without a memory are in one step")
         };
         Ok(Batch {
             rows: Ragged::new(&lengths, &self.device)?,
-            text: Paging {
-                slots: upload(slots)?,
-                pages: Pages {
-                    table: Tensor::from_vec(table, (tables.len(), widest), &self.device)?,
-                    lengths: upload(visible)?,
-                },
-            },
-            tokens: upload(tokens)?,
-            positions: upload(positions)?,
+            text: Paging { slots: self.upload(slots)?, pages: self.pages(&tables, visible)? },
+            memory,
+            tokens: self.upload(tokens)?,
+            positions: self.upload(positions)?,
             inserts,
-            last: upload(last)?,
+            last: self.upload(last)?,
         })
     }
 
-    fn slot(&self, sequence: &Sequence, row: usize) -> u32 {
-        sequence.pages[row / self.page_size] * self.page_size as u32 + (row % self.page_size) as u32
+    /// The slots of all rows of memories, u32 `[rows]`.
+    ///
+    /// # Errors
+    /// When the device refuses the upload.
+    pub(super) fn memory_slots<'a>(&self, memories: impl Iterator<Item = &'a Memory>) -> Result<Tensor> {
+        let slots =
+            memories.flat_map(|memory| (0..memory.rows).map(|row| self.slot(&memory.pages, row))).collect();
+        self.upload(slots)
+    }
+
+    fn pages(&self, tables: &[&[Page]], lengths: Vec<u32>) -> Result<Pages> {
+        let widest = tables.iter().map(|pages| pages.len()).max().unwrap_or(0);
+        let mut table = vec![0u32; tables.len() * widest];
+        for (row, pages) in table.chunks_exact_mut(widest.max(1)).zip(tables) {
+            row[..pages.len()].copy_from_slice(pages);
+        }
+        let table = Tensor::from_vec(table, (tables.len(), widest), &self.device)?;
+        Ok(Pages { table, lengths: self.upload(lengths)? })
+    }
+
+    fn upload(&self, list: Vec<u32>) -> Result<Tensor> {
+        let length = list.len();
+        Tensor::from_vec(list, length, &self.device)
+    }
+
+    fn slot(&self, pages: &[Page], row: usize) -> u32 {
+        pages[row / self.page_size] * self.page_size as u32 + (row % self.page_size) as u32
     }
 
     /// Runs of encoder rows among `rows` new rows of a sequence, whose first is row `at` of the batch.
@@ -97,7 +129,7 @@ impl Batcher {
             let Some(source) = encoded(sequence.id, medium) else {
                 candle_core::bail!("rows of a medium are computed before it is encoded")
             };
-            let takes = |row: &usize| sequence.tokens[*row] == self.placeholder;
+            let takes = |row: &usize| Some(sequence.tokens[*row]) == self.placeholder;
             let mut from = (span.rows.start..covered.start).filter(takes).count();
             let mut row = covered.start;
             while row < covered.end {

@@ -6,6 +6,7 @@ use std::sync::{
     mpsc::Sender,
 };
 
+use percept_models::nn::sample::Drawn;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
@@ -16,17 +17,28 @@ use super::{
 use crate::request::Request;
 
 /// What a request's owner hears.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// It left the queue; the rows of so many tokens of its prompt were in the cache already.
     Started {
         /// Tokens.
         reused: usize,
     },
+    /// The probability that was asked for; see [`Readout::Probability`](crate::request::Readout).
+    Probability(f32),
+    /// The alignment that was asked for; see [`Readout::Alignment`](crate::request::Readout).
+    Aligned(Box<Alignment>),
     /// The next token of the answer.
-    Token(u32),
-    /// The answer is complete, after so many tokens, the one that ended it included. Nothing follows.
-    Finished(FinishReason, usize),
+    Token(Drawn),
+    /// The answer is complete. Nothing follows.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Its tokens, the one that ended it included.
+        generated: usize,
+        /// The token that ended it and is not part of it.
+        end: Option<Drawn>,
+    },
     /// The answer cannot be completed. Nothing follows.
     Failed(EngineError),
 }
@@ -34,8 +46,21 @@ pub enum Event {
 impl Event {
     /// Whether nothing follows.
     pub fn is_last(&self) -> bool {
-        matches!(self, Self::Finished(..) | Self::Failed(_))
+        matches!(self, Self::Finished { .. } | Self::Failed(_))
     }
+}
+
+/// How a prompt follows its memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alignment {
+    /// Tokens of the prompt.
+    pub rows: usize,
+    /// Rows of the memory that counted.
+    pub frames: usize,
+    /// Where each token looks, `[rows, frames]`; see [`percept_models::Aligned`].
+    pub attention: Vec<f32>,
+    /// Of the tokens whose probabilities were wanted.
+    pub probabilities: Vec<f32>,
 }
 
 /// Why a request that was accepted failed.
@@ -82,8 +107,8 @@ pub(super) enum Command {
 pub(super) struct Submission {
     pub(super) request: Request,
     pub(super) events: mpsc::UnboundedSender<Event>,
-    /// Its place in the queue, given up when it starts to run.
-    pub(super) place: OwnedSemaphorePermit,
+    /// Its place in the queue, given up when it starts to run; a part of work that was accepted has none.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 /// Submits requests to an engine. Clones talk to the same one.
@@ -111,11 +136,15 @@ impl Place {
     /// # Errors
     /// When the engine has stopped.
     pub fn submit(self, request: Request) -> Result<Events, Refused> {
-        let Self { handle, permit } = self;
-        let (events, receiver) = mpsc::unbounded_channel();
-        let submission = Submission { request, events, place: permit };
-        handle.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refused::Stopped)?;
-        Ok(Events { receiver })
+        self.handle.send(request, Some(self.permit))
+    }
+
+    /// Queues a part of larger work, which keeps the place until it is done.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub fn submit_part(&self, request: Request) -> Result<Events, Refused> {
+        self.handle.send(request, None)
     }
 }
 
@@ -154,6 +183,13 @@ impl Handle {
         self.reserve()?.submit(request)
     }
 
+    fn send(&self, request: Request, place: Option<OwnedSemaphorePermit>) -> Result<Events, Refused> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let submission = Submission { request, events, place };
+        self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refused::Stopped)?;
+        Ok(Events { receiver })
+    }
+
     /// Keeps the encoded rows of a medium, if they are in the cache.
     pub fn pin(&self, key: &Key) -> Option<Pin> {
         self.index.pin(key)
@@ -162,6 +198,11 @@ impl Handle {
     /// Most tokens of prompt and answer together.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// Most sequences that are computed at once.
+    pub fn sequences(&self) -> usize {
+        self.sequences
     }
 
     /// Requests that have a place in the queue and do not run yet.

@@ -14,14 +14,17 @@ use std::{
     sync::{
         Arc,
         atomic::Ordering::Relaxed,
-        mpsc::{self, Receiver},
+        mpsc::{self, Receiver, RecvTimeoutError},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use candle_core::Tensor;
-use percept_models::{KvCache, Loaded, MediaSize, Model, Preprocess, Ragged};
+use percept_models::{
+    KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Ragged, Task,
+    nn::sample::{Drawn, probabilities},
+};
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
     mpsc::{UnboundedSender, unbounded_channel},
@@ -36,14 +39,14 @@ use self::{
 };
 pub use self::{
     cache::Pin,
-    handle::{EngineError, Event, Events, Handle, Place, Refused, Status},
+    handle::{Alignment, EngineError, Event, Events, Handle, Place, Refused, Status},
     pages::Key,
     scheduler::{FinishReason, Limits, Outcome, Plan, Scheduler},
-    sequence::{SeqId, Sequence, Span},
+    sequence::{Memory, SeqId, Sequence, Span},
 };
 use crate::{
-    media::Picture,
-    request::{self, Media, Prompt, Request, Sampling, Source},
+    media::{Picture, sound::Sound},
+    request::{self, Media, Prompt, Readout, Request, Sampling, Source},
 };
 
 /// Sizes of an engine.
@@ -72,8 +75,10 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
     let (started, start) = mpsc::channel();
     let status = Arc::new(Status::default());
     let engine_status = Arc::clone(&status);
+    let queue = Arc::new(Semaphore::new(config.queue));
+    let engine_queue = Arc::clone(&queue);
     thread::Builder::new().name("engine".into()).spawn(move || {
-        let engine = Engine::new(loaded, config, receiver, engine_status).and_then(|mut engine| {
+        let engine = Engine::new(loaded, config, (receiver, engine_queue), engine_status).and_then(|mut engine| {
             engine.warm_up(config)?;
             // Whoever hears that it has started finds it alive.
             engine.status.alive.store(true, Relaxed);
@@ -90,7 +95,7 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
     let index = start.recv().map_err(stopped)??;
     Ok(Handle {
         commands,
-        queue: Arc::new(Semaphore::new(config.queue)),
+        queue,
         queue_size: config.queue,
         index,
         status,
@@ -110,14 +115,22 @@ struct Engine {
     clients: HashMap<SeqId, Client>,
     commands: Receiver<Command>,
     status: Arc<Status>,
+    /// Places in the queue that are free; all of them when no request is anywhere.
+    queue: Arc<Semaphore>,
+    queue_size: usize,
     next: SeqId,
     draining: bool,
+    /// Rows of a memory, for a network whose text attends to one.
+    memory_rows: usize,
 }
 
 /// What the engine keeps of a request besides its sequence.
 struct Client {
     events: UnboundedSender<Event>,
     media: Vec<ClientMedia>,
+    /// What its memory is made of. Kept while it runs: the cache may lose the rows.
+    sound: Option<Sound>,
+    readout: Readout,
     /// Its place in the queue, until it runs.
     place: Option<OwnedSemaphorePermit>,
     started: Option<Instant>,
@@ -143,22 +156,28 @@ impl Engine {
     fn new(
         loaded: Loaded,
         config: EngineConfig,
-        commands: Receiver<Command>,
+        (commands, queue): (Receiver<Command>, Arc<Semaphore>),
         status: Arc<Status>,
     ) -> candle_core::Result<Self> {
-        let Loaded { model, preprocess, text, dtype, device, .. } = loaded;
+        let Loaded { model, preprocess, task, dtype, device, .. } = loaded;
         let cache = KvCache::new(model.cache_shape(), config.pages, config.page_size, dtype, &device)?;
         Ok(Self {
+            memory_rows: match task {
+                Task::Chat(_) => 0,
+                Task::Transcribe(_) => preprocess.footprint(MediaSize::Sound).memory,
+            },
             model,
             preprocess,
             cache,
-            batcher: Batcher { device, page_size: config.page_size, placeholder: text.placeholder },
+            batcher: Batcher { device, page_size: config.page_size, placeholder: task.placeholder() },
             scheduler: Scheduler::new(config.limits, config.pages, config.page_size),
             sampler: Sampler::new(config.vocabulary),
             encoded: EncoderCache::new(config.limits.encoded, config.limits.spare),
             clients: HashMap::new(),
             commands,
             status,
+            queue,
+            queue_size: config.queue,
             next: SeqId(0),
             draining: false,
         })
@@ -182,12 +201,9 @@ impl Engine {
     /// Takes commands, waiting for one when there is nothing else to do. False when the engine should end.
     fn receive(&mut self) -> bool {
         if self.scheduler.is_idle() {
-            if self.draining {
-                return false;
-            }
-            match self.commands.recv() {
-                Ok(command) => self.obey(command),
-                Err(_) => return false,
+            match self.wait() {
+                Some(command) => self.obey(command),
+                None => return false,
             }
         }
         while let Ok(command) = self.commands.try_recv() {
@@ -196,11 +212,25 @@ impl Engine {
         true
     }
 
+    /// Waits for a command. When draining, only as long as somebody has a place in the queue: what was accepted may come
+    /// in several parts.
+    fn wait(&self) -> Option<Command> {
+        const LOOK: Duration = Duration::from_millis(20);
+        while self.draining && self.queue.available_permits() < self.queue_size {
+            match self.commands.recv_timeout(LOOK) {
+                Ok(command) => return Some(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        if self.draining { self.commands.try_recv().ok() } else { self.commands.recv().ok() }
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => {
                 let Submission { request, events, place } = *submission;
-                self.submit(request, events, Some(place));
+                self.submit(request, events, place);
             }
             Command::Drain => self.draining = true,
         }
@@ -218,20 +248,32 @@ impl Engine {
         let spans = spans.map(|(rows, medium)| Span { rows, key: medium.key }).collect();
         let tokens = request.prompt.tokens;
         let most = tokens.len() + request.limits.tokens;
-        if tokens.is_empty() || request.limits.tokens == 0 || most > self.scheduler.capacity() {
-            error!(prompt = tokens.len(), most, "a request that fits no cache was submitted");
+        let memory = request.memory.map(|medium| (medium.key, medium.source));
+        let (memory, sound) = match memory {
+            Some((key, Source::Sound(sound))) => (Some(Memory::new(key, self.memory_rows)), Some(sound)),
+            _ => (None, None),
+        };
+        let mut sequence = Sequence::new(id, tokens, spans, most, request.limits.stops).attending(memory);
+        match request.readout {
+            Readout::Answer => {}
+            // That row is computed here, or its logits would not be seen.
+            Readout::Probability { position, .. } => sequence.reusable = position,
+            Readout::Alignment { .. } => (sequence.reusable, sequence.whole) = (0, true),
+        }
+        if sound.is_some() != (self.memory_rows > 0) || !self.scheduler.fits(&sequence) {
+            error!(prompt = sequence.prompt, most, "a request that fits no cache was submitted");
             // Whoever has left does not mind.
             let _ = events.send(Event::Failed(EngineError::Step));
             return;
         }
-        self.sampler.add(id, request.sampling, &tokens);
-        let mut sequence = Sequence::new(id, tokens, spans, most, request.limits.stops);
+        self.sampler.add(id, request.sampling, &sequence.tokens);
         let media: Vec<_> = request.media.into_iter().map(|medium| self.medium(medium)).collect();
         for (encoded, medium) in sequence.encoded.iter_mut().zip(&media) {
             *encoded = medium.encoded.is_some();
         }
         debug!(sequence = id.0, prompt = sequence.prompt, most, "queued");
-        self.clients.insert(id, Client { events, media, place, started: None });
+        let readout = request.readout;
+        self.clients.insert(id, Client { events, media, sound, readout, place, started: None });
         self.scheduler.submit(sequence);
     }
 
@@ -244,6 +286,8 @@ impl Engine {
                 Some(pin) => (None, Some(pin)),
                 None => (Some(pixels), None),
             },
+            // Sound is a memory, never part of the text.
+            Source::Sound(_) => (None, None),
         };
         let encoded = if pin.is_some() { self.encoded.get(&key) } else { None };
         ClientMedia { key, pixels, encoded, pin }
@@ -271,20 +315,25 @@ impl Engine {
         self.report();
         self.start(&plan);
         let mut events = self.encode(&mut plan);
-        events.extend(self.compute(&plan));
+        events.extend(self.remember(&mut plan));
+        events.extend(self.compute(&plan.parts));
         self.status.steps.fetch_add(1, Relaxed);
         events
     }
 
-    /// Computes a plan. When that fails it is tried in halves, so that only those fail who cannot be computed alone.
-    fn compute(&mut self, plan: &Plan) -> Vec<(SeqId, Event)> {
-        match (guarded(|| self.draw(plan)), plan.parts.as_slice()) {
-            (Ok(drawn), _) => {
-                let outcomes = self.scheduler.complete(plan, drawn);
-                outcomes
-                    .into_iter()
-                    .flat_map(|(id, outcome)| events_of(outcome).map(move |event| (id, event)))
-                    .collect()
+    /// Computes parts of a plan. When that fails it is tried in halves, so that only those fail who cannot be computed
+    /// alone.
+    fn compute(&mut self, parts: &[(SeqId, usize)]) -> Vec<(SeqId, Event)> {
+        match (guarded(|| self.draw(parts)), parts) {
+            (Ok(Step { drawn, mut events }), _) => {
+                let ids = drawn.iter().map(|drawn| drawn.as_ref().map(|drawn| drawn.id));
+                let outcomes = self.scheduler.complete(parts, ids);
+                // Each draw has an outcome, in the same order.
+                let outcomes = outcomes.into_iter().zip(drawn);
+                events.extend(outcomes.flat_map(|((id, outcome), drawn)| {
+                    events_of(outcome, drawn).map(move |event| (id, event))
+                }));
+                events
             }
             (Err(error), [(id, rows)]) => {
                 error!(sequence = id.0, rows, %error, "a step failed");
@@ -293,29 +342,103 @@ impl Engine {
             (Err(error), parts) => {
                 warn!(sequences = parts.len(), %error, "a step failed and is tried in halves");
                 let (first, second) = parts.split_at(parts.len() / 2);
-                let half = |parts: &[_]| Plan { encode: Vec::new(), parts: parts.to_vec() };
-                let mut events = self.compute(&half(first));
-                events.extend(self.compute(&half(second)));
+                let mut events = self.compute(first);
+                events.extend(self.compute(second));
                 events
             }
         }
     }
 
-    /// Runs the network. A token, or `None` for unusable numbers, for each part that draws.
-    fn draw(&mut self, plan: &Plan) -> candle_core::Result<Vec<Option<u32>>> {
-        if plan.parts.is_empty() {
-            return Ok(Vec::new());
+    /// Runs the network.
+    fn draw(&mut self, parts: &[(SeqId, usize)]) -> candle_core::Result<Step> {
+        let aligns = |part: &(SeqId, usize)| matches!(self.readout(part.0), Readout::Alignment { .. });
+        let (aligning, answering): (Vec<_>, Vec<_>) = parts.iter().copied().partition(aligns);
+        let Step { drawn, mut events } = self.answer(&answering)?;
+        let mut drawn = drawn.into_iter();
+        let mut all = Vec::new();
+        for &part in parts.iter().filter(|part| self.scheduler.draws(**part)) {
+            if aligning.contains(&part) {
+                events.push((part.0, self.align(part)?));
+                // Ends the sequence, which has no room for more.
+                all.push(Some(Drawn { id: 0, logprob: 0.0, top: Vec::new() }));
+            } else {
+                all.extend(drawn.next());
+            }
+        }
+        Ok(Step { drawn: all, events })
+    }
+
+    fn readout(&self, id: SeqId) -> Readout {
+        self.clients.get(&id).map_or(Readout::Answer, |client| client.readout)
+    }
+
+    fn answer(&mut self, parts: &[(SeqId, usize)]) -> candle_core::Result<Step> {
+        if parts.is_empty() {
+            return Ok(Step::default());
         }
         let clients = &self.clients;
         let rows = |id, medium: usize| {
             let encoded = clients.get(&id)?.media[medium].encoded.as_ref()?;
             Some(encoded.rows.clone())
         };
-        let batch = self.batcher.build(plan, &self.scheduler, rows)?;
+        let probed = |id| match self.readout(id) {
+            Readout::Probability { position, .. } => position..position + 1,
+            _ => 0..0,
+        };
+        let batch = self.batcher.build(parts, &self.scheduler, rows, probed)?;
         let logits = self.model.forward(&batch, &self.cache)?;
         let drawing: Vec<SeqId> =
-            plan.parts.iter().filter(|part| self.scheduler.draws(**part)).map(|part| part.0).collect();
-        self.sampler.sample(&logits, &drawing)
+            parts.iter().filter(|part| self.scheduler.draws(**part)).map(|part| part.0).collect();
+        let events = self.probe(parts, &logits, drawing.len())?;
+        let drawn = match drawing.len() {
+            0 => Vec::new(),
+            count => self.sampler.sample(&logits.narrow(0, 0, count)?, &drawing)?,
+        };
+        Ok(Step { drawn, events })
+    }
+
+    /// The probabilities that were asked for, from the logits behind the first `skip`.
+    fn probe(
+        &self,
+        parts: &[(SeqId, usize)],
+        logits: &Tensor,
+        skip: usize,
+    ) -> candle_core::Result<Vec<(SeqId, Event)>> {
+        let rows = logits.dim(0)? - skip;
+        if rows == 0 {
+            return Ok(Vec::new());
+        }
+        let asked = parts.iter().filter_map(|&(id, rows)| {
+            let Readout::Probability { id: token, position } = self.readout(id) else { return None };
+            let computed = self.scheduler.sequence(id)?.computed;
+            (computed..computed + rows).contains(&position).then_some((id, token))
+        });
+        let (ids, tokens): (Vec<_>, Vec<_>) = asked.unzip();
+        let width = logits.dim(1)?;
+        let found = probabilities(&logits.narrow(0, skip, rows)?, &tokens, &vec![width; tokens.len()])?;
+        Ok(ids.into_iter().zip(found.into_iter().map(Event::Probability)).collect())
+    }
+
+    /// Computes one sequence as a whole, and how it follows its memory.
+    fn align(&self, (id, rows): (SeqId, usize)) -> candle_core::Result<Event> {
+        let (Readout::Alignment { first, count, ids, frames }, Some(sequence)) =
+            (self.readout(id), self.scheduler.sequence(id))
+        else {
+            candle_core::bail!("no alignment was asked for")
+        };
+        let wanted = first..first + count;
+        let batch =
+            self.batcher.build(&[(id, rows)], &self.scheduler, |_, _| None, |_| wanted.clone())?;
+        let aligned = self.model.align(&batch, frames, &self.cache)?;
+        // The first row of logits is that of the last token, from which nothing is drawn.
+        let logits = aligned.logits.narrow(0, 1, count)?;
+        let targets = &sequence.tokens[first + 1..first + 1 + count];
+        Ok(Event::Aligned(Box::new(Alignment {
+            rows,
+            frames,
+            attention: aligned.attention.flatten_all()?.to_vec1()?,
+            probabilities: probabilities(&logits, targets, &vec![ids; count])?,
+        })))
     }
 
     /// Tells those that run for the first time; they leave the queue.
@@ -391,7 +514,48 @@ impl Engine {
         let rows = tokens.iter().filter(|&&token| token == self.batcher.placeholder).count();
         let Picture { width, height, rgb, .. } = pixels;
         let pixels = Tensor::from_vec(rgb, (height, width, 3), &self.batcher.device)?;
-        Ok(Features { key: span.key, rows, tensor: self.preprocess.run(&pixels)? })
+        Ok(Features { key: span.key, rows, tensor: self.preprocess.run(Medium::Picture(&pixels))? })
+    }
+
+    /// Encodes the plan's memories and writes them to their pages, all at once or, when that fails, one by one.
+    /// Sequences whose memories cannot be written leave the plan.
+    fn remember(&mut self, plan: &mut Plan) -> Vec<(SeqId, Event)> {
+        let all = std::mem::take(&mut plan.remember);
+        let mut lost = Vec::new();
+        if !all.is_empty() && !self.try_remember(&all) {
+            lost = all;
+            if lost.len() > 1 {
+                lost.retain(|&id| !self.try_remember(&[id]));
+            }
+        }
+        plan.parts.retain(|part| !lost.contains(&part.0));
+        lost.into_iter().map(|id| (id, Event::Failed(EngineError::Step))).collect()
+    }
+
+    fn try_remember(&mut self, ids: &[SeqId]) -> bool {
+        let written = guarded(|| {
+            let features = ids.iter().map(|id| self.heard(*id)).collect::<Result<Vec<_>, _>>()?;
+            let rows = Ragged::new(&vec![1; features.len()], &self.batcher.device)?;
+            let encoded = self.model.encode(&Tensor::cat(&features, 0)?, &rows)?;
+            let memories = ids.iter().filter_map(|id| self.scheduler.sequence(*id)?.memory.as_ref());
+            let slots = self.batcher.memory_slots(memories)?;
+            self.model.remember(&encoded, &slots, &self.cache)
+        });
+        match written {
+            Ok(()) => ids.iter().for_each(|id| self.scheduler.remembered(*id)),
+            Err(ref error) => error!(sequences = ids.len(), %error, "what was heard could not be encoded"),
+        }
+        written.is_ok()
+    }
+
+    /// Uploads and prepares what a sequence hears.
+    fn heard(&self, id: SeqId) -> candle_core::Result<Tensor> {
+        let Some(sound) = self.clients.get(&id).and_then(|client| client.sound.as_ref()) else {
+            candle_core::bail!("there is nothing to hear")
+        };
+        let samples = Tensor::from_slice(&sound.samples, sound.samples.len(), &self.batcher.device)?;
+        let (frames, peak) = (sound.frames.clone(), sound.peak);
+        self.preprocess.run(Medium::Sound { samples: &samples, frames, peak })
     }
 
     /// Encodes media into the cache, all at once or, when that fails, one by one.
@@ -436,7 +600,7 @@ impl Engine {
         for (id, event) in events {
             let Some(client) = self.clients.get(&id) else { continue };
             let last = event.is_last();
-            if let (Event::Finished(..), Some(started)) = (&event, client.started) {
+            if let (Event::Finished { .. }, Some(started)) = (&event, client.started) {
                 let took = started.elapsed().as_millis() as u64;
                 let before = self.status.answer_ms.load(Relaxed);
                 self.status
@@ -462,21 +626,25 @@ impl Engine {
 
     /// Answers a small request of its own, so that what cannot work is found before anyone is served.
     fn warm_up(&mut self, config: EngineConfig) -> candle_core::Result<()> {
-        const SIDE: usize = 32;
         const ANSWER: usize = 2;
-        let picture = self.preprocess.footprint(MediaSize::Image { width: SIDE, height: SIDE }).tokens;
-        let fits = picture.len() + 1 + ANSWER <= config.context.min(self.scheduler.capacity());
-        let mut tokens = if fits { picture } else { Vec::new() };
-        let answer = ANSWER.min(config.context.min(self.scheduler.capacity()) - 1);
-        let spans: Vec<_> = fits.then_some(0..tokens.len()).into_iter().collect();
-        let gray = || Source::Pixels(Picture::new(SIDE, SIDE, vec![128; SIDE * SIDE * 3]));
-        let media = spans.iter().map(|_| Media { key: Key::of(b"warm-up"), source: gray() }).collect();
+        let room = config.context.min(config.pages * config.page_size);
+        let (prompt, media) = if self.memory_rows > 0 {
+            (Prompt { tokens: Vec::new(), spans: Vec::new() }, Vec::new())
+        } else {
+            self.gray_picture(room.saturating_sub(1 + ANSWER))
+        };
+        let Prompt { mut tokens, spans } = prompt;
         tokens.push(0);
+        let silence = || Sound { samples: Arc::new([0.0; 400]), frames: 0..1, peak: 0.0 };
+        let memory = (self.memory_rows > 0)
+            .then(|| Media { key: Key::of(b"warm-up"), source: Source::Sound(silence()) });
         let request = Request {
+            limits: request::Limits { tokens: ANSWER.min(room - tokens.len()), stops: Arc::new([]) },
             prompt: Prompt { tokens, spans },
             media,
+            memory,
             sampling: Sampling::greedy(),
-            limits: request::Limits { tokens: answer, stops: Arc::new([]) },
+            readout: Readout::Answer,
         };
         let (events, mut receiver) = unbounded_channel();
         self.submit(request, events, None);
@@ -489,11 +657,32 @@ impl Engine {
             last = Some(event);
         }
         match last {
-            Some(Event::Finished(..)) => Ok(()),
+            Some(Event::Finished { .. }) => Ok(()),
             Some(Event::Failed(error)) => candle_core::bail!("the first step: {error}"),
             _ => candle_core::bail!("the first step gave no answer"),
         }
     }
+
+    /// A prompt of a picture, where it has room.
+    fn gray_picture(&self, room: usize) -> (Prompt, Vec<Media>) {
+        const SIDE: usize = 32;
+        let tokens = self.preprocess.footprint(MediaSize::Image { width: SIDE, height: SIDE }).tokens;
+        if tokens.len() > room {
+            return (Prompt { tokens: Vec::new(), spans: Vec::new() }, Vec::new());
+        }
+        let gray = Picture::new(SIDE, SIDE, vec![128; SIDE * SIDE * 3]);
+        let media = Media { key: Key::of(b"warm-up"), source: Source::Pixels(gray) };
+        (Prompt { spans: std::iter::once(0..tokens.len()).collect(), tokens }, vec![media])
+    }
+}
+
+/// What a step gave.
+#[derive(Default)]
+struct Step {
+    /// A token, or `None` for unusable numbers, for each part that draws.
+    drawn: Vec<Option<Drawn>>,
+    /// What was wanted besides.
+    events: Vec<(SeqId, Event)>,
 }
 
 /// Runs `work`; a panic in it becomes an error.
@@ -506,11 +695,16 @@ fn guarded<T>(work: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Res
     })
 }
 
-fn events_of(outcome: Outcome) -> impl Iterator<Item = Event> {
-    let (token, end) = match outcome {
-        Outcome::Token(token) => (Some(token), None),
-        Outcome::Finished(token, reason, generated) => (token, Some(Event::Finished(reason, generated))),
-        Outcome::Failed => (None, Some(Event::Failed(EngineError::NotFinite))),
+fn events_of(outcome: Outcome, drawn: Option<Drawn>) -> impl Iterator<Item = Event> {
+    let (token, end) = match (outcome, drawn) {
+        (Outcome::Token(_), Some(drawn)) => (Some(drawn), None),
+        (Outcome::Finished(Some(_), reason, generated), drawn) => {
+            (drawn, Some(Event::Finished { reason, generated, end: None }))
+        }
+        (Outcome::Finished(None, reason, generated), end) => {
+            (None, Some(Event::Finished { reason, generated, end }))
+        }
+        (Outcome::Failed, _) | (_, None) => (None, Some(Event::Failed(EngineError::NotFinite))),
     };
     token.map(Event::Token).into_iter().chain(end)
 }

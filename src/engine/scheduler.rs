@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::{
-    pages::Pages,
-    sequence::{SeqId, Sequence},
+    pages::{Page, Pages},
+    sequence::{Memory, SeqId, Sequence},
 };
 
 /// What a step may hold.
@@ -29,6 +29,8 @@ pub struct Limits {
 pub struct Plan {
     /// Media to encode first: sequence and index.
     pub encode: Vec<(SeqId, usize)>,
+    /// Memories to encode and write first.
+    pub remember: Vec<SeqId>,
     /// How many new rows each sequence computes.
     pub parts: Vec<(SeqId, usize)>,
 }
@@ -85,15 +87,19 @@ impl Scheduler {
         }
     }
 
-    /// Most tokens that one sequence can ever hold.
-    pub fn capacity(&self) -> usize {
-        self.pages.total() * self.page_size
+    /// Whether a sequence can ever run: its pages suffice, its media fit, and what must be computed in one step does.
+    pub fn fits(&self, sequence: &Sequence) -> bool {
+        let whole = !sequence.whole
+            || sequence.tokens.len() <= self.limits.chunk.min(self.limits.rows - (self.limits.sequences - 1));
+        whole
+            && sequence.most_pages(self.page_size) <= self.pages.total()
+            && sequence.media_rows() <= self.limits.encoded
+            && (1..sequence.most).contains(&sequence.tokens.len())
     }
 
-    /// Adds a sequence behind all others. It must fit: `most` rows of pages, and its media in `encoded`.
+    /// Adds a sequence behind all others. It must [fit](Self::fits).
     pub fn submit(&mut self, sequence: Sequence) {
-        debug_assert!(sequence.most <= self.capacity() && sequence.tokens.len() < sequence.most);
-        debug_assert!(sequence.media_rows() <= self.limits.encoded);
+        debug_assert!(self.fits(&sequence));
         debug_assert!(self.names().all(|id| id < sequence.id), "names must rise");
         self.waiting.push_back(sequence);
     }
@@ -121,6 +127,16 @@ impl Scheduler {
     pub fn encoded(&mut self, id: SeqId, medium: usize) {
         if let Some(index) = self.index(id) {
             self.running[index].encoded[medium] = true;
+        }
+    }
+
+    /// Notes that the memory of a sequence is in its pages. Others find it there.
+    pub fn remembered(&mut self, id: SeqId) {
+        let Some(index) = self.index(id) else { return };
+        let Some(memory) = &mut self.running[index].memory else { return };
+        memory.written = true;
+        for (index, &page) in memory.pages.iter().enumerate() {
+            self.pages.publish(page, memory.page_key(index));
         }
     }
 
@@ -200,33 +216,53 @@ impl Scheduler {
             return false;
         }
         // The last row is always computed: its logits are needed.
-        let reusable = (sequence.tokens.len() - 1) / self.page_size;
+        let reusable = (sequence.tokens.len() - 1).min(sequence.reusable) / self.page_size;
         let mut found = Vec::new();
         for index in 0..reusable {
             let Some(page) = self.pages.find(&sequence.key(index, self.page_size)) else { break };
             found.push(page);
         }
-        let wanted = sequence.tokens.len().div_ceil(self.page_size) - found.len();
-        let revived = found.iter().filter(|&&page| self.pages.is_free(page)).count();
+        let known = sequence.memory.as_ref().map(|memory| self.find(memory)).unwrap_or_default();
+        let memory_pages =
+            sequence.memory.as_ref().map_or(0, |memory| memory.rows.div_ceil(self.page_size));
+        let wanted =
+            sequence.tokens.len().div_ceil(self.page_size) - found.len() + memory_pages - known.len();
+        let revived = found.iter().chain(&known).filter(|&&page| self.pages.is_free(page)).count();
         // Room to grow for those that run, or the newcomer would soon be thrown out again.
         let spare = self.running.len().min(self.pages.total() / 100 + 1);
         if self.pages.available() < wanted + revived + spare {
             return false;
         }
-        for &page in &found {
+        for &page in found.iter().chain(&known) {
             self.pages.share(page);
         }
         sequence.computed = found.len() * self.page_size;
         sequence.pages = found;
-        while sequence.pages.len() * self.page_size < sequence.tokens.len() {
-            let Some(page) = self.pages.take() else { break };
-            sequence.pages.push(page);
+        if let Some(memory) = &mut sequence.memory {
+            memory.written = !known.is_empty() || memory_pages == 0;
+            memory.pages = known;
+            self.fill(&mut memory.pages, memory_pages);
         }
+        self.fill(&mut sequence.pages, sequence.tokens.len().div_ceil(self.page_size));
         if fresh {
             self.encoded += sequence.media_rows();
             sequence.reused = Some(sequence.computed);
         }
         true
+    }
+
+    /// The pages that hold a memory, all of them or none.
+    fn find(&self, memory: &Memory) -> Vec<Page> {
+        let pages = (0..memory.rows.div_ceil(self.page_size)).map(|index| self.pages.find(&memory.page_key(index)));
+        pages.collect::<Option<_>>().unwrap_or_default()
+    }
+
+    /// Takes free pages until there are `count`.
+    fn fill(&mut self, pages: &mut Vec<Page>, count: usize) {
+        while pages.len() < count {
+            let Some(page) = self.pages.take() else { return };
+            pages.push(page);
+        }
     }
 
     /// Shares a step's rows: a row for everyone who decodes, the rest to prompts in order.
@@ -241,6 +277,15 @@ impl Scheduler {
         };
         for sequence in &self.running {
             let allowed = if sequence.decodes() { 1 } else { left.min(self.limits.chunk) };
+            if sequence.whole && allowed < sequence.missing() {
+                continue;
+            }
+            if let Some(memory) = sequence.memory.as_ref().filter(|memory| !memory.written) {
+                if !encoding.takes(memory.rows) {
+                    continue;
+                }
+                plan.remember.push(sequence.id);
+            }
             let rows = self.reach(sequence, allowed, &mut encoding, &mut plan) - sequence.computed;
             if rows == 0 {
                 continue;
@@ -280,12 +325,12 @@ impl Scheduler {
     /// that [draws](Self::draws), in order.
     pub fn complete(
         &mut self,
-        plan: &Plan,
+        parts: &[(SeqId, usize)],
         drawn: impl IntoIterator<Item = Option<u32>>,
     ) -> Vec<(SeqId, Outcome)> {
         let mut drawn = drawn.into_iter();
-        let mut outcomes = Vec::with_capacity(plan.parts.len());
-        for &(id, rows) in &plan.parts {
+        let mut outcomes = Vec::with_capacity(parts.len());
+        for &(id, rows) in parts {
             let Some(index) = self.index(id) else { continue };
             let sequence = &mut self.running[index];
             sequence.computed += rows;
@@ -318,8 +363,10 @@ impl Scheduler {
     /// Panics unless pages and counts agree.
     #[cfg(test)]
     fn check(&self) {
-        self.pages.check(self.running.iter().flat_map(|sequence| sequence.pages.iter().copied()));
-        assert!(self.waiting.iter().all(|sequence| sequence.pages.is_empty() && sequence.computed == 0));
+        self.pages.check(self.running.iter().flat_map(Sequence::all_pages));
+        assert!(
+            self.waiting.iter().all(|sequence| sequence.all_pages().count() == 0 && sequence.computed == 0)
+        );
         assert!(self.running.is_sorted_by_key(|sequence| sequence.id));
         assert!(self.waiting.iter().is_sorted_by_key(|sequence| sequence.id));
         assert!(self.running.len() <= self.limits.sequences);
@@ -380,6 +427,8 @@ mod tests {
         prompt: Vec<u32>,
         /// Length and content of a medium in front of the prompt.
         medium: Option<(usize, u8)>,
+        /// Content of a memory.
+        memory: Option<u8>,
         answer: usize,
         leaves: Option<usize>,
     }
@@ -399,13 +448,15 @@ mod tests {
             0usize..30,
             prompt,
             prop::option::of((1usize..8, 0u8..2)),
+            prop::option::of(0u8..3),
             1usize..12,
             prop::option::of(0usize..40),
         )
-            .prop_map(|(arrives, prompt, medium, answer, leaves)| Asked {
+            .prop_map(|(arrives, prompt, medium, memory, answer, leaves)| Asked {
                 arrives,
                 prompt,
                 medium,
+                memory,
                 answer,
                 leaves,
             });
@@ -421,8 +472,8 @@ mod tests {
         );
         (limits, 1usize..5, 0usize..10, vec(asked, 1..12)).prop_map(|(limits, page_size, spare, asked)| {
             // The longest request fits, and not much more.
-            let most = asked.iter().map(|asked| asked.length() + asked.answer).max().unwrap_or(1);
-            Scene { limits, pages: most.div_ceil(page_size) + spare, page_size, asked }
+            let most = asked.iter().map(|asked| asked.sequence(0).most_pages(page_size)).max().unwrap_or(1);
+            Scene { limits, pages: most + spare, page_size, asked }
         })
     }
 
@@ -440,8 +491,20 @@ mod tests {
             }
             tokens.extend(&self.prompt);
             let most = tokens.len() + self.answer;
-            Sequence::new(SeqId(id as u64), tokens, media, most, Arc::new([STOP]))
+            let memory = self.memory.map(|content| Memory::new(Key::of(&[content]), MEMORY));
+            Sequence::new(SeqId(id as u64), tokens, media, most, Arc::new([STOP])).attending(memory)
         }
+    }
+
+    /// Rows of a memory.
+    const MEMORY: usize = 7;
+
+    /// What a row of a memory holds.
+    fn remembered(memory: &Memory, row: usize) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        (memory.key, row, "memory").hash(&mut hasher);
+        hasher.finish()
     }
 
     /// What a row holds: a digest of all tokens and media up to it.
@@ -452,6 +515,7 @@ mod tests {
         for span in sequence.media.iter().filter(|span| span.rows.start <= row) {
             span.key.hash(&mut hasher);
         }
+        sequence.memory.as_ref().map(|memory| memory.key).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -478,7 +542,7 @@ mod tests {
         let mut slots: HashMap<usize, u64> = HashMap::new();
         let mut answers: BTreeMap<SeqId, Vec<u32>> = BTreeMap::new();
         let mut finished = 0;
-        let work: usize = scene.asked.iter().map(|asked| asked.length() + asked.answer).sum();
+        let work: usize = scene.asked.iter().map(|asked| asked.length() + asked.answer + 1).sum();
         // Recomputation costs at most the whole work again for each step that the oldest sequence makes.
         let patience = 40 + 4 * work * scene.asked.len();
         let mut asked: Vec<&Asked> = scene.asked.iter().collect();
@@ -506,7 +570,17 @@ mod tests {
             assert!(plan.parts.iter().map(|part| part.1).sum::<usize>() <= scene.limits.rows);
             let decoding = plan.parts.iter().any(|part| scheduler.sequence(part.0).unwrap().decodes());
             if decoding {
-                assert!(plan.encode.len() <= 1, "streams wait for {} media", plan.encode.len());
+                let media = plan.encode.len() + plan.remember.len();
+                assert!(media <= 1, "streams wait for {media} media");
+            }
+            for &id in &plan.remember {
+                let memory = scheduler.sequence(id).unwrap().memory.clone().unwrap();
+                assert!(!memory.written, "written twice");
+                for row in 0..memory.rows {
+                    let page = memory.pages[row / scene.page_size] as usize;
+                    slots.insert(page * scene.page_size + row % scene.page_size, remembered(&memory, row));
+                }
+                scheduler.remembered(id);
             }
             for &(id, medium) in &plan.encode {
                 assert!(!scheduler.sequence(id).unwrap().encoded[medium], "encoded twice");
@@ -519,6 +593,14 @@ mod tests {
                 let slot = |row: usize| {
                     sequence.pages[row / scene.page_size] as usize * scene.page_size + row % scene.page_size
                 };
+                if let Some(memory) = &sequence.memory {
+                    assert!(memory.written, "{sequence:?} attends to a memory that is not there");
+                    for row in 0..memory.rows {
+                        let page = memory.pages[row / scene.page_size] as usize;
+                        let slot = page * scene.page_size + row % scene.page_size;
+                        assert_eq!(slots.get(&slot), Some(&remembered(memory, row)), "row {row} of a memory");
+                    }
+                }
                 for row in 0..sequence.computed {
                     assert_eq!(
                         slots.get(&slot(row)),
@@ -539,7 +621,7 @@ mod tests {
                     drawn.push(Some(token(content(sequence, sequence.tokens.len() - 1))));
                 }
             }
-            for (id, outcome) in scheduler.complete(&plan, drawn) {
+            for (id, outcome) in scheduler.complete(&plan.parts, drawn) {
                 let answer = answers.get_mut(&id).unwrap();
                 match outcome {
                     Outcome::Token(token) => answer.push(token),
@@ -580,7 +662,7 @@ mod tests {
             scheduler.submit(Sequence::new(SeqId(id), vec![id as u32 + 1; 5], Vec::new(), 9, Arc::new([])));
         }
         let plan = scheduler.schedule();
-        let outcomes = scheduler.complete(&plan, [None, Some(7)]);
+        let outcomes = scheduler.complete(&plan.parts, [None, Some(7)]);
         assert_eq!(outcomes, [(SeqId(0), Outcome::Failed), (SeqId(1), Outcome::Token(7))]);
         assert_eq!(scheduler.names().collect::<Vec<_>>(), [SeqId(1)]);
         // Rows that came out broken are not offered to others.
@@ -597,7 +679,7 @@ mod tests {
         scheduler.submit(Sequence::new(SeqId(0), prompt.clone(), Vec::new(), 13, Arc::new([])));
         let plan = scheduler.schedule();
         assert_eq!(plan.parts, [(SeqId(0), 12)]);
-        scheduler.complete(&plan, [Some(5)]);
+        scheduler.complete(&plan.parts, [Some(5)]);
         scheduler.submit(Sequence::new(SeqId(1), prompt, Vec::new(), 14, Arc::new([])));
         // Two pages of three: the last row must be computed for its logits.
         assert_eq!(scheduler.schedule().parts, [(SeqId(1), 4)]);

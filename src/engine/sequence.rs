@@ -17,6 +17,32 @@ pub struct Span {
     pub key: Key,
 }
 
+/// Rows that were encoded before the text began, and that all of the text attends to. Kept in pages of their own, which
+/// sequences with the same memory share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// Of the medium's content.
+    pub key: Key,
+    /// Rows.
+    pub rows: usize,
+    /// Where they are, while the sequence runs.
+    pub pages: Vec<Page>,
+    /// Whether the pages hold them.
+    pub written: bool,
+}
+
+impl Memory {
+    /// A memory that is nowhere yet.
+    pub fn new(key: Key, rows: usize) -> Self {
+        Self { key, rows, pages: Vec::new(), written: false }
+    }
+
+    /// The key of page `index`. No page of text has it, since those have tokens.
+    pub(super) fn page_key(&self, index: usize) -> Key {
+        Key::chain(None, &[], std::iter::once((self.key, index)))
+    }
+}
+
 /// A request, as the scheduler sees it.
 #[derive(Debug)]
 pub struct Sequence {
@@ -36,6 +62,12 @@ pub struct Sequence {
     pub media: Vec<Span>,
     /// Which of them are encoded.
     pub encoded: Vec<bool>,
+    /// What its text attends to besides itself.
+    pub memory: Option<Memory>,
+    /// Rows in front of this one may be found in the cache instead of being computed.
+    pub reusable: usize,
+    /// Whether all rows must be computed in one step.
+    pub whole: bool,
     /// Most tokens of prompt and answer.
     pub most: usize,
     /// Ids that end the answer.
@@ -58,11 +90,31 @@ impl Sequence {
             pages: Vec::new(),
             encoded: vec![false; media.len()],
             media,
+            memory: None,
+            reusable: usize::MAX,
+            whole: false,
             most,
             stops,
             keys: Vec::new(),
             published: 0,
         }
+    }
+
+    /// The same with a memory.
+    pub fn attending(self, memory: Option<Memory>) -> Self {
+        Self { memory, ..self }
+    }
+
+    /// Pages that it needs at most, of `page_size` rows.
+    pub fn most_pages(&self, page_size: usize) -> usize {
+        let memory = self.memory.as_ref().map_or(0, |memory| memory.rows);
+        self.most.div_ceil(page_size) + memory.div_ceil(page_size)
+    }
+
+    /// All pages it holds.
+    #[cfg(test)]
+    pub(super) fn all_pages(&self) -> impl Iterator<Item = Page> + '_ {
+        self.pages.iter().chain(self.memory.iter().flat_map(|memory| &memory.pages)).copied()
     }
 
     /// Tokens generated.
@@ -93,7 +145,9 @@ impl Sequence {
                 let first = rows.start.max(span.rows.start);
                 (first < rows.end.min(span.rows.end)).then(|| (span.key, first - span.rows.start))
             });
-            self.keys.push(Key::chain(self.keys.last().copied(), &self.tokens[rows.clone()], media));
+            // What a row holds depends on the memory as well.
+            let before = self.keys.last().copied().or(self.memory.as_ref().map(|memory| memory.key));
+            self.keys.push(Key::chain(before, &self.tokens[rows.clone()], media));
         }
         self.keys[index]
     }
@@ -111,6 +165,11 @@ impl Sequence {
         self.computed = 0;
         self.published = 0;
         let mut pages = std::mem::take(&mut self.pages);
+        if let Some(memory) = &mut self.memory {
+            memory.written = false;
+            // In front, so that they are given up after the text's: they cost more to compute again.
+            pages.splice(0..0, memory.pages.drain(..));
+        }
         pages.reverse();
         pages
     }

@@ -64,11 +64,13 @@ impl Answer {
                     self.usage.reused = reused;
                     continue;
                 }
-                Event::Token(id) => {
+                // Asked for by others.
+                Event::Probability(_) | Event::Aligned(_) => continue,
+                Event::Token(drawn) => {
                     self.usage.generated += 1;
-                    self.push(id)?
+                    self.push(drawn.id)?
                 }
-                Event::Finished(reason, generated) => {
+                Event::Finished { reason, generated, .. } => {
                     self.usage.generated = generated;
                     self.end(reason);
                     self.rest()?

@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn placeholders_become_runs() {
         let model = model();
-        let footprint = Footprint { tokens: vec![PLACEHOLDER; 16] };
+        let footprint = Footprint { tokens: vec![PLACEHOLDER; 16], memory: 0 };
         let messages = [turn(Role::User, &["P", "P", "compare the two images."])];
         let prompt = model.prompt(&messages, &[footprint.clone(), footprint.clone()], 4096).unwrap();
         assert_eq!(prompt.tokens.len(), 66);

@@ -108,6 +108,7 @@ impl Asked {
             presence_penalty: number(self.presence_penalty, None, 0.0),
             seed: self.seed.map_or_else(|| Uuid::new_v4().as_u64_pair().0, i64::cast_unsigned),
             bias: self.bias,
+            ..Sampling::greedy()
         })
     }
 }
