@@ -3,6 +3,7 @@
 //! A kernel knows shapes and numbers. It knows no model, no request and no server. `unsafe` lives in this
 //! crate only, behind functions that check every shape, stride and type first.
 
+mod alignment;
 mod attention;
 mod kv_write;
 mod linear;
@@ -14,6 +15,7 @@ mod sample;
 mod scalar;
 mod view;
 
+pub use alignment::alignment;
 pub use attention::{Kv, Mask, Pages, Ragged, attention};
 pub use kv_write::kv_write;
 pub use linear::linear;

@@ -1,0 +1,314 @@
+//! Which frame each token of a text looks at: what a dynamic-time-warping path is drawn through.
+//!
+//! Reference: openai/whisper, `whisper/timing.py`.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::{
+    scalar::{Real, dtype, for_real},
+    view::{Rows, contiguous, with_u32},
+};
+
+/// For each head of `head_set`: `softmax(scale * q kᵀ)` over the first `frames` positions, each frame standardised over
+/// the rows (mean 0, population deviation 1), a running median of [`MEDIAN`] frames that mirrors the row at its ends.
+/// Returns the sum over the heads, f32 `[rows, frames]`.
+///
+/// - `q`: `[rows, heads, head_dim]` of one sequence, f32, f16 or bf16; heads adjacent, rows may lie apart
+/// - `k`: `[pages, page_size, heads, head_dim]`, the same type, contiguous
+/// - `pages`: u32 `[count]`: the sequence's pages; position `p` is at place `p % page_size` of page
+///   `pages[p / page_size]`
+///
+/// A frame at which all rows look alike says nothing about their order and is 0. The result does not depend on the
+/// number of threads, to the bit.
+///
+/// # Errors
+/// When shapes, types, heads or pages do not fit each other.
+pub fn alignment(
+    q: &Tensor,
+    k: &Tensor,
+    pages: &Tensor,
+    head_set: &[usize],
+    frames: usize,
+    scale: f32,
+) -> Result<Tensor> {
+    let (_, heads, width) = q.dims3()?;
+    let (_, page_size, k_heads, k_width) = k.dims4()?;
+    if (k_heads, k_width) != (heads, width) || k.dtype() != q.dtype() {
+        bail!(
+            "alignment: keys {:?} {:?} do not fit queries {:?} {:?}",
+            k.shape(),
+            k.dtype(),
+            q.shape(),
+            q.dtype()
+        )
+    }
+    if let Some(head) = head_set.iter().find(|&&head| head >= heads) {
+        bail!("alignment: there is no head {head} among {heads}")
+    }
+    if frames > pages.dims1()? * page_size {
+        bail!("alignment: {:?} pages of {page_size} do not hold {frames} frames", pages.shape())
+    }
+    let operation = Alignment { pages: pages.clone(), head_set: head_set.to_vec(), frames, scale };
+    q.apply_op2_no_bwd(k, &operation)
+}
+
+struct Alignment {
+    pages: Tensor,
+    head_set: Vec<usize>,
+    frames: usize,
+    scale: f32,
+}
+
+impl CustomOp2 for Alignment {
+    fn name(&self) -> &'static str {
+        "alignment"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let slots = self.slots(k_layout)?;
+        let (rows, frames) = (q_layout.dims()[0], self.frames);
+        let mut sum = vec![0f32; rows * frames];
+        if !sum.is_empty() {
+            for_real!(dtype(q), self.name(), T => {
+                let q = Rows::<T>::new(q, q_layout, "q")?;
+                let k = contiguous::<T>(k, k_layout, "k cache")?;
+                self.add_heads(Heads { q, k, slots: &slots, scale: self.scale }, &mut sum);
+            });
+        }
+        Ok((CpuStorage::F32(sum), (rows, frames).into()))
+    }
+}
+
+impl Alignment {
+    /// Where the key of each frame is, counted in keys from the first of the cache.
+    fn slots(&self, k: &Layout) -> Result<Vec<usize>> {
+        let (page_count, page_size, ..) = k.shape().dims4()?;
+        with_u32(&self.pages, "pages", |pages| {
+            if let Some(page) = pages.iter().find(|&&page| page as usize >= page_count) {
+                bail!("alignment: there is no page {page} among {page_count}")
+            }
+            let slot = |frame: usize| pages[frame / page_size] as usize * page_size + frame % page_size;
+            Ok((0..self.frames).map(slot).collect())
+        })
+    }
+
+    /// As many heads at once as there are threads, so that no more of them are in memory; added in the order given.
+    fn add_heads<T: Real>(&self, heads: Heads<'_, T>, sum: &mut [f32]) {
+        for group in self.head_set.chunks(rayon::current_num_threads().max(1)) {
+            let maps: Vec<Vec<f32>> = group.par_iter().map(|&head| heads.map(head)).collect();
+            sum.par_chunks_mut(self.frames).enumerate().with_min_len(16).for_each(|(row, sum)| {
+                for map in &maps {
+                    let map = &map[row * self.frames..][..self.frames];
+                    sum.iter_mut().zip(map).for_each(|(sum, value)| *sum += value);
+                }
+            });
+        }
+    }
+}
+
+/// Frames that the running median looks at.
+const MEDIAN: usize = 7;
+/// Frames of a tile: neighbours in vector registers.
+const LANES: usize = 16;
+/// Rows of a tile.
+const ROWS: usize = 4;
+
+#[derive(Clone, Copy)]
+struct Heads<'a, T> {
+    q: Rows<'a, T>,
+    k: &'a [T],
+    /// Of each frame.
+    slots: &'a [usize],
+    scale: f32,
+}
+
+impl<T: Real> Heads<'_, T> {
+    /// What one head adds, `[rows, frames]`.
+    fn map(self, head: usize) -> Vec<f32> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            return unsafe { self.map_avx2(head) };
+        }
+        self.map_plain(head)
+    }
+
+    /// The same loops, compiled for wider registers.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn map_avx2(self, head: usize) -> Vec<f32> {
+        self.map_plain(head)
+    }
+
+    #[inline(always)]
+    fn map_plain(self, head: usize) -> Vec<f32> {
+        let frames = self.slots.len();
+        let mut map = self.scores(head);
+        map.chunks_exact_mut(frames).for_each(softmax);
+        standardise(&mut map, frames);
+        let mut mirrored = vec![0f32; frames + MEDIAN - 1];
+        map.chunks_exact_mut(frames).for_each(|row| smooth(row, &mut mirrored));
+        map
+    }
+
+    #[inline(always)]
+    fn scores(self, head: usize) -> Vec<f32> {
+        let Self { q, k, slots, scale } = self;
+        // Rows of a tile side by side, the last tile filled up with zeros.
+        let mut queries = vec![[0f32; ROWS]; q.rows.div_ceil(ROWS) * q.width];
+        for row in 0..q.rows {
+            let tile = &mut queries[row / ROWS * q.width..][..q.width];
+            for (wide, stored) in tile.iter_mut().zip(q.head(row, head)) {
+                wide[row % ROWS] = stored.widen() * scale;
+            }
+        }
+        let mut scores = vec![0f32; q.rows * slots.len()];
+        let mut keys = vec![[0f32; LANES]; q.width];
+        for (tile, tile_slots) in slots.chunks(LANES).enumerate() {
+            for (lane, slot) in tile_slots.iter().enumerate() {
+                let key = &k[(slot * q.heads + head) * q.width..][..q.width];
+                keys.iter_mut().zip(key).for_each(|(wide, stored)| wide[lane] = stored.widen());
+            }
+            for first in (0..q.rows).step_by(ROWS) {
+                let sums = products(&queries[first / ROWS * q.width..][..q.width], &keys);
+                for (sums, row) in sums.iter().zip(first..q.rows) {
+                    let at = row * slots.len() + tile * LANES;
+                    scores[at..][..tile_slots.len()].copy_from_slice(&sums[..tile_slots.len()]);
+                }
+            }
+        }
+        scores
+    }
+}
+
+#[inline(always)]
+fn products(queries: &[[f32; ROWS]], keys: &[[f32; LANES]]) -> [[f32; LANES]; ROWS] {
+    let mut sums = [[0f32; LANES]; ROWS];
+    for (query, key) in queries.iter().zip(keys) {
+        for row in 0..ROWS {
+            for lane in 0..LANES {
+                sums[row][lane] += query[row] * key[lane];
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn softmax(row: &mut [f32]) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|value| *value = (*value - largest).exp());
+    let share = 1.0 / row.iter().sum::<f32>();
+    row.iter_mut().for_each(|value| *value *= share);
+}
+
+/// Brings every column to mean 0 and deviation 1. In f64, because probabilities go down to where their squares are 0
+/// in f32. Counted from the first row's value, so that the deviation of a constant column is 0 and not a rounding
+/// error.
+#[inline(always)]
+fn standardise(map: &mut [f32], frames: usize) {
+    let rows = (map.len() / frames) as f64;
+    let first = map[..frames].to_vec();
+    let from_first = |value: f32, first: f32| f64::from(value) - f64::from(first);
+    let mut mean = vec![0f64; frames];
+    for row in map.chunks_exact(frames) {
+        for frame in 0..frames {
+            mean[frame] += from_first(row[frame], first[frame]);
+        }
+    }
+    mean.iter_mut().for_each(|mean| *mean /= rows);
+    let mut factor = vec![0f64; frames];
+    for row in map.chunks_exact(frames) {
+        for frame in 0..frames {
+            let deviation = from_first(row[frame], first[frame]) - mean[frame];
+            factor[frame] += deviation * deviation;
+        }
+    }
+    for factor in &mut factor {
+        let deviation = (*factor / rows).sqrt();
+        // The reference divides by zero here, and its path is lost from this frame on.
+        *factor = if deviation == 0.0 { 0.0 } else { 1.0 / deviation };
+    }
+    for row in map.chunks_exact_mut(frames) {
+        for frame in 0..frames {
+            row[frame] = ((from_first(row[frame], first[frame]) - mean[frame]) * factor[frame]) as f32;
+        }
+    }
+}
+
+/// The running median. A row too short to be mirrored stays as it is. `mirrored`: room for the row and half a median
+/// at both ends.
+#[inline(always)]
+fn smooth(row: &mut [f32], mirrored: &mut [f32]) {
+    const HALF: usize = MEDIAN / 2;
+    let frames = row.len();
+    if frames <= HALF {
+        return;
+    }
+    mirrored[HALF..][..frames].copy_from_slice(row);
+    for distance in 1..=HALF {
+        mirrored[HALF - distance] = row[distance];
+        mirrored[HALF + frames - 1 + distance] = row[frames - 1 - distance];
+    }
+    let (tiles, rest) = row.as_chunks_mut::<LANES>();
+    for (tile, medians) in tiles.iter_mut().enumerate() {
+        *medians = median(std::array::from_fn(|place| {
+            std::array::from_fn(|lane| mirrored[tile * LANES + place + lane])
+        }));
+    }
+    let done = tiles.len() * LANES;
+    for (frame, value) in rest.iter_mut().enumerate() {
+        [*value] = median(std::array::from_fn(|place| [mirrored[done + frame + place]]));
+    }
+}
+
+/// The median of seven numbers in each lane, by exchanges that do not depend on the numbers
+/// (N. Devillard, "Fast median search", 1998).
+#[inline(always)]
+fn median<const WIDTH: usize>(mut values: [[f32; WIDTH]; MEDIAN]) -> [f32; WIDTH] {
+    const EXCHANGES: [(usize, usize); 13] = [
+        (0, 5),
+        (0, 3),
+        (1, 6),
+        (2, 4),
+        (0, 1),
+        (3, 5),
+        (2, 6),
+        (2, 3),
+        (3, 6),
+        (4, 5),
+        (1, 4),
+        (1, 3),
+        (3, 4),
+    ];
+    for (low, high) in EXCHANGES {
+        for lane in 0..WIDTH {
+            let (a, b) = (values[low][lane], values[high][lane]);
+            values[low][lane] = if a < b { a } else { b };
+            values[high][lane] = if a < b { b } else { a };
+        }
+    }
+    values[MEDIAN / 2]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is right for all zeros and ones is right for all numbers (Knuth, volume 3, 5.3.4, theorem Z).
+    #[test]
+    fn the_median_is_right_for_all_zeros_and_ones() {
+        for bits in 0..1u32 << MEDIAN {
+            let values: [[f32; 1]; MEDIAN] = std::array::from_fn(|place| [(bits >> place & 1) as f32]);
+            let expected = f32::from(u8::from(bits.count_ones() as usize > MEDIAN / 2));
+            assert_eq!(median(values), [expected], "{bits:07b}");
+        }
+    }
+}
