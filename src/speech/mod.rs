@@ -3,7 +3,9 @@
 //!
 //! Reference: openai/whisper, `whisper/transcribe.py` and `whisper/decoding.py`. Knows no HTTP and no tensor.
 
+pub mod subtitles;
 pub mod vad;
+pub mod words;
 
 /// What a transcription is asked to do. The defaults are those of openai/whisper's `transcribe`.
 #[derive(Debug, Clone, PartialEq)]
