@@ -511,7 +511,7 @@ impl Engine {
         };
         let span = &sequence.media[index];
         let tokens = &sequence.tokens[span.rows.clone()];
-        let rows = tokens.iter().filter(|&&token| token == self.batcher.placeholder).count();
+        let rows = tokens.iter().filter(|&&token| Some(token) == self.batcher.placeholder).count();
         let Picture { width, height, rgb, .. } = pixels;
         let pixels = Tensor::from_vec(rgb, (height, width, 3), &self.batcher.device)?;
         Ok(Features { key: span.key, rows, tensor: self.preprocess.run(Medium::Picture(&pixels))? })

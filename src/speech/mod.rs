@@ -3,9 +3,20 @@
 //!
 //! Reference: openai/whisper, `whisper/transcribe.py` and `whisper/decoding.py`. Knows no HTTP and no tensor.
 
+mod decode;
+mod seek;
 pub mod subtitles;
+mod transcribe;
 pub mod vad;
+mod vocabulary;
 pub mod words;
+
+pub use self::{
+    decode::{Attempt, Decoded, compression_ratio},
+    seek::{Clip, Listen, Step, Walk, Window},
+    transcribe::{SpeechError, Transcriber, Transcription},
+    vocabulary::Vocabulary,
+};
 
 /// What a transcription is asked to do. The defaults are those of openai/whisper's `transcribe`.
 #[derive(Debug, Clone, PartialEq)]

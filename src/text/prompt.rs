@@ -56,6 +56,12 @@ pub enum TextError {
         /// Why.
         error: std::io::Error,
     },
+    /// The tokenizer lacks a token that models of its kind have.
+    #[error("the tokenizer has no token {name}")]
+    NoToken {
+        /// Its text.
+        name: String,
+    },
     /// Tokenizer and configuration disagree.
     #[error("the tokenizer has no token {id}, which config.json uses for pictures")]
     NoPlaceholder {
