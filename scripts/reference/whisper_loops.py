@@ -341,7 +341,7 @@ def written():
         Written(*[(short, *good)] * 2, back=True),
         {"clip_timestamps": [1.0, 9.0, 2.0, 6.0]},
     )
-    # a jump past the end of a clip is not taken back when the next begins
+    # the next clip begins at its own start, though the window before went further
     jump = [t(0), *hello, t(8), t(8), *thanks]
     yield (
         "clip_jumped_over",
