@@ -88,6 +88,48 @@ class Tiny(wmodel.Whisper):
         return len(WHISPER_LANGS)
 
 
+def use_tokenizer(encoding):
+    """Makes the package take the tiny checkpoint's tokenizer wherever it asks for one."""
+
+    def get_tokenizer(multilingual, *, num_languages=99, language=None, task=None):
+        return wtok.Tokenizer(
+            encoding=encoding,
+            num_languages=len(WHISPER_LANGS),
+            language=language or "en",
+            task=task or "transcribe",
+        )
+
+    for module in (wdec, sys.modules["whisper.transcribe"], wtok):
+        module.get_tokenizer = get_tokenizer
+    return get_tokenizer
+
+
+def load_model(path, cfg, gen, kind=Tiny):
+    """The checkpoint's weights in the package's own model."""
+    model = kind(
+        wmodel.ModelDimensions(
+            n_mels=80,
+            n_audio_ctx=1500,
+            n_audio_state=cfg["d_model"],
+            n_audio_head=4,
+            n_audio_layer=2,
+            n_vocab=cfg["vocab_size"],
+            n_text_ctx=448,
+            n_text_state=cfg["d_model"],
+            n_text_head=4,
+            n_text_layer=2,
+        )
+    )
+    missing = model.load_state_dict(convert(load_file(str(path / "model.safetensors"))), strict=False)
+    assert not missing.unexpected_keys, missing
+    assert set(missing.missing_keys) <= {"decoder.mask"}, missing
+    heads = torch.zeros(2, 4, dtype=torch.bool)
+    for layer, head in gen["alignment_heads"]:
+        heads[layer, head] = True
+    model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
+    return model.eval()
+
+
 class Watch:
     """Smallest gaps met while decoding, so that a reader knows how safe the tokens are."""
 
@@ -128,44 +170,14 @@ def run(recorder, write_json, sound_pattern):
     cfg = rec.config
     encoding = build_encoding(json.loads((rec.path / "tokenizer.json").read_text()))
 
-    def get_tokenizer(multilingual, *, num_languages=99, language=None, task=None):
-        return wtok.Tokenizer(
-            encoding=encoding,
-            num_languages=len(WHISPER_LANGS),
-            language=language or "en",
-            task=task or "transcribe",
-        )
-
     wtranscribe = sys.modules["whisper.transcribe"]
-    for module in (wdec, wtranscribe, wtok):
-        module.get_tokenizer = get_tokenizer
+    get_tokenizer = use_tokenizer(encoding)
     watch = Watch()
     tokenizer = get_tokenizer(True)
     for text in ("hello world, this is a test", " thank you for listening!", "l'été 2024 — ok"):
         assert encoding.encode(text) == rec.tok.encode(text, add_special_tokens=False).ids, text
 
-    dims = wmodel.ModelDimensions(
-        n_mels=80,
-        n_audio_ctx=1500,
-        n_audio_state=cfg["d_model"],
-        n_audio_head=4,
-        n_audio_layer=2,
-        n_vocab=cfg["vocab_size"],
-        n_text_ctx=448,
-        n_text_state=cfg["d_model"],
-        n_text_head=4,
-        n_text_layer=2,
-    )
-    model = Tiny(dims)
-    state = load_file(str(rec.path / "model.safetensors"))
-    missing = model.load_state_dict(convert(state), strict=False)
-    assert not missing.unexpected_keys, missing
-    assert set(missing.missing_keys) <= {"decoder.mask"}, missing
-    heads = torch.zeros(2, 4, dtype=torch.bool)
-    for layer, head in rec.gen["alignment_heads"]:
-        heads[layer, head] = True
-    model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
-    model.eval()
+    model = load_model(rec.path, cfg, rec.gen)
     hf = transformers.WhisperForConditionalGeneration.from_pretrained(
         rec.path, attn_implementation="eager"
     ).eval()
