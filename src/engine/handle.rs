@@ -13,6 +13,7 @@ use super::{
     cache::{Index, Pin},
     pages::Key,
     scheduler::FinishReason,
+    sequence::SeqId,
 };
 use crate::request::Request;
 
@@ -105,6 +106,8 @@ pub(super) enum Command {
 
 /// A request with its way back.
 pub(super) struct Submission {
+    /// Those with smaller ones go first.
+    pub(super) id: SeqId,
     pub(super) request: Request,
     pub(super) events: mpsc::UnboundedSender<Event>,
     /// Its place in the queue, given up when it starts to run; a part of work that was accepted has none.
@@ -121,6 +124,8 @@ pub struct Handle {
     pub(super) status: Arc<Status>,
     pub(super) context: usize,
     pub(super) sequences: usize,
+    /// The number of the next place.
+    pub(super) next: Arc<AtomicU64>,
 }
 
 /// A place in an engine's queue, for one request. Dropping it gives it up.
@@ -128,7 +133,14 @@ pub struct Handle {
 pub struct Place {
     handle: Handle,
     permit: OwnedSemaphorePermit,
+    /// Its number: all parts of its work go before those of later places.
+    number: u64,
+    /// Parts so far.
+    parts: AtomicU64,
 }
+
+/// Parts that a place's work can have: more than the steps of a beam search through a day of sound.
+const MOST_PARTS: u64 = 1 << 24;
 
 impl Place {
     /// Queues the request.
@@ -136,7 +148,8 @@ impl Place {
     /// # Errors
     /// When the engine has stopped.
     pub fn submit(self, request: Request) -> Result<Events, Refused> {
-        self.handle.send(request, Some(self.permit))
+        let id = self.name();
+        self.handle.send(id, request, Some(self.permit))
     }
 
     /// Queues a part of larger work, which keeps the place until it is done.
@@ -144,7 +157,11 @@ impl Place {
     /// # Errors
     /// When the engine has stopped.
     pub fn submit_part(&self, request: Request) -> Result<Events, Refused> {
-        self.handle.send(request, None)
+        self.handle.send(self.name(), request, None)
+    }
+
+    fn name(&self) -> SeqId {
+        SeqId(self.number * MOST_PARTS + self.parts.fetch_add(1, Relaxed))
     }
 }
 
@@ -172,7 +189,8 @@ impl Handle {
             return Err(Refused::Stopped);
         }
         let permit = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| self.busy())?;
-        Ok(Place { handle: self.clone(), permit })
+        let number = self.next.fetch_add(1, Relaxed);
+        Ok(Place { handle: self.clone(), permit, number, parts: AtomicU64::new(0) })
     }
 
     /// Queues a request that is ready.
@@ -183,9 +201,14 @@ impl Handle {
         self.reserve()?.submit(request)
     }
 
-    fn send(&self, request: Request, place: Option<OwnedSemaphorePermit>) -> Result<Events, Refused> {
+    fn send(
+        &self,
+        id: SeqId,
+        request: Request,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<Events, Refused> {
         let (events, receiver) = mpsc::unbounded_channel();
-        let submission = Submission { request, events, place };
+        let submission = Submission { id, request, events, place };
         self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refused::Stopped)?;
         Ok(Events { receiver })
     }

@@ -13,7 +13,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::Ordering::Relaxed,
+        atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{self, Receiver, RecvTimeoutError},
     },
     thread,
@@ -101,6 +101,7 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
         status,
         context: config.context.min(config.pages * config.page_size),
         sequences: config.limits.sequences,
+        next: Arc::new(AtomicU64::new(1)),
     })
 }
 
@@ -118,7 +119,6 @@ struct Engine {
     /// Places in the queue that are free; all of them when no request is anywhere.
     queue: Arc<Semaphore>,
     queue_size: usize,
-    next: SeqId,
     draining: bool,
     /// Rows of a memory, for a network whose text attends to one.
     memory_rows: usize,
@@ -178,7 +178,6 @@ impl Engine {
             status,
             queue,
             queue_size: config.queue,
-            next: SeqId(0),
             draining: false,
         })
     }
@@ -229,8 +228,8 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => {
-                let Submission { request, events, place } = *submission;
-                self.submit(request, events, place);
+                let Submission { id, request, events, place } = *submission;
+                self.submit(id, request, events, place);
             }
             Command::Drain => self.draining = true,
         }
@@ -238,12 +237,11 @@ impl Engine {
 
     fn submit(
         &mut self,
+        id: SeqId,
         request: Request,
         events: UnboundedSender<Event>,
         place: Option<OwnedSemaphorePermit>,
     ) {
-        let id = self.next;
-        self.next = SeqId(id.0 + 1);
         let spans = request.prompt.spans.into_iter().zip(&request.media);
         let spans = spans.map(|(rows, medium)| Span { rows, key: medium.key }).collect();
         let tokens = request.prompt.tokens;
@@ -647,7 +645,7 @@ impl Engine {
             readout: Readout::Answer,
         };
         let (events, mut receiver) = unbounded_channel();
-        self.submit(request, events, None);
+        self.submit(SeqId(0), request, events, None);
         while !self.scheduler.is_idle() {
             let events = self.step();
             self.deliver(events);

@@ -97,11 +97,16 @@ impl Scheduler {
             && (1..sequence.most).contains(&sequence.tokens.len())
     }
 
-    /// Adds a sequence behind all others. It must [fit](Self::fits).
+    /// Adds a sequence behind all with smaller names. It must [fit](Self::fits), and its name be its own.
     pub fn submit(&mut self, sequence: Sequence) {
         debug_assert!(self.fits(&sequence));
-        debug_assert!(self.names().all(|id| id < sequence.id), "names must rise");
-        self.waiting.push_back(sequence);
+        debug_assert!(self.names().all(|id| id != sequence.id), "a name is given twice");
+        self.wait(sequence);
+    }
+
+    fn wait(&mut self, sequence: Sequence) {
+        let at = self.waiting.partition_point(|other| other.id < sequence.id);
+        self.waiting.insert(at, sequence);
     }
 
     /// Removes a sequence and frees its pages.
@@ -193,8 +198,7 @@ impl Scheduler {
         let Some(mut sequence) = self.running.pop() else { return };
         self.free(&mut sequence);
         self.preemptions += 1;
-        let at = self.waiting.partition_point(|other| other.id < sequence.id);
-        self.waiting.insert(at, sequence);
+        self.wait(sequence);
     }
 
     /// Starts waiting sequences in order, as long as all their rows have pages.

@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::pages::{Key, Page};
 
-/// Names a sequence. Later requests have larger numbers.
+/// Names a sequence. Smaller ones go first; requests that are accepted later have larger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId(pub u64);
 

@@ -22,8 +22,6 @@ pub struct Decoded {
     pub tokens: Vec<u32>,
     /// Natural logarithm of the probability of each.
     pub logprobs: Vec<f32>,
-    /// Their text, without white space around it.
-    pub text: String,
     /// What was tried.
     pub temperature: f32,
     /// Mean of `logprobs`, the end included.
@@ -123,7 +121,7 @@ impl Job {
             self.sample(heard, &initial, most, &rules, attempt, no_speech.is_none()).await?
         };
         let no_speech_prob = no_speech.or(found).ok_or(SpeechError::Nothing)?;
-        self.decoded(best, attempt.temperature, no_speech_prob)
+        Ok(self.decoded(best, attempt.temperature, no_speech_prob))
     }
 
     /// When each word of `text`, ids of a window's transcript, is said within the first `frames` of the window.
@@ -386,20 +384,17 @@ impl Job {
         }
     }
 
-    fn decoded(&self, answer: Answer, temperature: f32, no_speech_prob: f64) -> Result<Decoded, SpeechError> {
+    fn decoded(&self, answer: Answer, temperature: f32, no_speech_prob: f64) -> Decoded {
         let (tokens, logprobs): (Vec<u32>, Vec<f32>) =
             answer.tokens.iter().map(|drawn| (drawn.id, drawn.logprob)).unzip();
-        let text = self.vocabulary.decode(&tokens)?;
-        let text = words::strip(&text).to_owned();
-        Ok(Decoded {
+        Decoded {
             avg_logprob: answer.sum() / (tokens.len() + 1) as f64,
-            compression_ratio: compression_ratio(&text),
-            text,
+            compression_ratio: compression_ratio(words::strip(&self.vocabulary.decode_control(&tokens))),
             tokens,
             logprobs,
             temperature,
             no_speech_prob,
-        })
+        }
     }
 }
 

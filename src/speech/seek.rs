@@ -279,7 +279,7 @@ impl<'a, L: Listen> Walk<'a, L> {
         // What follows the last pair was not finished; the next window begins there.
         let next = match single_end {
             true => seek + size,
-            false => seek + self.vocabulary.mark(tokens[first - 1]) * FRAMES_PER_MARK,
+            false => seek + self.vocabulary.mark(tokens[first - 1]).max(0) as usize * FRAMES_PER_MARK,
         };
         Ok(Cut { segments, single_end, next: if next > seek { next } else { seek + size } })
     }

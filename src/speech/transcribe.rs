@@ -232,7 +232,7 @@ impl Run<'_> {
         let parallel = self.is_parallel();
         let (peak, spans) = ears.survey(parallel.then(|| options.vad.clone())).await?;
         let ear = |peak| Ear { job: &self.job, ears: &ears, peak, language: String::new() };
-        let language = self.language(&ear(Some(peak)), content).await?;
+        let language = self.language(&ear(Some(peak))).await?;
         let duration = self.recording.seconds();
         let ear = Ear { language: language.clone(), ..ear((!parallel).then_some(peak)) };
         let (text, segments) = match spans {
@@ -257,13 +257,11 @@ impl Run<'_> {
     }
 
     /// The language that was asked for, or the one that is heard first.
-    async fn language(&self, ear: &Ear<'_>, content: usize) -> Result<String, SpeechError> {
+    async fn language(&self, ear: &Ear<'_>) -> Result<String, SpeechError> {
         let known = self.transcriber.can_translate();
         let (code, probability) = match &self.job.options.language {
             _ if !known => ("en".to_owned(), 1.0),
             Some(code) => (code.clone(), 1.0),
-            // There is nothing to hear.
-            None if content == 0 => ("en".to_owned(), 0.0),
             None => {
                 // As in the reference: what follows the recording is silence, while windows end in nothing at all.
                 let heard = ear.ears.hear(0..WINDOW, ear.peak).await?;

@@ -135,6 +135,14 @@ impl Vocabulary {
         self.tokenizer.decode(&text)
     }
 
+    /// The text of ids in front of the marks of time, control ids by their names: what the reference's rule for
+    /// repetition sees.
+    pub fn decode_control(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> =
+            ids.iter().filter(|&&id| !self.is_mark(id)).flat_map(|&id| self.bytes(id)).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// The bytes of an id that is text; of others their name.
     pub fn bytes(&self, id: u32) -> Vec<u8> {
         let token = self.tokenizer.token(id).unwrap_or_default();
@@ -159,9 +167,10 @@ impl Vocabulary {
         id >= self.marks.start
     }
 
-    /// Of a mark, how many marks lie in front of it.
-    pub fn mark(&self, id: u32) -> usize {
-        (id - self.marks.start) as usize
+    /// Of a mark, how many marks lie in front of it. Without marks in the prompt nothing keeps a model from writing text
+    /// where one should be: that is less than none, as in the reference.
+    pub fn mark(&self, id: u32) -> i64 {
+        i64::from(id) - i64::from(self.marks.start)
     }
 }
 

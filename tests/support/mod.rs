@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 pub mod server;
+pub mod speech;
 
 use std::{collections::HashMap, fs, path::PathBuf};
 
@@ -16,6 +17,10 @@ pub fn fixtures() -> PathBuf {
 
 pub fn llava() -> PathBuf {
     fixtures().join("llava")
+}
+
+pub fn whisper() -> PathBuf {
+    fixtures().join("whisper")
 }
 
 pub fn load(folder: PathBuf, dtype: DType, fit: Option<Fit>) -> Loaded {
@@ -42,6 +47,38 @@ pub fn pattern(width: usize, height: usize) -> Tensor {
         }
     }
     Tensor::from_vec(pixels, (height, width, 3), &Device::Cpu).unwrap()
+}
+
+/// The generated sound of the reference, described in `scripts/reference/README.md`: 16 kHz, 16 bits.
+pub fn sound_pattern(samples: usize) -> Vec<i16> {
+    const LOUD: i64 = 6000;
+    let triangle = |i: i64, period: i64| {
+        let phase = i % period;
+        let slope = (phase * 4 * LOUD).div_euclid(period);
+        if phase * 2 < period { slope - LOUD } else { 3 * LOUD - slope }
+    };
+    let mut state: u32 = 12_345;
+    let sample = |i: i64| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let noise = i64::from((state >> 16) % 8192) - 4096;
+        let part = i / 8000;
+        let period = 40 + 13 * (part % 11);
+        let base = match (part * 7 + 3) % 5 {
+            0 => 0,
+            3 => noise,
+            4 => (triangle(i, period) + triangle(i, period / 3)).div_euclid(2),
+            _ => triangle(i, period),
+        };
+        let envelope = (i % 8000).min(8000 - i % 8000);
+        (base * envelope).div_euclid(4000) as i16
+    };
+    (0..samples as i64).map(sample).collect()
+}
+
+/// The samples of a 16-bit wav file under `tests/fixtures/inputs` with the shortest header.
+pub fn wav(name: &str) -> Vec<i16> {
+    let file = fs::read(fixtures().join("inputs").join(name)).unwrap();
+    file[44..].chunks_exact(2).map(|pair| i16::from_le_bytes([pair[0], pair[1]])).collect()
 }
 
 #[derive(Debug, Deserialize)]
