@@ -8,7 +8,7 @@ use flate2::{Compression, write::ZlibEncoder};
 use futures_util::future::try_join_all;
 use percept_models::nn::sample::Drawn;
 
-use super::{Options, SpeechError, Suppress, Task, Vocabulary, words};
+use super::{Options, SpeechError, Task, Vocabulary, words};
 use crate::{
     engine::{Alignment, Event, Key, Place},
     media::sound::Sound,
@@ -217,11 +217,7 @@ impl Job {
     fn rules(&self) -> Rules {
         let vocabulary = &self.vocabulary;
         let timestamps = !self.options.without_timestamps;
-        let listed = match &self.options.suppress {
-            Suppress::NonSpeech => vocabulary.suppressed(None),
-            Suppress::Ids(ids) => vocabulary.suppressed(Some(ids)),
-            Suppress::Nothing => Arc::default(),
-        };
+        let listed = vocabulary.suppressed(&self.options.suppress);
         let unmarked = timestamps.then_some(vocabulary.no_timestamps);
         Rules {
             suppress: listed.iter().copied().chain(unmarked).collect(),

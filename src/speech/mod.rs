@@ -125,6 +125,8 @@ pub enum Task {
 pub enum Suppress {
     /// The model's list of tokens that are no speech, and control tokens.
     NonSpeech,
+    /// Those, and these.
+    NonSpeechAnd(Vec<u32>),
     /// These, and control tokens.
     Ids(Vec<u32>),
     /// None.

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc};
 use percept_models::{Checkpoint, SpeechInfo};
 use serde::Deserialize;
 
+use super::Suppress;
 use crate::text::{TextError, Tokenizer, TokenizerError};
 
 /// Seconds from one mark of time to the next.
@@ -150,10 +151,15 @@ impl Vocabulary {
         bytes.filter(|_| id < self.end).unwrap_or_else(|| token.into_bytes())
     }
 
-    /// Ids that are never drawn: those of `ids`, or else all that are no speech; control ids besides.
-    pub fn suppressed(&self, ids: Option<&[u32]>) -> Arc<[u32]> {
-        let listed = ids.unwrap_or(&self.non_speech).iter().copied();
-        let all: BTreeSet<u32> = listed.chain(self.control.iter().copied()).collect();
+    /// Ids that are never drawn, in rising order: those asked for, and with any of them those that control.
+    pub fn suppressed(&self, suppress: &Suppress) -> Arc<[u32]> {
+        let (non_speech, listed) = match suppress {
+            Suppress::NonSpeech => (self.non_speech.as_slice(), [].as_slice()),
+            Suppress::NonSpeechAnd(ids) => (self.non_speech.as_slice(), ids.as_slice()),
+            Suppress::Ids(ids) => ([].as_slice(), ids.as_slice()),
+            Suppress::Nothing => return Arc::default(),
+        };
+        let all: BTreeSet<u32> = non_speech.iter().chain(listed).chain(&self.control).copied().collect();
         all.into_iter().collect()
     }
 
@@ -260,9 +266,9 @@ mod tests {
         let published: Published =
             Checkpoint::new(folder).json("generation_config.json").unwrap().unwrap();
         let vocabulary = vocabulary();
-        assert_eq!(*vocabulary.suppressed(None), *published.suppress_tokens);
+        assert_eq!(*vocabulary.suppressed(&Suppress::NonSpeech), *published.suppress_tokens);
         assert_eq!(**vocabulary.blank(), *published.begin_suppress_tokens);
-        assert_eq!(*vocabulary.suppressed(Some(&[7])), [7, 401, 410, 411, 412, 413, 414]);
+        assert_eq!(*vocabulary.suppressed(&Suppress::Ids(vec![7])), [7, 401, 410, 411, 412, 413, 414]);
     }
 
     #[test]
