@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// For each head of `head_set`: `softmax(scale * q kᵀ)` over the first `frames` positions, each frame standardised over
-/// the rows (mean 0, population deviation 1), a running median of [`MEDIAN`] frames that mirrors the row at its ends.
+/// the rows (mean 0, population deviation 1), a running median of 7 frames that mirrors the row at its ends.
 /// Returns the sum over the heads, f32 `[rows, frames]`.
 ///
 /// - `q`: `[rows, heads, head_dim]` of one sequence, f32, f16 or bf16; heads adjacent, rows may lie apart

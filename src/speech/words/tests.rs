@@ -102,8 +102,8 @@ fn eot() -> u32 {
 fn words_are_split_as_the_reference_splits_them() {
     let (decode, eot) = (decoder(), eot());
     for case in cases("splits") {
-        let (language, tokens, words, pieces): (String, Vec<u32>, Vec<(String, usize)>, Vec<u32>) =
-            from(&case);
+        type Case = (String, Vec<u32>, Vec<(String, usize)>, Vec<u32>);
+        let (language, tokens, words, pieces): Case = from(&case);
         let found = split_words(&tokens, &decode, &language, eot);
         let counted: Vec<(String, usize)> =
             found.iter().map(|(word, tokens)| (word.clone(), tokens.len())).collect();
@@ -249,7 +249,8 @@ fn the_tiny_checkpoints_segment_is_the_references() {
 fn punctuation_is_merged_as_the_reference_merges_it() {
     let mut merged = 0;
     for case in cases("punctuation") {
-        let (words, counts, expected): (Vec<String>, Vec<usize>, Vec<(String, Vec<u32>)>) = from(&case);
+        type Case = (Vec<String>, Vec<usize>, Vec<(String, Vec<u32>)>);
+        let (words, counts, expected): Case = from(&case);
         let mut next = 0;
         let mut timings: Vec<WordTiming> = Vec::new();
         for (word, count) in words.iter().zip(counts) {
