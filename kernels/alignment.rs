@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// For each head of `head_set`: `softmax(scale * q kᵀ)` over the first `frames` positions, each frame standardised over
-/// the rows (mean 0, population deviation 1), a running median of [`MEDIAN`] frames that mirrors the row at its ends.
+/// the rows (mean 0, population deviation 1), a running median of 7 frames that mirrors the row at its ends.
 /// Returns the sum over the heads, f32 `[rows, frames]`.
 ///
 /// - `q`: `[rows, heads, head_dim]` of one sequence, f32, f16 or bf16; heads adjacent, rows may lie apart
@@ -259,43 +259,49 @@ fn smooth(row: &mut [f32], mirrored: &mut [f32]) {
     }
     let (tiles, rest) = row.as_chunks_mut::<LANES>();
     for (tile, medians) in tiles.iter_mut().enumerate() {
-        *medians = median(std::array::from_fn(|place| {
-            std::array::from_fn(|lane| mirrored[tile * LANES + place + lane])
-        }));
+        *medians = median(&mirrored[tile * LANES..]);
     }
     let done = tiles.len() * LANES;
     for (frame, value) in rest.iter_mut().enumerate() {
-        [*value] = median(std::array::from_fn(|place| [mirrored[done + frame + place]]));
+        [*value] = median(&mirrored[done + frame..]);
     }
 }
 
-/// The median of seven numbers in each lane, by exchanges that do not depend on the numbers
-/// (N. Devillard, "Fast median search", 1998).
+/// Medians of the first seven numbers, of seven from the second on, and so forth; by exchanges that do not depend on
+/// the numbers (N. Devillard, "Fast median search", 1998).
 #[inline(always)]
-fn median<const WIDTH: usize>(mut values: [[f32; WIDTH]; MEDIAN]) -> [f32; WIDTH] {
-    const EXCHANGES: [(usize, usize); 13] = [
-        (0, 5),
-        (0, 3),
-        (1, 6),
-        (2, 4),
-        (0, 1),
-        (3, 5),
-        (2, 6),
-        (2, 3),
-        (3, 6),
-        (4, 5),
-        (1, 4),
-        (1, 3),
-        (3, 4),
-    ];
-    for (low, high) in EXCHANGES {
-        for lane in 0..WIDTH {
-            let (a, b) = (values[low][lane], values[high][lane]);
-            values[low][lane] = if a < b { a } else { b };
-            values[high][lane] = if a < b { b } else { a };
-        }
+fn median<const COUNT: usize>(row: &[f32]) -> [f32; COUNT] {
+    let from = |place: usize| -> [f32; COUNT] {
+        let mut numbers = [0f32; COUNT];
+        numbers.copy_from_slice(&row[place..][..COUNT]);
+        numbers
+    };
+    let [mut a, mut b, mut c, mut d] = [from(0), from(1), from(2), from(3)];
+    let [mut e, mut f, mut g] = [from(4), from(5), from(6)];
+    exchange(&mut a, &mut f);
+    exchange(&mut a, &mut d);
+    exchange(&mut b, &mut g);
+    exchange(&mut c, &mut e);
+    exchange(&mut a, &mut b);
+    exchange(&mut d, &mut f);
+    exchange(&mut c, &mut g);
+    exchange(&mut c, &mut d);
+    exchange(&mut d, &mut g);
+    exchange(&mut e, &mut f);
+    exchange(&mut b, &mut e);
+    exchange(&mut b, &mut d);
+    exchange(&mut d, &mut e);
+    d
+}
+
+/// In each place, the smaller number to the first.
+#[inline(always)]
+fn exchange<const COUNT: usize>(first: &mut [f32; COUNT], second: &mut [f32; COUNT]) {
+    for place in 0..COUNT {
+        let (a, b) = (first[place], second[place]);
+        first[place] = if a < b { a } else { b };
+        second[place] = if a < b { b } else { a };
     }
-    values[MEDIAN / 2]
 }
 
 #[cfg(test)]
@@ -306,9 +312,9 @@ mod tests {
     #[test]
     fn the_median_is_right_for_all_zeros_and_ones() {
         for bits in 0..1u32 << MEDIAN {
-            let values: [[f32; 1]; MEDIAN] = std::array::from_fn(|place| [(bits >> place & 1) as f32]);
+            let values: [f32; MEDIAN] = std::array::from_fn(|place| (bits >> place & 1) as f32);
             let expected = f32::from(u8::from(bits.count_ones() as usize > MEDIAN / 2));
-            assert_eq!(median(values), [expected], "{bits:07b}");
+            assert_eq!(median::<1>(&values), [expected], "{bits:07b}");
         }
     }
 }

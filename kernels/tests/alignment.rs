@@ -30,7 +30,9 @@ fn wide(tensor: &Tensor) -> Vec<f64> {
 fn standardised(column: &[f64]) -> Vec<f64> {
     let mean = column.iter().sum::<f64>() / column.len() as f64;
     let variance = column.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / column.len() as f64;
-    column.iter().map(|value| (value - mean) / variance.sqrt()).collect()
+    // A single frame has all the attention of every row.
+    let deviation = if variance == 0.0 { 1.0 } else { variance.sqrt() };
+    column.iter().map(|value| (value - mean) / deviation).collect()
 }
 
 /// The median of seven, the row mirrored at its ends.

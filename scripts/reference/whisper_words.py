@@ -183,6 +183,61 @@ def punctuation(rng):
     return cases
 
 
+# -- corrections ----------------------------------------------------------------------
+
+
+def corrections(rng):
+    """Few words in short segments, so that every one of the package's corrections is often needed."""
+    cases = []
+    original = wtiming.find_alignment
+    while len(cases) < 140:
+        timings, segments, time = [], [], rng.choice([0, 0, 10, 40])
+        for _ in range(rng.randint(1, 2)):
+            words = rng.randint(1, 3)
+            begin = time
+            for _ in range(words):
+                time += rng.choice([0, 0, 0, 30, 90])
+                start, time = time, time + rng.choice([2, 5, 10, 10, 15, 40, 100])
+                word = rng.choice([" a", " b", ".", "?", " c"])
+                timings.append([word, 1, start / 50, time / 50, 0.5])
+            shift = rng.choice([0, 0, 0.2, 0.4, 0.56, 0.7, 1.0, 2.0])
+            cut = rng.choice([0, 0, 0.2, 0.45, 0.56, 0.7, 1.0, 2.0])
+            start = round(begin / 50 + shift, 2)
+            segments.append([start, max(start, round(time / 50 - cut, 2)), words])
+        seek, last_speech = rng.choice([(0, 0.0), (0, 0.0), (1234, 12.1), (1234, 9.5)])
+        offset = seek / 100
+        given = [
+            {"seek": seek, "start": offset + a, "end": offset + b, "tokens": [1] * n} for a, b, n in segments
+        ]
+        before = [[s["start"], s["end"], len(s["tokens"])] for s in given]
+        aligned = [
+            wtiming.WordTiming(w, [1] * n, np.float64(a), np.float64(b), p) for w, n, a, b, p in timings
+        ]
+        wtiming.find_alignment = lambda *_, aligned=aligned, **__: aligned
+        wtiming.add_word_timestamps(
+            segments=given,
+            model=None,
+            tokenizer=EN,
+            mel=None,
+            num_frames=3000,
+            last_speech_timestamp=last_speech,
+        )
+        cases.append([seek, last_speech, before, timings, spoken(given)])
+    wtiming.find_alignment = original
+    return cases
+
+
+def spoken(segments):
+    return [
+        [
+            float(s["start"]),
+            float(s["end"]),
+            [[w["word"], float(w["start"]), float(w["end"]), w["probability"]] for w in s["words"]],
+        ]
+        for s in segments
+    ]
+
+
 # -- the loop ------------------------------------------------------------------------
 
 
@@ -307,14 +362,7 @@ class Loop:
         original, wtiming.find_alignment = wtiming.find_alignment, align
         wtiming.add_word_timestamps(segments=segments, last_speech_timestamp=last_speech_timestamp, **kwargs)
         wtiming.find_alignment = original
-        window["after"] = [
-            [
-                float(s["start"]),
-                float(s["end"]),
-                [[w["word"], float(w["start"]), float(w["end"]), w["probability"]] for w in s["words"]],
-            ]
-            for s in segments
-        ]
+        window["after"] = spoken(segments)
 
     def run(self):
         wtranscribe.log_mel_spectrogram = self.mel
@@ -356,7 +404,7 @@ class Loop:
 
 def loops(rng):
     cases = []
-    while len(cases) < 32:
+    while len(cases) < 26:
         try:
             cases.append(Loop(rng).run())
         except Stuck:  # the package would go round for ever
@@ -438,6 +486,7 @@ def main():
         "splits": splits(random.Random(2), vocabulary),
         "alignments": alignments(random.Random(3), vocabulary),
         "punctuation": punctuation(random.Random(4)),
+        "corrections": corrections(random.Random(7)),
         "loops": loops(random.Random(5)),
         "pieces": vocabulary,
     }

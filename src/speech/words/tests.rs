@@ -102,8 +102,8 @@ fn eot() -> u32 {
 fn words_are_split_as_the_reference_splits_them() {
     let (decode, eot) = (decoder(), eot());
     for case in cases("splits") {
-        let (language, tokens, words, pieces): (String, Vec<u32>, Vec<(String, usize)>, Vec<u32>) =
-            from(&case);
+        type Case = (String, Vec<u32>, Vec<(String, usize)>, Vec<u32>);
+        let (language, tokens, words, pieces): Case = from(&case);
         let found = split_words(&tokens, &decode, &language, eot);
         let counted: Vec<(String, usize)> =
             found.iter().map(|(word, tokens)| (word.clone(), tokens.len())).collect();
@@ -249,7 +249,8 @@ fn the_tiny_checkpoints_segment_is_the_references() {
 fn punctuation_is_merged_as_the_reference_merges_it() {
     let mut merged = 0;
     for case in cases("punctuation") {
-        let (words, counts, expected): (Vec<String>, Vec<usize>, Vec<(String, Vec<u32>)>) = from(&case);
+        type Case = (Vec<String>, Vec<usize>, Vec<(String, Vec<u32>)>);
+        let (words, counts, expected): Case = from(&case);
         let mut next = 0;
         let mut timings: Vec<WordTiming> = Vec::new();
         for (word, count) in words.iter().zip(counts) {
@@ -303,6 +304,54 @@ fn assert_spoken(found: &Segment, (start, end, words): &Spoken) {
     }
 }
 
+/// Start, end and text tokens of segments.
+type Before = Vec<(f64, f64, usize)>;
+/// Word, number of tokens, start, end and probability.
+type Timings = Vec<(String, usize, f64, f64, f64)>;
+
+fn segments(seek: usize, before: &Before) -> Vec<Segment> {
+    let segment = |&(start, end, count): &(f64, f64, usize)| {
+        // Times are no text.
+        segment(seek, start, end, [vec![60_000], vec![1; count], vec![60_050]].concat())
+    };
+    before.iter().map(segment).collect()
+}
+
+fn timings(timings: &Timings) -> Vec<WordTiming> {
+    let timing = |(word, count, start, end, probability): &(String, usize, f64, f64, f64)| WordTiming {
+        probability: *probability,
+        ..timing(word, vec![1; *count], *start, *end)
+    };
+    timings.iter().map(timing).collect()
+}
+
+#[test]
+fn times_are_corrected_as_the_reference_corrects_them() {
+    for case in cases("corrections") {
+        type Case = (usize, f64, Before, Timings, Vec<Spoken>);
+        let (seek, last_speech, before, words, after): Case = from(&case);
+        let mut segments = segments(seek, &before);
+        add_words(&mut segments, timings(&words), 50_257, last_speech);
+        segments.iter().zip(&after).for_each(|(found, expected)| assert_spoken(found, expected));
+    }
+}
+
+#[test]
+fn half_a_second_is_how_far_words_may_go_beyond_their_segment() {
+    let corrected = |start: f64, end: f64| {
+        let words = vec![timing(" a", vec![1], 0.0, 0.8), timing(" b", vec![1], 0.8, 1.6)];
+        let mut segments = [segment(0, start, end, vec![1, 1])];
+        add_words(&mut segments, words, 9, 0.0);
+        let [segment] = segments;
+        (segment.start, segment.words[0].start, segment.words[1].end, segment.end)
+    };
+    assert_eq!(corrected(0.45, 1.15), (0.0, 0.0, 1.6, 1.6));
+    let (start, first, last, end) = corrected(0.55, 1.05);
+    assert_eq!((start, end), (0.55, 1.05));
+    assert_near(first, 0.1, "a median before its end");
+    assert_near(last, 1.5, "a median after its start");
+}
+
 /// One window of the reference's loop.
 #[derive(serde::Deserialize)]
 struct Step {
@@ -311,33 +360,13 @@ struct Step {
     single_end: bool,
     next: usize,
     last_speech: f64,
-    /// Start, end and text tokens of each segment.
-    before: Vec<(f64, f64, usize)>,
-    timings: Vec<(String, usize, f64, f64, f64)>,
+    before: Before,
+    timings: Timings,
     after: Vec<Spoken>,
     kept: bool,
     left: usize,
     /// None at the end of the recording.
     following: Option<usize>,
-}
-
-impl Step {
-    fn segments(&self) -> Vec<Segment> {
-        let segment = |&(start, end, count): &(f64, f64, usize)| {
-            // Times are no text.
-            let tokens = [vec![60_000], vec![1; count], vec![60_050]].concat();
-            segment(self.seek, start, end, tokens)
-        };
-        self.before.iter().map(segment).collect()
-    }
-
-    fn timings(&self) -> Vec<WordTiming> {
-        let timing = |(word, count, start, end, probability): &(String, usize, f64, f64, f64)| WordTiming {
-            probability: *probability,
-            ..timing(word, vec![1; *count], *start, *end)
-        };
-        self.timings.iter().map(timing).collect()
-    }
 }
 
 #[test]
@@ -350,8 +379,8 @@ fn a_recording_goes_the_way_of_the_references_loop() {
         let mut last_speech = 0.0;
         for step in &steps {
             assert_near(last_speech, step.last_speech, "end of speech");
-            let mut segments = step.segments();
-            add_words(&mut segments, step.timings(), 50_257, last_speech);
+            let mut segments = segments(step.seek, &step.before);
+            add_words(&mut segments, timings(&step.timings), 50_257, last_speech);
             segments.iter().zip(&step.after).for_each(|(found, expected)| assert_spoken(found, expected));
             let window = Window {
                 seek: step.seek,
@@ -398,6 +427,58 @@ fn the_loop_never_stays_where_it_is() {
     let mut segments = vec![spoken(1.001, 1.002, 0.1)];
     let next = skip_hallucinations(&window, Some(0.0), 0.0, &mut segments);
     assert_eq!(next, Next::Discard { seek: 600 });
+}
+
+#[test]
+fn invented_text_between_silences_is_cut_off() {
+    let window = Window { seek: 0, size: 3000, content: 9000, single_end: true, next: 3000 };
+    let check = |window: Window, threshold: f64, given: &[(f64, f64, f64)], seek: usize, left: usize| {
+        let mut segments: Vec<Segment> =
+            given.iter().map(|&(start, end, probability)| spoken(start, end, probability)).collect();
+        let next = skip_hallucinations(&window, Some(threshold), 0.0, &mut segments);
+        let Next::Keep { seek: found, .. } = next else { panic!("{given:?} was discarded") };
+        assert_eq!((found, segments.len()), (seek, left), "{given:?}");
+    };
+    const SURE: f64 = 0.9;
+    const UNSURE: f64 = 0.1;
+    // Silence before: longer than the threshold, or so near the start of the recording or of the window.
+    check(window, 4.0, &[(3.0, 3.5, UNSURE), (9.0, 9.5, SURE)], 300, 0);
+    check(Window { seek: 1000, ..window }, 4.0, &[(13.0, 13.5, UNSURE), (19.0, 19.5, SURE)], 1300, 0);
+    check(window, 2.0, &[(0.0, 5.0, SURE), (6.0, 6.5, UNSURE), (9.0, 9.5, SURE)], 100, 0);
+    check(window, 2.0, &[(3.0, 4.9, SURE), (6.0, 6.5, UNSURE), (9.0, 9.5, SURE)], 3000, 3);
+    check(window, 2.0, &[(3.0, 4.9, SURE), (7.0, 7.5, UNSURE), (10.0, 10.5, SURE)], 700, 1);
+    // Silence after: longer than the threshold, or more of its kind, or so near the end of the window.
+    check(window, 2.0, &[(3.0, 4.9, SURE), (7.0, 7.5, UNSURE), (9.0, 9.5, SURE)], 3000, 3);
+    check(window, 2.0, &[(3.0, 4.9, SURE), (7.0, 7.5, UNSURE), (9.0, 9.5, UNSURE)], 700, 1);
+    check(window, 3.0, &[(3.0, 4.9, SURE), (28.0, 28.5, UNSURE), (29.0, 29.5, SURE)], 2800, 1);
+    check(window, 3.0, &[(3.0, 4.9, SURE), (27.0, 27.9, UNSURE), (29.0, 29.5, SURE)], 3000, 3);
+    // What is left of the recording is shorter than the threshold.
+    let last = Window { content: 2950, size: 2950, ..window };
+    check(last, 2.0, &[(3.0, 4.9, SURE), (28.0, 28.5, UNSURE)], 2950, 1);
+}
+
+#[test]
+fn eight_words_tell_whether_a_segment_was_invented() {
+    let window = Window { seek: 0, size: 3000, content: 9000, single_end: true, next: 3000 };
+    let left = |unsure: std::ops::Range<usize>| {
+        let word = |index: usize| Word {
+            word: String::from(" so"),
+            start: 5.0 + index as f64 * 0.3,
+            end: 5.2 + index as f64 * 0.3,
+            probability: if unsure.contains(&index) { 0.1 } else { 0.9 },
+        };
+        // A mark by itself is none of the eight.
+        let mark = Word { word: String::from(","), start: 5.0, end: 9.0, probability: 0.0 };
+        let words: Vec<Word> = std::iter::once(mark).chain((0..12).map(word)).collect();
+        let mut segments = vec![Segment { words, ..segment(0, 5.0, 8.8, vec![1; 13]) }];
+        match skip_hallucinations(&window, Some(2.0), 0.0, &mut segments) {
+            Next::Keep { .. } => segments.len(),
+            Next::Discard { .. } => 0,
+        }
+    };
+    assert_eq!(left(0..3), 0);
+    assert_eq!(left(5..8), 0);
+    assert_eq!(left(6..12), 1);
 }
 
 #[test]
