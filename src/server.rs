@@ -19,7 +19,7 @@ use crate::{
     api::{self, ApiConfig, App},
     engine,
     hub::{self, HubConfig, HubError, Source},
-    memory::{Budget, Bytes, Plan, TooLittle, Wanted, free_memory},
+    memory::{self, Budget, Bytes, Candidate, Plan, TooLittle, Wanted, free_memory},
     router::Served,
     text::{TextError, TextModel},
 };
@@ -102,8 +102,10 @@ pub fn load<P: hf_hub::api::Progress>(
     })?;
     let text = TextModel::read(&checkpoint, &loaded.text, config.template.as_deref())?;
     let vocabulary = text.tokenizer().size();
-    let plan = Plan::new(&loaded, vocabulary, budget, &config.wanted)?;
-    report(config, &loaded, &plan);
+    let candidate = Candidate { loaded: &loaded, vocabulary, wanted: &config.wanted };
+    let plans = memory::plan(budget, &[candidate])?;
+    let plan = &plans[0];
+    report(config, &loaded, plan);
     let preprocess = Arc::clone(&loaded.preprocess);
     let handle = engine::spawn(loaded, plan.engine).map_err(ServeError::Engine)?;
     Ok(Served {
@@ -125,7 +127,7 @@ fn report(config: &ModelConfig, loaded: &percept_models::Loaded, plan: &Plan) {
         workspace = %Bytes(plan.workspace),
         encoder_cache = %Bytes(plan.encoder_cache),
         kv_cache = %Bytes(plan.kv_cache),
-        budget = %Bytes(plan.budget),
+        share = %Bytes(plan.share),
         tokens = plan.engine.pages * plan.engine.page_size,
         context = plan.engine.context,
         sequences = plan.engine.limits.sequences,
