@@ -63,7 +63,7 @@ pub struct EngineConfig {
     pub vocabulary: usize,
 }
 
-/// Starts an engine on a thread of its own. Returns when a real step has run.
+/// Starts an engine on a thread of its own, whose log is in the caller's span. Returns when a real step has run.
 ///
 /// # Errors
 /// When there is no memory for the cache, or the first step fails.
@@ -72,7 +72,9 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
     let (started, start) = mpsc::channel();
     let status = Arc::new(Status::default());
     let engine_status = Arc::clone(&status);
+    let span = tracing::Span::current();
     thread::Builder::new().name("engine".into()).spawn(move || {
+        let _span = span.entered();
         let engine = Engine::new(loaded, config, receiver, engine_status).and_then(|mut engine| {
             engine.warm_up(config)?;
             // Whoever hears that it has started finds it alive.
