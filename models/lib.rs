@@ -247,7 +247,7 @@ pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, Loa
     let LoadOptions { device, dtype, fit, most_bytes, progress } = options;
     let architecture = architecture(checkpoint)?;
     let weights = Weights::open(checkpoint.folder(), architecture.aliases, progress)?;
-    let weight_bytes = weights.elements() * dtype.size_in_bytes() as u64;
+    let weight_bytes = weights.bytes_as(dtype);
     if weight_bytes > most_bytes {
         return Err(LoadError::TooLarge { weights: weight_bytes, limit: most_bytes });
     }
@@ -256,6 +256,16 @@ pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, Loa
     let Parts { model, preprocess, task, width, encoder_row } = (architecture.load)(checkpoint, fit, &vb)
         .map_err(|error| failure.lock().ok().and_then(|mut failure| failure.take()).unwrap_or(error))?;
     Ok(Loaded { model, preprocess, task, width, encoder_row, weight_bytes, dtype, device })
+}
+
+/// Bytes that the weights of a checkpoint take as `dtype`. Reads no more of them than their headers.
+///
+/// # Errors
+/// As [`load`], as far as that can be told by then.
+pub fn weight_bytes(checkpoint: &Checkpoint, dtype: DType) -> Result<u64, LoadError> {
+    let architecture = architecture(checkpoint)?;
+    let weights = Weights::open(checkpoint.folder(), architecture.aliases, Box::new(|_, _| {}))?;
+    Ok(weights.bytes_as(dtype))
 }
 
 /// The registry row of a checkpoint.

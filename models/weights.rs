@@ -104,10 +104,11 @@ impl Weights {
         })
     }
 
-    /// Numbers in all tensors that a network can ask for.
-    pub(crate) fn elements(&self) -> u64 {
-        let numbers = self.tensors.values().filter(|stored| dtype(stored.dtype).is_some());
-        numbers.map(|stored| stored.shape.iter().product::<usize>() as u64).sum()
+    /// Bytes that all tensors take that a network can ask for, as `dtype`.
+    pub(crate) fn bytes_as(&self, dtype: DType) -> u64 {
+        let numbers = self.tensors.values().filter(|stored| self::dtype(stored.dtype).is_some());
+        let elements: u64 = numbers.map(|stored| stored.shape.iter().product::<usize>() as u64).sum();
+        elements * dtype.size_in_bytes() as u64
     }
 
     /// Where the first failure will be.

@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
+    fmt, fs,
     net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
@@ -13,7 +13,10 @@ use std::{
 use candle_core::DType;
 use clap::{Args, ValueEnum};
 use percept_models::Fit;
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, SeqAccess, Visitor, value::SeqAccessDeserializer},
+};
 use toml::{Table, Value};
 
 use crate::{
@@ -21,6 +24,7 @@ use crate::{
     hub::{HubConfig, HubError, Source},
     media::MediaLimits,
     memory::{Budget, Wanted, parse_bytes},
+    router::{Alias, Aliases, HOSTED, NameError},
     server::{ModelConfig, ServerConfig},
 };
 
@@ -29,33 +33,44 @@ use crate::{
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// A checkpoint folder, or a hub id such as llava-hf/llava-1.5-7b-hf or owner/name@revision
+    /// Checkpoint folders, or hub ids such as llava-hf/llava-1.5-7b-hf or owner/name@revision. The name that requests
+    /// use is the hub id or the folder's name, unless it stands in front: NAME=PATH_OR_HUB_ID
     #[arg(value_name = "PATH_OR_HUB_ID")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_several")]
+    pub model: Vec<String>,
 
-    /// The name that requests use; otherwise the hub id or the folder's name
-    #[arg(long, value_name = "NAME", help_heading = "Model")]
+    /// The name that requests use, where there is one model
+    #[arg(long, value_name = "NAME", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Another name for it, such as gpt-4o; may be repeated
-    #[arg(long, value_name = "NAME", help_heading = "Model")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// Another name, such as gpt-4o, for the first model that it can mean, or for a certain one as in gpt-4o=NAME; may
+    /// be repeated
+    #[arg(long, value_name = "NAME", help_heading = "Models")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_several")]
     pub alias: Vec<String>,
+    /// Let the names that hosted services have for speech, such as whisper-1, mean the first speech model, unless
+    /// something else is called so [default: true]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Models")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hosted_names: Option<bool>,
     /// The type of weights and activations [default: f32]
-    #[arg(long, value_name = "TYPE", help_heading = "Model")]
+    #[arg(long, value_name = "TYPE", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
     /// How pictures become square [default: as the checkpoint says]
-    #[arg(long, value_name = "HOW", help_heading = "Model")]
+    #[arg(long, value_name = "HOW", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_fit: Option<ImageFit>,
     /// A chat template to use instead of the checkpoint's own
-    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    #[arg(long, value_name = "FILE", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<PathBuf>,
+    /// Cut recordings of so many seconds or more at silences and transcribe the parts at once [default: 300]
+    #[arg(long, value_name = "SECONDS", help_heading = "Model")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parallel_from: Option<u32>,
     /// Take checkpoints from the cache only, and never from the hub
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Model")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offline: Option<bool>,
 
@@ -138,6 +153,30 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_memory: Option<Text<Size>>,
 }
+
+/// A list, or its only element.
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct OneOrSeveral;
+    impl<'de> Visitor<'de> for OneOrSeveral {
+        type Value = Vec<String>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a string or a list of strings")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Vec<String>, E> {
+            Ok(vec![text.to_owned()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<String>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(list))
+        }
+    }
+    deserializer.deserialize_any(OneOrSeveral)
+}
+
+/// Up to this length, in seconds, the text of earlier windows helps more than speed does.
+const PARALLEL_FROM: u32 = 300;
 
 /// Types that weights and activations can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -264,9 +303,20 @@ pub enum ConfigError {
         "no model given: percept serve PATH_OR_HUB_ID, for example percept serve llava-hf/llava-1.5-7b-hf"
     )]
     NoModel,
-    /// The model's name means nothing.
+    /// The text that gives a model means nothing.
     #[error(transparent)]
     Model(#[from] HubError),
+    /// Names contradict each other.
+    #[error(transparent)]
+    Names(#[from] NameError),
+    /// One name for several models, or a second one for one.
+    #[error(
+        "name {name} is for one model that has no other: with several, write NAME=PATH_OR_HUB_ID for each instead"
+    )]
+    NothingToName {
+        /// The name.
+        name: String,
+    },
     /// A number makes no sense.
     #[error("{name} must be at least {least}")]
     TooSmall {
@@ -307,59 +357,104 @@ impl Settings {
     /// The configuration that these settings mean.
     ///
     /// # Errors
-    /// When no model is given, or a number makes no sense.
+    /// When no model is given, names contradict each other, or a number makes no sense.
     pub fn resolve(&self) -> Result<ServerConfig, ConfigError> {
-        let model = self.model.as_deref().ok_or(ConfigError::NoModel)?;
-        let source = Source::parse(model)?;
-        let name = self.name.clone().unwrap_or_else(|| source.name());
-        let size = |size: &Option<Text<Size>>, default: u64| {
-            size.as_ref().map_or(default, |size| size.value.0) as usize
-        };
+        let models = self.models()?;
+        let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
+        let aliases = self.alias.iter().map(|alias| alias.parse()).collect::<Result<Vec<Alias>, _>>()?;
+        let hosted = if self.hosted_names.unwrap_or(true) { HOSTED } else { &[] };
         let host = self.host.as_ref().map_or(IpAddr::from([127, 0, 0, 1]), |host| host.value.0);
-        let at_least = |name: &'static str, found: u32, least: u32| {
-            if found < least { Err(ConfigError::TooSmall { name, least }) } else { Ok(found as usize) }
-        };
-        let count = |name, found: Option<u32>, default| at_least(name, found.unwrap_or(default), 1);
         Ok(ServerConfig {
-            model: ModelConfig {
-                source,
-                name,
-                aliases: self.alias.clone(),
-                dtype: match self.dtype.unwrap_or(Dtype::F32) {
-                    Dtype::F32 => DType::F32,
-                    Dtype::Bf16 => DType::BF16,
-                },
-                fit: self.image_fit.map(|fit| match fit {
-                    ImageFit::Crop => Fit::Crop,
-                    ImageFit::Pad => Fit::Pad,
-                    ImageFit::Stretch => Fit::Stretch,
-                }),
-                template: self.chat_template.clone(),
-                hub: self.hub(),
-                budget: self.memory.as_ref().map_or(Budget::Share(0.5), |budget| budget.value),
-                wanted: Wanted {
-                    context: self.max_context.map(|most| at_least("max_context", most, 2)).transpose()?,
-                    sequences: count("max_sequences", self.max_sequences, 64)?,
-                    rows: count("step_rows", self.step_rows, 512)?,
-                    queue: count("max_queue", self.max_queue, 256)?,
-                    page_size: count("page_size", self.page_size, 16)?,
-                },
-            },
-            api: ApiConfig {
-                body_bytes: size(&self.max_body, 64_000_000),
-                media: MediaLimits {
-                    images: self.max_images.unwrap_or(16) as usize,
-                    image_bytes: size(&self.max_image_bytes, 20_000_000),
-                    image_edge: count("max_image_edge", self.max_image_edge, 16_384)?,
-                    image_pixels: count("max_image_pixels", self.max_image_pixels, 40_000_000)?,
-                    request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
-                },
-                media_memory: size(&self.image_memory, 2 << 30),
-                strict: self.strict_params.unwrap_or(false),
-            },
+            models,
+            aliases: Aliases::new(&names, &aliases, hosted)?,
+            hub: self.hub(),
+            budget: self.memory.as_ref().map_or(Budget::Share(0.5), |budget| budget.value),
+            api: self.api()?,
             address: (host, self.port.unwrap_or(8000)).into(),
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(30).into()),
         })
+    }
+
+    /// All models. What is set for models is set for each of them.
+    fn models(&self) -> Result<Vec<ModelConfig>, ConfigError> {
+        let given = self.model.iter().map(|text| Given::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        match (&self.name, &given[..]) {
+            (_, []) => return Err(ConfigError::NoModel),
+            (None, _) | (Some(_), [Given { name: None, .. }]) => {}
+            (Some(name), _) => return Err(ConfigError::NothingToName { name: name.clone() }),
+        }
+        let wanted = self.wanted()?;
+        let model = |Given { name, source }| ModelConfig {
+            name: self.name.clone().or(name).unwrap_or_else(|| source.name()),
+            source,
+            dtype: match self.dtype.unwrap_or(Dtype::F32) {
+                Dtype::F32 => DType::F32,
+                Dtype::Bf16 => DType::BF16,
+            },
+            fit: self.image_fit.map(|fit| match fit {
+                ImageFit::Crop => Fit::Crop,
+                ImageFit::Pad => Fit::Pad,
+                ImageFit::Stretch => Fit::Stretch,
+            }),
+            template: self.chat_template.clone(),
+            wanted,
+            parallel_from: f64::from(self.parallel_from.unwrap_or(PARALLEL_FROM)),
+        };
+        Ok(given.into_iter().map(model).collect())
+    }
+
+    fn wanted(&self) -> Result<Wanted, ConfigError> {
+        Ok(Wanted {
+            context: self.max_context.map(|most| at_least("max_context", most, 2)).transpose()?,
+            sequences: count("max_sequences", self.max_sequences, 64)?,
+            rows: count("step_rows", self.step_rows, 512)?,
+            queue: count("max_queue", self.max_queue, 256)?,
+            page_size: count("page_size", self.page_size, 16)?,
+        })
+    }
+
+    fn api(&self) -> Result<ApiConfig, ConfigError> {
+        let size = |size: &Option<Text<Size>>, default: u64| {
+            size.as_ref().map_or(default, |size| size.value.0) as usize
+        };
+        Ok(ApiConfig {
+            body_bytes: size(&self.max_body, 64_000_000),
+            media: MediaLimits {
+                images: self.max_images.unwrap_or(16) as usize,
+                image_bytes: size(&self.max_image_bytes, 20_000_000),
+                image_edge: count("max_image_edge", self.max_image_edge, 16_384)?,
+                image_pixels: count("max_image_pixels", self.max_image_pixels, 40_000_000)?,
+                request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
+            },
+            media_memory: size(&self.image_memory, 2 << 30),
+            strict: self.strict_params.unwrap_or(false),
+        })
+    }
+}
+
+fn at_least(name: &'static str, found: u32, least: u32) -> Result<usize, ConfigError> {
+    if found < least { Err(ConfigError::TooSmall { name, least }) } else { Ok(found as usize) }
+}
+
+fn count(name: &'static str, found: Option<u32>, default: u32) -> Result<usize, ConfigError> {
+    at_least(name, found.unwrap_or(default), 1)
+}
+
+/// A model as it is given: `PATH_OR_HUB_ID` or `NAME=PATH_OR_HUB_ID`.
+struct Given {
+    name: Option<String>,
+    source: Source,
+}
+
+impl Given {
+    fn parse(text: &str) -> Result<Self, HubError> {
+        match text.split_once('=') {
+            // A folder's name may have the sign.
+            Some((name, source)) if !Path::new(text).is_dir() => {
+                Ok(Self { name: Some(name.to_owned()), source: Source::parse(source)? })
+            }
+            _ => Ok(Self { name: None, source: Source::parse(text)? }),
+        }
     }
 }
 
@@ -391,38 +486,37 @@ fn read_environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Re
             continue;
         }
         let key = name["PERCEPT_".len()..].to_ascii_lowercase();
-        // A variable is text. Which reading is meant, the setting says.
-        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-        let list = || Value::Array(items.map(|item| Value::String(item.into())).collect());
-        let number = text.parse().map(Value::Integer).or_else(|_| text.parse().map(Value::Boolean));
-        let switch = match text.as_str() {
-            "1" => Some(Value::Boolean(true)),
-            "0" => Some(Value::Boolean(false)),
-            _ => None,
-        };
-        let readings = [Some(Value::String(text.clone())), number.ok(), switch, Some(list())];
-        let mut reason = String::new();
-        let fits = readings.into_iter().flatten().find(|reading| {
-            let single = Table::from_iter([(key.clone(), reading.clone())]);
-            let result = single.try_into::<Settings>();
-            if let Err(error) = &result
-                && reason.is_empty()
-            {
-                reason = error.message().to_owned();
-            }
-            result.is_ok()
-        });
-        match fits {
-            Some(reading) => drop(table.insert(key, reading)),
-            None => return Err(ConfigError::Environment { name, reason }),
-        }
+        let value = reading(&key, &text).map_err(|reason| ConfigError::Environment { name, reason })?;
+        table.insert(key, value);
     }
     Ok(table)
+}
+
+/// A variable is text. Which reading of it is meant, the setting of this name says.
+fn reading(key: &str, text: &str) -> Result<Value, String> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    let list = Value::Array(items.map(|item| Value::String(item.into())).collect());
+    let number = text.parse().map(Value::Integer).or_else(|_| text.parse().map(Value::Boolean));
+    let switch = match text {
+        "1" => Some(Value::Boolean(true)),
+        "0" => Some(Value::Boolean(false)),
+        _ => None,
+    };
+    let check = |value: Value| {
+        let single = Table::from_iter([(key.to_owned(), value.clone())]);
+        single.try_into::<Settings>().map(|_| value).map_err(|error| error.message().to_owned())
+    };
+    // Where a list is meant, text would do as its only element.
+    check(list).or_else(|_| check(Value::String(text.to_owned()))).or_else(|reason| {
+        let others = [number.ok(), switch].into_iter().flatten();
+        others.into_iter().find_map(|value| check(value).ok()).ok_or(reason)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::router::Kind;
 
     fn environment(variables: &[(&str, &str)]) -> Result<Table, ConfigError> {
         read_environment(variables.iter().map(|(name, text)| ((*name).into(), (*text).into())))
@@ -459,6 +553,72 @@ mod tests {
         let alone: Settings = alone.try_into().unwrap();
         assert_eq!((alone.port, alone.alias.len()), (None, 0));
         assert_eq!(settings.max_image_bytes.unwrap().value, Size(1 << 20));
+    }
+
+    /// Names and places of the models that settings mean.
+    fn models_of(settings: &Settings) -> Result<Vec<(String, Source)>, String> {
+        let config = settings.resolve().map_err(|error| error.to_string())?;
+        Ok(config.models.into_iter().map(|model| (model.name, model.source)).collect())
+    }
+
+    #[test]
+    fn models_come_from_a_file_the_environment_or_flags() {
+        let file = |text: &str| toml::from_str::<Settings>(text).unwrap().model;
+        assert_eq!(file("model = \"a/b\""), ["a/b"]);
+        assert_eq!(file("model = [\"a/b\", \"x=c/d\"]"), ["a/b", "x=c/d"]);
+        assert_eq!(toml::from_str::<Settings>("alias = \"x\"").unwrap().alias, ["x"]);
+        let error = toml::from_str::<Settings>("model = 3").unwrap_err().to_string();
+        assert!(error.contains("a string or a list of strings"), "{error}");
+
+        let mut table: Table = "model = [\"a/b\", \"c/d\"]".parse().unwrap();
+        table.extend(environment(&[("PERCEPT_MODEL", "e/f, x=g/h"), ("PERCEPT_HOSTED_NAMES", "0")]).unwrap());
+        let settings: Settings = table.clone().try_into().unwrap();
+        assert_eq!(settings.model, ["e/f", "x=g/h"]);
+        assert_eq!(settings.hosted_names, Some(false));
+        let typed = Settings { model: vec!["i/j".into()], ..Settings::default() };
+        table.extend(Table::try_from(&typed).unwrap());
+        assert_eq!(table.try_into::<Settings>().unwrap().model, ["i/j"]);
+    }
+
+    #[test]
+    fn models_have_names_of_their_own() {
+        let settings = |models: &[&str], name: Option<&str>| Settings {
+            model: models.iter().map(|&model| model.to_owned()).collect(),
+            name: name.map(str::to_owned),
+            ..Settings::default()
+        };
+        let named = |models: &[&str], name| {
+            let models = models_of(&settings(models, name))?;
+            Ok::<_, String>(models.into_iter().map(|(name, _)| name).collect::<Vec<_>>())
+        };
+        assert_eq!(named(&["a/b", "x=c/d@v1"], None).unwrap(), ["a/b", "x"]);
+        assert_eq!(named(&["a/b"], Some("x")).unwrap(), ["x"]);
+        assert_eq!(named(&["x=a/b", "y=a/b"], None).unwrap(), ["x", "y"]);
+        let folder = tempfile::Builder::new().prefix("x=").tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let found = models_of(&settings(&[path], None)).unwrap();
+        assert_eq!(found[0].1, Source::Folder(path.into()), "a folder whose name has the sign");
+        assert!(found[0].0.starts_with("x="));
+        for (models, name, expected) in [
+            (vec![], None, "no model given"),
+            (vec![], Some("x"), "no model given"),
+            (vec!["a/b", "a/b@v2"], None, "two models are named a/b"),
+            (vec!["a/b", "c/d"], Some("x"), "write NAME=PATH_OR_HUB_ID for each"),
+            (vec!["y=a/b"], Some("x"), "name x is for one model"),
+            (vec!["=a/b"], None, "is empty"),
+            (vec!["a/b", "x=nowhere"], None, "nowhere is neither a folder nor a hub id"),
+        ] {
+            let error = named(&models, name).unwrap_err();
+            assert!(error.contains(expected), "{models:?}: {error}");
+        }
+        let aliases = |aliases: &[&str], hosted_names| {
+            let alias = aliases.iter().map(|&alias| alias.to_owned()).collect();
+            let settings = Settings { alias, hosted_names, ..settings(&["a/b", "x=c/d"], None) };
+            settings.resolve().map(|config| config.aliases.of(&[Kind::Chat, Kind::Speech]))
+        };
+        assert_eq!(aliases(&["y=x", "z"], Some(false)).unwrap(), [["z"], ["y"]]);
+        assert!(aliases(&[], None).unwrap()[1].contains(&"whisper-1".to_owned()));
+        assert!(aliases(&["x=a/b"], None).is_err());
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! How memory is shared out before anything is served.
+//! How memory is shared out among models and their parts before anything is served.
 
 use std::{fmt, fs, path::Path, str::FromStr};
 
-use percept_models::{Loaded, MediaSize};
+use percept_models::{Loaded, MediaSize, Task};
 
 use crate::engine::{EngineConfig, Limits};
 
@@ -67,7 +67,20 @@ pub struct Wanted {
     pub page_size: usize,
 }
 
-/// The shares.
+/// What a model needs of the memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Of its network.
+    pub weights: u64,
+    /// Of a step's activations; an estimate.
+    pub workspace: u64,
+    /// Of the smallest caches that are useful.
+    pub least: u64,
+    /// Of the largest caches that are useful.
+    pub useful: u64,
+}
+
+/// What one model gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     /// Of the network.
@@ -78,13 +91,13 @@ pub struct Plan {
     pub encoder_cache: u64,
     /// Of keys and values.
     pub kv_cache: u64,
-    /// All there is.
-    pub budget: u64,
+    /// Its share of the budget: no less than all of these together.
+    pub share: u64,
     /// Sizes that follow.
     pub engine: EngineConfig,
 }
 
-/// Why a model does not fit.
+/// Why models do not fit. The figures are of all models together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooLittle {
     /// The weights alone are too much. They were not read.
@@ -117,63 +130,199 @@ pub enum TooLittle {
     },
 }
 
+/// Whether weights of these sizes may be read.
+///
+/// # Errors
+/// When they exceed the budget together.
+pub fn check_weights(budget: u64, weights: &[u64]) -> Result<(), TooLittle> {
+    let weights = sum(weights.iter().copied());
+    if weights > budget { Err(TooLittle::Weights { weights, budget }) } else { Ok(()) }
+}
+
+/// Shares out `budget` bytes. Everyone gets weights, workspace and what caches are useful. Where that is too much,
+/// caches shrink in proportion to what would be useful, but none below the least.
+///
+/// # Errors
+/// When not even the least fits.
+pub fn share(budget: u64, needs: &[Need]) -> Result<Vec<u64>, TooLittle> {
+    let of = |part: fn(&Need) -> u64| sum(needs.iter().map(part));
+    let (weights, workspace) = (of(|need| need.weights), of(|need| need.workspace));
+    let left = budget.saturating_sub(weights).saturating_sub(workspace);
+    let cache = of(|need| need.least);
+    if cache > left || sum([weights, workspace]) > budget {
+        return Err(TooLittle::Cache { weights, workspace, cache, budget });
+    }
+    let caches = share_caches(left, needs);
+    Ok(needs.iter().zip(caches).map(|(need, cache)| need.weights + need.workspace + cache).collect())
+}
+
+/// The caches' bytes out of `left`, which is enough for the least of each.
+fn share_caches(left: u64, needs: &[Need]) -> Vec<u64> {
+    let mut caches: Vec<Option<u64>> = vec![None; needs.len()];
+    // Those whose part would be too small get the least, which makes the others' parts smaller, and so on.
+    loop {
+        let open = |index: &usize| caches[*index].is_none();
+        let left = left - caches.iter().flatten().sum::<u64>();
+        let useful = sum((0..needs.len()).filter(open).map(|index| needs[index].useful));
+        let part = |need: &Need| match left >= useful {
+            true => need.useful,
+            // No more than `left`, as nobody's useful is more than all of them.
+            false => (u128::from(left) * u128::from(need.useful) / u128::from(useful)) as u64,
+        };
+        let parts: Vec<(usize, u64)> =
+            (0..needs.len()).filter(open).map(|index| (index, part(&needs[index]))).collect();
+        let small = parts.iter().filter(|(index, part)| *part < needs[*index].least);
+        let small: Vec<usize> = small.map(|(index, _)| *index).collect();
+        for &index in &small {
+            caches[index] = Some(needs[index].least);
+        }
+        if small.is_empty() {
+            for (index, part) in parts {
+                caches[index] = Some(part);
+            }
+            return caches.into_iter().flatten().collect();
+        }
+    }
+}
+
+/// Figures of broken files may be of any size.
+fn sum(bytes: impl IntoIterator<Item = u64>) -> u64 {
+    bytes.into_iter().fold(0, u64::saturating_add)
+}
+
 /// The smallest context that is worth starting with.
 const LEAST_CONTEXT: usize = 256;
 
-impl Plan {
-    /// Shares out `budget` bytes for a loaded model whose tokenizer has `vocabulary` ids.
-    ///
-    /// # Errors
-    /// When there is not enough for even one short conversation.
-    pub fn new(loaded: &Loaded, vocabulary: usize, budget: u64, wanted: &Wanted) -> Result<Self, TooLittle> {
+/// A loaded model, what it should be able to do, and how many ids its tokenizer has.
+#[derive(Clone, Copy)]
+pub struct Candidate<'a> {
+    /// The model.
+    pub loaded: &'a Loaded,
+    /// Ids of its tokenizer.
+    pub vocabulary: usize,
+    /// What it should be able to do at once.
+    pub wanted: &'a Wanted,
+}
+
+/// Shares out `budget` bytes among models.
+///
+/// # Errors
+/// When there is not enough for one short request to each.
+pub fn plan(budget: u64, models: &[Candidate<'_>]) -> Result<Vec<Plan>, TooLittle> {
+    let sizes: Vec<Sizes> = models.iter().map(Sizes::of).collect();
+    let shares = share(budget, &sizes.iter().map(Sizes::need).collect::<Vec<_>>())?;
+    Ok(sizes.iter().zip(shares).map(|(sizes, share)| sizes.plan(share)).collect())
+}
+
+/// What the parts of a model take.
+struct Sizes {
+    sequences: usize,
+    /// Of a step.
+    rows: usize,
+    context: usize,
+    page_size: usize,
+    queue: usize,
+    vocabulary: usize,
+    /// Rows of a picture of ordinary size; a model may give larger ones more.
+    medium: usize,
+    /// Rows that each sequence attends to besides its text.
+    memory: usize,
+    weights: u64,
+    workspace: u64,
+    /// Bytes of a row of text, and of one of a medium.
+    text_row: u64,
+    media_row: u64,
+}
+
+impl Sizes {
+    fn of(candidate: &Candidate<'_>) -> Self {
+        let Candidate { loaded, vocabulary, wanted } = *candidate;
         let element = loaded.dtype.size_in_bytes() as u64;
         let sequences = wanted.sequences.max(1);
-        let rows = wanted.rows.max(sequences);
-        // Of a picture of ordinary size; a model may give larger ones more rows.
-        let medium = loaded.preprocess.footprint(MediaSize::Image { width: 1024, height: 1024 }).tokens.len();
+        let most = loaded.task.context();
+        let context = wanted.context.unwrap_or(most).min(most);
+        let footprint = |size| loaded.preprocess.footprint(size);
+        let (medium, memory) = match loaded.task {
+            Task::Chat(_) => (footprint(MediaSize::Image { width: 1024, height: 1024 }).tokens.len(), 0),
+            Task::Transcribe(_) => (0, footprint(MediaSize::Sound).memory),
+        };
+        // A transcript whose words are timed is computed, and has its logits, in one step.
+        let (whole, wanted_logits) = if memory > 0 { (context, sequences.max(context)) } else { (0, sequences) };
+        let rows = wanted.rows.max(sequences + whole);
         // A dozen intermediate tensors of a layer are alive at once at most, the widest four times the width;
         // logits are f32 and copied once. The encoder's are gone before the decoder's come.
-        let decoder = 24 * rows as u64 * loaded.width as u64 * element + 8 * (sequences * vocabulary) as u64;
-        let encoder = (rows + medium) as u64 * loaded.encoder_row as u64 * element;
-        let workspace = decoder.max(encoder);
-        let text_row = loaded.model.cache_shape().row_bytes(loaded.dtype) as u64;
-        let media_row = loaded.width as u64 * element;
-        let page = wanted.page_size as u64;
-        // Every row may come from a picture; one in eight more is kept for pictures that come again, at least one
-        // picture's.
-        let page_bytes = page * (text_row + media_row + media_row.div_ceil(8));
-        let context = wanted.context.unwrap_or(loaded.task.context()).min(loaded.task.context());
-        let medium_bytes = medium as u64 * media_row;
-        let left = budget.saturating_sub(loaded.weight_bytes + workspace + medium_bytes);
-        let useful = (sequences * context.div_ceil(wanted.page_size)) as u64;
-        let pages = (left / page_bytes).min(useful) as usize;
-        if pages * wanted.page_size < LEAST_CONTEXT.min(context) {
-            return Err(TooLittle::Cache {
-                weights: loaded.weight_bytes,
-                workspace,
-                cache: LEAST_CONTEXT.min(context).div_ceil(wanted.page_size) as u64 * page_bytes
-                    + medium_bytes,
-                budget,
-            });
-        }
-        let slots = pages * wanted.page_size;
-        let spare = slots.div_ceil(8).max(medium);
-        let limits = Limits { sequences, rows, chunk: rows, encoded: slots, spare, encode: rows };
-        Ok(Self {
+        let decoder =
+            24 * rows as u64 * loaded.width as u64 * element + 8 * (wanted_logits * vocabulary) as u64;
+        let encoder = (rows + medium).max(memory) as u64 * loaded.encoder_row as u64 * element;
+        Self {
+            sequences,
+            rows,
+            context,
+            page_size: wanted.page_size,
+            queue: wanted.queue,
+            vocabulary,
+            medium,
+            memory,
             weights: loaded.weight_bytes,
-            workspace,
-            encoder_cache: (slots + spare) as u64 * media_row,
-            kv_cache: slots as u64 * text_row,
-            budget,
+            workspace: decoder.max(encoder),
+            text_row: loaded.model.cache_shape().row_bytes(loaded.dtype) as u64,
+            // A memory's rows are in the cache itself.
+            media_row: if memory > 0 { 0 } else { loaded.width as u64 * element },
+        }
+    }
+
+    /// Every row may come from a picture; one in eight more is kept for pictures that come again, at least one
+    /// picture's.
+    fn page_bytes(&self) -> u64 {
+        self.page_size as u64 * (self.text_row + self.media_row + self.media_row.div_ceil(8))
+    }
+
+    fn medium_bytes(&self) -> u64 {
+        self.medium as u64 * self.media_row
+    }
+
+    fn need(&self) -> Need {
+        let cache = |pages: usize| self.medium_bytes() + pages as u64 * self.page_bytes();
+        let memory = self.memory.div_ceil(self.page_size);
+        // What follows a first attempt finds its memory where it was, though others came in between.
+        let spare = memory * self.sequences.div_ceil(8);
+        Need {
+            weights: self.weights,
+            workspace: self.workspace,
+            least: cache(LEAST_CONTEXT.min(self.context).div_ceil(self.page_size) + memory),
+            useful: cache(self.sequences * (self.context.div_ceil(self.page_size) + memory) + spare),
+        }
+    }
+
+    /// The plan for a share that is at least the least.
+    fn plan(&self, share: u64) -> Plan {
+        let left = share.saturating_sub(self.weights + self.workspace + self.medium_bytes());
+        let pages = (left / self.page_bytes()) as usize;
+        let slots = pages * self.page_size;
+        let spare = slots.div_ceil(8).max(self.medium);
+        let limits = Limits {
+            sequences: self.sequences,
+            rows: self.rows,
+            chunk: self.rows,
+            encoded: slots,
+            spare,
+            encode: self.rows,
+        };
+        Plan {
+            weights: self.weights,
+            workspace: self.workspace,
+            encoder_cache: (slots + spare) as u64 * self.media_row,
+            kv_cache: slots as u64 * self.text_row,
+            share,
             engine: EngineConfig {
                 limits,
                 pages,
-                page_size: wanted.page_size,
-                queue: wanted.queue,
-                context: context.min(slots),
-                vocabulary,
+                page_size: self.page_size,
+                queue: self.queue,
+                context: self.context.min(slots - self.memory.next_multiple_of(self.page_size)),
+                vocabulary: self.vocabulary,
             },
-        })
+        }
     }
 }
 
@@ -255,7 +404,84 @@ impl fmt::Display for Bytes {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn need(weights: u64, workspace: u64, least: u64, useful: u64) -> Need {
+        Need { weights, workspace, least, useful }
+    }
+
+    #[test]
+    fn caches_shrink_in_proportion_and_none_below_the_least() {
+        let (large, small) = (need(1000, 100, 50, 3000), need(200, 20, 50, 100));
+        let check = |budget, expected: [u64; 2]| {
+            let shares = share(budget, &[large, small]).unwrap();
+            assert_eq!([shares[0] - 1100, shares[1] - 220], expected, "{budget}");
+        };
+        check(1 << 40, [3000, 100]);
+        check(1320 + 3100, [3000, 100]);
+        check(1320 + 2480, [2400, 80]);
+        check(1320 + 1550, [1500, 50]);
+        // From here on the small one has the least, and the large one what is left.
+        check(1320 + 1000, [950, 50]);
+        check(1320 + 100, [50, 50]);
+        let too_little = TooLittle::Cache { weights: 1200, workspace: 120, cache: 100, budget: 1419 };
+        assert_eq!(share(1419, &[large, small]), Err(too_little));
+        assert_eq!(check_weights(1200, &[1000, 200]), Ok(()));
+        assert_eq!(
+            check_weights(1199, &[1000, 200]),
+            Err(TooLittle::Weights { weights: 1200, budget: 1199 })
+        );
+        assert!(check_weights(u64::MAX - 1, &[u64::MAX, 1]).is_err());
+        assert!(share(u64::MAX - 1, &[need(u64::MAX, 1, 0, 0)]).is_err());
+        assert_eq!(share(0, &[]), Ok(Vec::new()));
+    }
+
+    prop_compose! {
+        fn any_need()(weights in 0..10_000_u64, workspace in 0..1000_u64, least in 0..500_u64, more in 0..9000_u64)
+            -> Need {
+            need(weights, workspace, least, least + more)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_fair(needs in proptest::collection::vec(any_need(), 1..7), part in 0.0..1.2_f64) {
+            let fixed = |need: &Need| need.weights + need.workspace;
+            let least: u64 = needs.iter().map(|need| fixed(need) + need.least).sum();
+            let useful: u64 = needs.iter().map(|need| fixed(need) + need.useful).sum();
+            let budget = least + ((useful - least) as f64 * part) as u64;
+            let shares = share(budget, &needs).unwrap();
+
+            let used: u64 = shares.iter().sum();
+            prop_assert!(used <= budget);
+            // Nothing is left over that would be useful, but for rounding.
+            prop_assert!(used + needs.len() as u64 > budget.min(useful));
+            let caches: Vec<u64> = needs.iter().zip(&shares).map(|(need, share)| share - fixed(need)).collect();
+            for (need, &cache) in needs.iter().zip(&caches) {
+                prop_assert!(need.least <= cache && cache <= need.useful);
+            }
+            for (a, &cache_a) in needs.iter().zip(&caches).filter(|(need, cache)| **cache > need.least) {
+                for (b, &cache_b) in needs.iter().zip(&caches) {
+                    // Nobody has a larger part than one who has more than the least; rounded down both.
+                    prop_assert!(cache_a * b.useful < (cache_b + 1) * a.useful);
+                }
+            }
+            let backwards: Vec<Need> = needs.iter().rev().copied().collect();
+            let mut reversed = share(budget, &backwards).unwrap();
+            reversed.reverse();
+            prop_assert_eq!(reversed, shares);
+            prop_assert!(least == 0 || share(least - 1, &needs).is_err());
+        }
+
+        #[test]
+        fn one_model_has_everything_that_it_can_use(need in any_need(), more in 0..10_000_u64) {
+            let fixed = need.weights + need.workspace;
+            let budget = fixed + need.least + more;
+            prop_assert_eq!(share(budget, &[need]), Ok(vec![budget.min(fixed + need.useful)]));
+        }
+    }
 
     #[test]
     fn a_container_may_have_less_than_its_machine() {

@@ -1,24 +1,22 @@
 //! Model name or alias to what serves it.
 
-use std::sync::Arc;
+use std::{collections::HashSet, str::FromStr, sync::Arc};
 
 use percept_models::Preprocess;
 
-use crate::{engine::Handle, text::TextModel};
+use crate::{engine::Handle, speech::Transcriber, text::TextModel};
 
 /// A model that is being served.
 #[derive(Debug)]
 pub struct Served {
     /// Its name.
     pub id: String,
-    /// Other names for it.
+    /// Other names for it: each once, and none of them its own.
     pub aliases: Vec<String>,
+    /// What it does.
+    pub work: Work,
     /// Its engine.
     pub handle: Handle,
-    /// Its text side.
-    pub text: Arc<TextModel>,
-    /// What its media take.
-    pub preprocess: Arc<dyn Preprocess>,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
     /// Changes when its answers may change.
@@ -26,13 +24,43 @@ pub struct Served {
 }
 
 impl Served {
-    /// All its names, each once, its own first.
+    /// All its names, its own first.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        let aliases = self.aliases.iter().enumerate();
-        let new =
-            aliases.filter(|(index, alias)| **alias != self.id && !self.aliases[..*index].contains(alias));
-        std::iter::once(&self.id).chain(new.map(|(_, alias)| alias)).map(String::as_str)
+        std::iter::once(&self.id).chain(&self.aliases).map(String::as_str)
     }
+}
+
+/// What a model does, and what that takes besides an engine.
+#[derive(Debug)]
+pub enum Work {
+    /// It goes on with conversations.
+    Chat {
+        /// Its text side.
+        text: Arc<TextModel>,
+        /// What its media take.
+        preprocess: Arc<dyn Preprocess>,
+    },
+    /// It writes down what is said.
+    Speech(Arc<Transcriber>),
+}
+
+impl Work {
+    /// What the model is for.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Chat { .. } => Kind::Chat,
+            Self::Speech(_) => Kind::Speech,
+        }
+    }
+}
+
+/// What a model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Conversations, with or without pictures.
+    Chat,
+    /// Recordings to text.
+    Speech,
 }
 
 /// All models.
@@ -42,7 +70,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// Serves `models`.
+    /// Serves `models`, whose names are [`Aliases`]'s and so lead to one model each.
     pub fn new(models: Vec<Served>) -> Self {
         Self { models: models.into_iter().map(Arc::new).collect() }
     }
@@ -55,5 +83,232 @@ impl Router {
     /// All models.
     pub fn models(&self) -> &[Arc<Served>] {
         &self.models
+    }
+}
+
+/// Names that clients of hosted services have built in, and what answers to them when nothing else does. None of a
+/// chat model: an answer under a hosted name that nobody asked for would pass for that model's.
+pub const HOSTED: &[(&str, Kind)] = &[
+    ("whisper-1", Kind::Speech),
+    ("gpt-4o-transcribe", Kind::Speech),
+    ("gpt-4o-mini-transcribe", Kind::Speech),
+    ("gpt-transcribe", Kind::Speech),
+];
+
+/// Another name for a model, as it is given: `gpt-4o`, or `gpt-4o=NAME` for the model of that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alias {
+    name: String,
+    model: Option<String>,
+}
+
+impl FromStr for Alias {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (name, model) = match text.split_once('=') {
+            Some((name, model)) => (name, Some(model.to_owned())),
+            None => (text, None),
+        };
+        if name.is_empty() {
+            return Err(NameError::Empty);
+        }
+        Ok(Self { name: name.to_owned(), model })
+    }
+}
+
+/// Why names cannot be used together.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// A model or an alias has none.
+    #[error("the name of a model or of an alias is empty")]
+    Empty,
+    /// A name leads to two models.
+    #[error("two models are named {0}: name them apart, as in first=PATH_OR_HUB_ID second=PATH_OR_HUB_ID")]
+    SameModel(String),
+    /// An alias hides a model.
+    #[error(
+        "alias {alias} stands for {model}, but {alias} is the name of another model: choose another alias, or name \
+         that model otherwise, as in NAME=PATH_OR_HUB_ID"
+    )]
+    HidesModel {
+        /// The alias.
+        alias: String,
+        /// What it is to stand for.
+        model: String,
+    },
+    /// An alias is given twice, and not for the same.
+    #[error("alias {0} is given twice, for different models: leave one out")]
+    Ambiguous(String),
+    /// An alias leads nowhere.
+    #[error("alias {alias} stands for {model}, which is not served; served: {}", served.join(", "))]
+    NoModel {
+        /// The alias.
+        alias: String,
+        /// What it is to stand for.
+        model: String,
+        /// The models there are.
+        served: Vec<String>,
+    },
+}
+
+/// The aliases of all models, without contradictions. Which model an alias stands for may depend on what the models
+/// are for, and that is known once they are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aliases {
+    given: Vec<(String, Option<usize>)>,
+    hosted: Vec<(&'static str, Kind)>,
+    models: usize,
+}
+
+impl Aliases {
+    /// The aliases `given` for models of these names, and those of `hosted` that nothing else is called.
+    ///
+    /// # Errors
+    /// When a name would lead to two models, or to none.
+    pub fn new(
+        models: &[String],
+        given: &[Alias],
+        hosted: &[(&'static str, Kind)],
+    ) -> Result<Self, NameError> {
+        let mut names = HashSet::new();
+        for model in models {
+            if model.is_empty() {
+                return Err(NameError::Empty);
+            }
+            if !names.insert(model.as_str()) {
+                return Err(NameError::SameModel(model.clone()));
+            }
+        }
+        let mut aliases: Vec<(String, Option<usize>)> = Vec::with_capacity(given.len());
+        for alias in given {
+            let index = alias.index(models)?;
+            match aliases.iter().find(|(name, _)| *name == alias.name) {
+                Some((_, other)) if *other == index => continue,
+                Some(_) => return Err(NameError::Ambiguous(alias.name.clone())),
+                None => {}
+            }
+            // One that repeats a model's own name adds nothing.
+            if names.insert(&alias.name) {
+                aliases.push((alias.name.clone(), index));
+            }
+        }
+        let hosted = hosted.iter().filter(|(name, _)| !names.contains(name)).copied().collect();
+        Ok(Self { given: aliases, hosted, models: models.len() })
+    }
+
+    /// The aliases of each model. One given without a model stands for the first of the kind that hosted services
+    /// call so, else for the first of all. `kinds` is what the models are for, in the order in which they were named.
+    pub fn of(&self, kinds: &[Kind]) -> Vec<Vec<String>> {
+        debug_assert_eq!(kinds.len(), self.models, "one kind per model");
+        let first = |kind| kinds.iter().position(|found| *found == kind);
+        let mut aliases = vec![Vec::new(); kinds.len()];
+        for (name, index) in &self.given {
+            let index = index.or_else(|| first(usual_kind(name))).unwrap_or(0);
+            aliases[index].push(name.clone());
+        }
+        for &(name, kind) in &self.hosted {
+            if let Some(index) = first(kind) {
+                aliases[index].push(name.to_owned());
+            }
+        }
+        aliases
+    }
+}
+
+impl Alias {
+    /// The model that is meant, where one is named.
+    fn index(&self, models: &[String]) -> Result<Option<usize>, NameError> {
+        let Some(model) = &self.model else { return Ok(None) };
+        let Some(index) = models.iter().position(|name| name == model) else {
+            let (alias, model, served) = (self.name.clone(), model.clone(), models.to_vec());
+            return Err(NameError::NoModel { alias, model, served });
+        };
+        if self.name != *model && models.contains(&self.name) {
+            return Err(NameError::HidesModel { alias: self.name.clone(), model: model.clone() });
+        }
+        Ok(Some(index))
+    }
+}
+
+/// What hosted services offer under a name, as far as it tells: `whisper-1`, `gpt-4o-transcribe-diarize`, `gpt-4o`.
+fn usual_kind(name: &str) -> Kind {
+    if name.contains("whisper") || name.contains("transcribe") { Kind::Speech } else { Kind::Chat }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Kind::{Chat, Speech};
+
+    fn names(models: &[&str], aliases: &[&str]) -> Result<Aliases, NameError> {
+        let models: Vec<String> = models.iter().map(|&name| name.to_owned()).collect();
+        let aliases: Vec<Alias> = aliases.iter().map(|alias| alias.parse()).collect::<Result<_, _>>()?;
+        Aliases::new(&models, &aliases, HOSTED)
+    }
+
+    #[test]
+    fn an_alias_means_the_first_model_that_it_can_mean() {
+        let check = |models: &[&str], kinds: &[Kind], aliases: &[&str], expected: &[&[&str]]| {
+            let aliases = names(models, aliases).unwrap();
+            assert_eq!(Aliases { hosted: Vec::new(), ..aliases }.of(kinds), expected, "{models:?}");
+        };
+        check(&["a"], &[Chat], &["gpt-4o", "b"], &[&["gpt-4o", "b"]]);
+        check(&["a", "b"], &[Chat, Chat], &["gpt-4o", "gpt-4=b"], &[&["gpt-4o"], &["gpt-4"]]);
+        let speech_first: &[&[&str]] = &[&["whisper-1", "gpt-4o-transcribe-diarize"], &["gpt-4o"]];
+        let aliases = ["gpt-4o", "whisper-1", "gpt-4o-transcribe-diarize"];
+        check(&["a", "b"], &[Speech, Chat], &aliases, speech_first);
+        // There is nothing else.
+        check(&["a"], &[Speech], &["gpt-4o"], &[&["gpt-4o"]]);
+        check(&["a", "b"], &[Chat, Chat], &["whisper-1"], &[&["whisper-1"], &[]]);
+        // What is said counts.
+        check(&["a", "b"], &[Speech, Chat], &["gpt-4o=a", "whisper-1=b"], &[&["gpt-4o"], &["whisper-1"]]);
+        check(&["o/a", "b=c"], &[Chat, Chat], &["x=b=c", "y=o/a"], &[&["y"], &["x"]]);
+    }
+
+    #[test]
+    fn hosted_names_lead_to_the_first_model_of_their_kind_unless_something_else_has_them() {
+        let all: Vec<&str> = HOSTED.iter().map(|(name, _)| *name).collect();
+        let of =
+            |models: &[&str], aliases: &[&str], kinds: &[Kind]| names(models, aliases).unwrap().of(kinds);
+        assert_eq!(of(&["a", "b", "c"], &[], &[Chat, Speech, Speech]), [vec![], all.clone(), vec![]]);
+        assert_eq!(of(&["a", "b"], &[], &[Chat, Chat]), [[""; 0]; 2]);
+        let others = &all[1..];
+        assert_eq!(
+            of(&["a", "b"], &["whisper-1=b"], &[Speech, Speech]),
+            [others.to_vec(), vec!["whisper-1"]]
+        );
+        assert_eq!(of(&["a", "whisper-1"], &[], &[Speech, Speech]), [others.to_vec(), vec![]]);
+        let off = Aliases::new(&["a".into()], &[], &[]).unwrap();
+        assert_eq!(off.of(&[Speech]), [[""; 0]]);
+    }
+
+    #[test]
+    fn names_that_contradict_each_other_are_errors() {
+        let hides =
+            |alias: &str, model: &str| NameError::HidesModel { alias: alias.into(), model: model.into() };
+        for (models, aliases, expected) in [
+            (vec!["a", "b", "a"], vec![], NameError::SameModel("a".into())),
+            (vec!["a", ""], vec![], NameError::Empty),
+            (vec!["a"], vec![""], NameError::Empty),
+            (vec!["a"], vec!["=a"], NameError::Empty),
+            (vec!["a", "b"], vec!["b=a"], hides("b", "a")),
+            (vec!["a", "b"], vec!["x=a", "x=b"], NameError::Ambiguous("x".into())),
+            (vec!["a", "b"], vec!["x", "x=b"], NameError::Ambiguous("x".into())),
+            (
+                vec!["a", "b"],
+                vec!["y", "x=y"],
+                NameError::NoModel {
+                    alias: "x".into(),
+                    model: "y".into(),
+                    served: vec!["a".into(), "b".into()],
+                },
+            ),
+        ] {
+            assert_eq!(names(&models, &aliases), Err(expected), "{models:?} {aliases:?}");
+        }
+        // What says the same twice contradicts nothing.
+        let aliases = names(&["a", "b"], &["b", "a=a", "x", "x", "y=b", "y=b"]).unwrap();
+        assert_eq!(aliases.of(&[Chat, Chat]), [["x"], ["y"]]);
     }
 }

@@ -1,4 +1,4 @@
-//! From a configuration to a server that answers: load, share out memory, start the engine, listen, drain.
+//! From a configuration to a server that answers: load models, share out memory, start engines, listen, drain.
 
 use std::{
     future::Future,
@@ -11,24 +11,31 @@ use std::{
 
 use axum::serve::ListenerExt;
 use candle_core::{DType, Device};
-use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Progress, Task};
+use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Loaded, Progress, SpeechInfo, Task};
 use tokio::net::TcpListener;
-use tracing::{info, warn};
+use tracing::{error_span, info, warn};
 
 use crate::{
     api::{self, ApiConfig, App},
-    engine,
+    engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
-    memory::{Budget, Bytes, Plan, TooLittle, Wanted, free_memory},
-    router::Served,
+    memory::{self, Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights, free_memory},
+    router::{Aliases, Kind, Router, Served, Work},
+    speech::{Transcriber, Vocabulary},
     text::{TextError, TextModel},
 };
 
 /// A server.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
-    /// What it serves.
-    pub model: ModelConfig,
+    /// What it serves: one model or more.
+    pub models: Vec<ModelConfig>,
+    /// Other names for them.
+    pub aliases: Aliases,
+    /// How the hub is used.
+    pub hub: HubConfig,
+    /// How much memory all models may use together.
+    pub budget: Budget,
     /// What its API takes.
     pub api: ApiConfig,
     /// Where it listens.
@@ -44,25 +51,37 @@ pub struct ModelConfig {
     pub source: Source,
     /// Its name.
     pub name: String,
-    /// Other names for it.
-    pub aliases: Vec<String>,
     /// The type of weights and activations.
     pub dtype: DType,
     /// Overrides how the checkpoint treats pictures that are not square.
     pub fit: Option<Fit>,
     /// Overrides the checkpoint's chat template.
     pub template: Option<PathBuf>,
-    /// How the hub is used.
-    pub hub: HubConfig,
-    /// How much memory it may use.
-    pub budget: Budget,
     /// What it should be able to do at once.
     pub wanted: Wanted,
+    /// Seconds from which on recordings are cut at silences and transcribed all at once.
+    pub parallel_from: f64,
+}
+
+/// Why models are not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// One of them is not.
+    #[error("cannot serve {model}: {error}")]
+    Model {
+        /// Its name.
+        model: String,
+        /// Why.
+        error: Box<ModelError>,
+    },
+    /// They do not fit.
+    #[error(transparent)]
+    Memory(#[from] TooLittle),
 }
 
 /// Why a model is not served.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
+pub enum ModelError {
     /// Its checkpoint is not there.
     #[error(transparent)]
     Hub(#[from] HubError),
@@ -72,74 +91,188 @@ pub enum ServeError {
     /// Its text side is broken.
     #[error(transparent)]
     Text(#[from] TextError),
-    /// It does not fit.
-    #[error(transparent)]
-    Memory(#[from] TooLittle),
     /// Its engine does not start.
     #[error("the engine does not start: {0}")]
     Engine(candle_core::Error),
 }
 
-/// Loads a model and starts its engine. Blocks, for minutes where the model is large. `download` makes a progress bar
-/// for each file from the hub, `progress` hears how much of the weights is read.
+/// Loads all models and starts their engines. Blocks, for minutes where a model is large. `download` makes a progress
+/// bar for each file from the hub; `progress`, for the name of each model, what hears how much of its weights is read.
 ///
 /// # Errors
-/// When anything is missing or does not fit; the message says what.
+/// When anything is missing or does not fit; the message says what, and of which model.
 pub fn load<P: hf_hub::api::Progress>(
-    config: &ModelConfig,
-    download: impl FnMut() -> P,
-    progress: Box<Progress>,
-) -> Result<Served, ServeError> {
-    let free = free_memory();
-    let folder = hub::resolve(&config.source, &config.hub, download)?;
-    let checkpoint = Checkpoint::new(folder);
-    let budget = config.budget.bytes(free);
-    let (device, dtype, fit) = (Device::Cpu, config.dtype, config.fit);
-    let options = LoadOptions { device, dtype, fit, most_bytes: budget, progress };
-    let loaded = percept_models::load(&checkpoint, options).map_err(|error| match error {
-        LoadError::TooLarge { weights, limit } => TooLittle::Weights { weights, budget: limit }.into(),
-        other => ServeError::Load(other),
-    })?;
-    let Task::Chat(info) = &loaded.task else { todo!() };
-    let text = TextModel::read(&checkpoint, info, config.template.as_deref())?;
-    let vocabulary = text.tokenizer().size();
-    let plan = Plan::new(&loaded, vocabulary, budget, &config.wanted)?;
-    report(config, &loaded, &plan);
-    let preprocess = Arc::clone(&loaded.preprocess);
-    let handle = engine::spawn(loaded, plan.engine).map_err(ServeError::Engine)?;
-    Ok(Served {
-        id: config.name.clone(),
-        aliases: config.aliases.clone(),
-        handle,
-        text: Arc::new(text),
-        preprocess,
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        fingerprint: fingerprint(config),
-    })
+    config: &ServerConfig,
+    mut download: impl FnMut() -> P,
+    mut progress: impl FnMut(&str) -> Box<Progress>,
+) -> Result<Vec<Served>, ServeError> {
+    let budget = config.budget.bytes(free_memory());
+    let mut found = Vec::with_capacity(config.models.len());
+    for model in &config.models {
+        found.push(Found::new(model, &config.hub, &mut download).map_err(model.failure())?);
+    }
+    check_weights(budget, &found.iter().map(|found| found.weights).collect::<Vec<_>>())?;
+
+    let mut read = Vec::with_capacity(found.len());
+    for found in found {
+        let progress = progress(&found.config.name);
+        read.push(found.read(progress).map_err(found.config.failure())?);
+    }
+    let plans = memory::plan(budget, &read.iter().map(Read::candidate).collect::<Vec<_>>())?;
+    let aliases = config.aliases.of(&read.iter().map(Read::kind).collect::<Vec<_>>());
+    for (read, plan) in read.iter().zip(&plans) {
+        report(read, plan);
+    }
+    report_all(budget, &plans);
+
+    let mut served = Vec::with_capacity(read.len());
+    for ((read, plan), aliases) in read.into_iter().zip(plans).zip(aliases) {
+        let failure = read.config.failure();
+        served.push(read.start(plan.engine, aliases).map_err(failure)?);
+    }
+    Ok(served)
 }
 
-fn report(config: &ModelConfig, loaded: &percept_models::Loaded, plan: &Plan) {
+impl ModelConfig {
+    /// What makes a failure of this model one of the server.
+    fn failure(&self) -> impl FnOnce(ModelError) -> ServeError + use<> {
+        let model = self.name.clone();
+        |error| ServeError::Model { model, error: Box::new(error) }
+    }
+}
+
+/// A model whose checkpoint is on this machine.
+struct Found<'a> {
+    config: &'a ModelConfig,
+    checkpoint: Checkpoint,
+    /// Bytes of its weights.
+    weights: u64,
+}
+
+impl<'a> Found<'a> {
+    fn new<P: hf_hub::api::Progress>(
+        config: &'a ModelConfig,
+        hub: &HubConfig,
+        download: impl FnMut() -> P,
+    ) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::new(hub::resolve(&config.source, hub, download)?);
+        let weights = percept_models::weight_bytes(&checkpoint, config.dtype)?;
+        info!(model = config.name, weights = %Bytes(weights), "found");
+        Ok(Self { config, checkpoint, weights })
+    }
+
+    fn read(&self, progress: Box<Progress>) -> Result<Read<'a>, ModelError> {
+        let ModelConfig { dtype, fit, .. } = *self.config;
+        let options = LoadOptions { device: Device::Cpu, dtype, fit, most_bytes: self.weights, progress };
+        let loaded = percept_models::load(&self.checkpoint, options)?;
+        let text = match &loaded.task {
+            Task::Chat(info) => {
+                let template = self.config.template.as_deref();
+                Text::Chat(TextModel::read(&self.checkpoint, info, template)?)
+            }
+            Task::Transcribe(info) => Text::Speech(Vocabulary::read(&self.checkpoint, info)?, info.clone()),
+        };
+        Ok(Read { config: self.config, loaded, text })
+    }
+}
+
+/// The text side of a model.
+enum Text {
+    Chat(TextModel),
+    Speech(Vocabulary, SpeechInfo),
+}
+
+/// A model whose weights are read.
+struct Read<'a> {
+    config: &'a ModelConfig,
+    loaded: Loaded,
+    text: Text,
+}
+
+impl Read<'_> {
+    fn candidate(&self) -> Candidate<'_> {
+        let vocabulary = match &self.text {
+            Text::Chat(text) => text.tokenizer().size(),
+            Text::Speech(vocabulary, _) => vocabulary.size(),
+        };
+        Candidate { loaded: &self.loaded, vocabulary, wanted: &self.config.wanted }
+    }
+
+    fn kind(&self) -> Kind {
+        match self.text {
+            Text::Chat(_) => Kind::Chat,
+            Text::Speech(..) => Kind::Speech,
+        }
+    }
+
+    fn start(self, engine: EngineConfig, aliases: Vec<String>) -> Result<Served, ModelError> {
+        let Self { config, loaded, text } = self;
+        let preprocess = Arc::clone(&loaded.preprocess);
+        // Lines of the log that are an engine's say which.
+        let _model = error_span!("engine", model = config.name).entered();
+        let handle = engine::spawn(loaded, engine).map_err(ModelError::Engine)?;
+        Ok(Served {
+            id: config.name.clone(),
+            aliases,
+            work: match text {
+                Text::Chat(text) => Work::Chat { text: Arc::new(text), preprocess },
+                Text::Speech(vocabulary, info) => {
+                    let from = config.parallel_from;
+                    Work::Speech(Arc::new(Transcriber::new(handle.clone(), vocabulary, info, from)))
+                }
+            },
+            handle,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            fingerprint: fingerprint(config),
+        })
+    }
+}
+
+fn report(read: &Read<'_>, plan: &Plan) {
+    let model = &read.config.name;
     info!(
-        model = config.name,
-        dtype = ?loaded.dtype,
+        model,
+        dtype = ?read.loaded.dtype,
         weights = %Bytes(plan.weights),
         workspace = %Bytes(plan.workspace),
         encoder_cache = %Bytes(plan.encoder_cache),
         kv_cache = %Bytes(plan.kv_cache),
-        budget = %Bytes(plan.budget),
         tokens = plan.engine.pages * plan.engine.page_size,
         context = plan.engine.context,
         sequences = plan.engine.limits.sequences,
         "memory is shared out"
     );
-    let most = loaded.task.context();
-    let wanted = config.wanted.context.unwrap_or(most);
+    let most = read.loaded.task.context();
+    let wanted = read.config.wanted.context.unwrap_or(most);
     if wanted > most {
-        warn!(wanted, context = most, "the context is the model's, which is shorter than what was asked for");
+        warn!(
+            model,
+            wanted,
+            context = most,
+            "the context is the model's, which is shorter than what was asked for"
+        );
     }
     if plan.engine.context < wanted.min(most) {
-        warn!(context = plan.engine.context, "the context is shorter than the model's for lack of memory");
+        warn!(
+            model,
+            context = plan.engine.context,
+            "the context is shorter than the model's for lack of memory"
+        );
     }
+}
+
+fn report_all(budget: u64, plans: &[Plan]) {
+    let of = |part: fn(&Plan) -> u64| Bytes(plans.iter().map(part).sum());
+    info!(
+        models = plans.len(),
+        weights = %of(|plan| plan.weights),
+        workspace = %of(|plan| plan.workspace),
+        encoder_cache = %of(|plan| plan.encoder_cache),
+        kv_cache = %of(|plan| plan.kv_cache),
+        used = %of(|plan| plan.share),
+        budget = %Bytes(budget),
+        "memory of all models"
+    );
 }
 
 /// Changes with what may change an answer: program, checkpoint, type, treatment of pictures.
@@ -176,7 +309,7 @@ pub async fn run(
     let graceful = async move {
         shutdown.await;
         info!("stopping: finishing what is running");
-        for served in draining.models().map(crate::router::Router::models).unwrap_or_default() {
+        for served in draining.models().map(Router::models).unwrap_or_default() {
             served.handle.drain();
         }
         // The receiver lives as long as this function.

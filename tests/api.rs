@@ -651,7 +651,7 @@ async fn while_models_load_the_server_says_so() {
     assert_eq!(response.status(), 503);
     assert!(response.headers().contains_key("retry-after"));
     server::check_error(&response.json().await.unwrap());
-    app.serve(Router::new(vec![server::load(&config)]));
+    app.serve(Router::new(server::load(&config)));
     assert_eq!(server.get("/health").await.status(), 200);
     assert!(server.engine().await["steps"].as_u64().unwrap() > 0, "ready before a step has run");
     server.ask(&words("hello")).await;

@@ -60,6 +60,11 @@ impl Serving {
         Self { child, url }
     }
 
+    fn get(&self, path: &str) -> Value {
+        let mut response = ureq::get(format!("{}{path}", self.url)).call().unwrap();
+        response.body_mut().read_json().unwrap()
+    }
+
     fn signal(&self, name: &str) {
         signal(&self.child, name);
     }
@@ -100,6 +105,9 @@ fn help_teaches() {
         "max_sequences = 32",
         "HF_TOKEN",
         "--alias gpt-4o",
+        "--hosted-names",
+        "PERCEPT_MODEL=one,another",
+        "percept serve large=",
     ] {
         assert!(help.contains(word), "{word}");
     }
@@ -118,6 +126,7 @@ fn mistakes_are_explained() {
     let wrong = file("wrong.toml", "port = \"many\"\n");
     let broken = file("broken.toml", "port = \n");
     let fixture = llava_path();
+    let second = format!("second={fixture}");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (arguments, expected) in [
@@ -133,7 +142,14 @@ fn mistakes_are_explained() {
         (vec!["serve", &fixture, "--drain-seconds", "18446744073709551615"], "18446744073709551615"),
         (vec!["serve", &fixture, "--host", "example"], "example is no address"),
         (vec!["serve", &fixture, "--log", "loud"], "'loud' is no level"),
-        (vec!["serve", &fixture, "--offline", "true"], "unexpected argument 'true'"),
+        (vec!["serve", &fixture, "--offline", "true"], "true is neither a folder nor a hub id"),
+        (vec!["serve", &fixture, &fixture], "two models are named llava"),
+        (vec!["serve", &fixture, &second, "--name", "x"], "write NAME=PATH_OR_HUB_ID for each"),
+        (vec!["serve", &fixture, &second, "--alias", "second=llava"], "choose another alias"),
+        (vec!["serve", &fixture, "--alias", "x=second"], "which is not served; served: llava"),
+        (vec!["serve", &fixture, "other=/tmp"], "cannot serve other: /tmp/config.json is missing"),
+        (vec!["serve", &fixture, &second, "--memory", "1MB"], "the weights take 1.4 MiB"),
+        (vec!["serve", &fixture, &second, "--memory", "5MB"], "the smallest useful cache"),
         (vec!["pull", "owner/model", "--config", "/nowhere.toml"], "/nowhere.toml"),
         (vec!["serve", &fixture, "--max-sequences", "0"], "max_sequences must be at least 1"),
         (vec!["serve", &fixture, "--max-context", "1"], "max_context must be at least 2"),
@@ -210,11 +226,56 @@ fn settings_come_from_flags_environment_and_file() {
     let mut command = percept(&["serve", "--port", "0"]);
     command.env("XDG_CONFIG_HOME", folder.path()).env("PERCEPT_NAME", "environment");
     let serving = Serving::start(command);
-    let mut response = ureq::get(format!("{}/v1/models", serving.url)).call().unwrap();
-    let list: Value = response.body_mut().read_json().unwrap();
+    let list = serving.get("/v1/models");
     let names: Vec<_> =
         list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
     assert_eq!(names, ["environment", "one", "two"]);
+}
+
+#[test]
+fn several_models_are_served_by_one_process() {
+    let golden = Golden::read("llava");
+    let case = golden.prompts().find(|case| case.name == "one_square").unwrap();
+    let models = ["first", "second"].map(|name| format!("{name}={}", llava_path()));
+    let mut command = percept(&["serve", "-p", "0", "--alias", "gpt-4o=second", "--alias", "gpt-4"]);
+    command.env("PERCEPT_MODEL", models.join(","));
+    let serving = Serving::start(command);
+
+    let list = serving.get("/v1/models");
+    let list = list["data"].as_array().unwrap().iter();
+    let names: Vec<_> =
+        list.map(|model| [&model["id"], &model["root"]].map(|name| name.as_str().unwrap())).collect();
+    let expected = [["first", "first"], ["gpt-4", "first"], ["second", "second"], ["gpt-4o", "second"]];
+    assert_eq!(names, expected);
+
+    // Each request reaches the engine of its model, and no other.
+    let steps = || {
+        let health = serving.get("/health");
+        assert_eq!(health["status"], "ok");
+        let models = health["models"].as_array().unwrap();
+        assert_eq!(models.iter().map(|model| &model["id"]).collect::<Vec<_>>(), ["first", "second"]);
+        [0, 1].map(|index| models[index]["steps"].as_u64().unwrap())
+    };
+    for (model, index) in [("first", 0), ("gpt-4", 0), ("second", 1), ("gpt-4o", 1)] {
+        let before = steps();
+        let mut body = server::golden_request(case);
+        body["model"] = model.into();
+        let mut response =
+            ureq::post(format!("{}/v1/chat/completions", serving.url)).send_json(&body).unwrap();
+        let answer: Value = response.body_mut().read_json().unwrap();
+        assert_eq!(answer["choices"][0]["message"]["content"], case.greedy_text);
+        let after = steps();
+        assert!(after[index] > before[index], "{model}");
+        assert_eq!(after[1 - index], before[1 - index], "{model}");
+    }
+    let error = fails(percept(&["chat", "hello", "--url", &serving.url, "--name", "third"]));
+    assert!(error.contains("first") && error.contains("second"), "what there is: {error}");
+    serving.signal("TERM");
+    let (code, log) = serving.end();
+    assert_eq!(code, Some(0), "{log}");
+    for model in ["first", "second"] {
+        assert!(log.contains(&format!("engine{{model=\"{model}\"}}: engine ended")), "{log}");
+    }
 }
 
 /// A hub that never answers, and its address.

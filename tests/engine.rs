@@ -18,7 +18,7 @@ use percept::{
     engine::{self, EngineConfig, EngineError, Event, Events, FinishReason, Handle, Key, Limits, Refused},
     media::Picture,
     request::{self, Media, Prompt, Request, Sampling, Source},
-    router::Served,
+    router::{Kind, Served},
     text::TextModel,
 };
 use percept_models::{
@@ -303,6 +303,7 @@ async fn serve_fake() -> server::Server {
     let served = Served {
         id: "llava".into(),
         aliases: Vec::new(),
+        kind: Kind::Chat,
         handle: engine::spawn(loaded, self::config()).unwrap(),
         text: Arc::new(text),
         preprocess: counts,

@@ -11,7 +11,11 @@ use std::{
 };
 
 use candle_core::{DType, Device, Tensor};
-use percept::text::{Message, Part, Role, TextModel};
+use percept::{
+    config::Settings,
+    router::Served,
+    text::{Message, Part, Role, TextModel},
+};
 use percept_models::{Checkpoint, LoadOptions, Loaded, MediaSize, Ragged};
 use serde_json::{Value, json};
 use support::{largest_difference, llava, picture};
@@ -179,6 +183,8 @@ fn tensors_that_nothing_asks_for_do_not_matter() {
 #[test]
 fn weights_that_are_too_large_are_not_read() {
     let needed = load(&llava()).unwrap().weight_bytes;
+    assert_eq!(percept_models::weight_bytes(&Checkpoint::new(llava()), DType::F32).unwrap(), needed);
+    assert_eq!(percept_models::weight_bytes(&Checkpoint::new(llava()), DType::BF16).unwrap(), needed / 2);
     let open = |most_bytes| {
         let read = Arc::new(Mutex::new(0));
         let heard = Arc::clone(&read);
@@ -192,6 +198,61 @@ fn weights_that_are_too_large_are_not_read() {
     let (error, read) = open(needed - 1);
     assert_eq!(read, 0);
     assert!(error.unwrap().contains(&needed.to_string()));
+}
+
+/// Two models with this much memory, or why there are none, and the names of those whose weights were read.
+fn serve_two(second: &Path, memory: u64) -> (Result<Vec<Served>, String>, Vec<String>) {
+    let settings = Settings {
+        model: vec![format!("first={}", llava().display()), format!("second={}", second.display())],
+        memory: Some(memory.to_string().parse().unwrap()),
+        max_sequences: Some(4),
+        max_context: Some(1024),
+        ..Settings::default()
+    };
+    let mut read = Vec::new();
+    let served = percept::server::load(
+        &settings.resolve().unwrap(),
+        || (),
+        |model| {
+            read.push(model.to_owned());
+            Box::new(|_, _| {})
+        },
+    );
+    (served.map_err(|error| error.to_string()), read)
+}
+
+#[test]
+fn several_models_share_one_budget() {
+    let weights = load(&llava()).unwrap().weight_bytes;
+    let pages = |memory| {
+        let (served, read) = serve_two(&llava(), memory);
+        assert_eq!(read, ["first", "second"]);
+        served.unwrap().iter().map(|model| model.handle.status().pages().1).collect::<Vec<_>>()
+    };
+    // As much as is useful: four sequences of 1024 tokens in pages of 16.
+    assert_eq!(pages(1 << 30), [256, 256]);
+    let short = pages(14_000_000);
+    assert!(short[0] == short[1] && (16..256).contains(&short[0]), "{short:?}");
+
+    let (served, read) = serve_two(&llava(), 2 * weights - 1);
+    assert!(served.unwrap_err().contains("the weights take 1.4 MiB"));
+    assert!(read.is_empty(), "weights of {read:?} were read");
+    assert!(serve_two(&llava(), 2 * weights).0.unwrap_err().contains("the smallest useful cache"));
+}
+
+#[test]
+fn one_model_that_cannot_be_served_is_named() {
+    let copy = Copy::new();
+    copy.edit("config.json", |config| config["architectures"] = json!(["GPT2LMHeadModel"]));
+    let (served, read) = serve_two(copy.folder.path(), 1 << 30);
+    let error = served.unwrap_err();
+    assert!(error.starts_with("cannot serve second: architecture GPT2LMHeadModel"), "{error}");
+    assert!(read.is_empty(), "what can be told before weights are read is told before");
+
+    let copy = Copy::new();
+    copy.edit("config.json", |config| config["projector_hidden_act"] = json!("mish"));
+    let error = serve_two(copy.folder.path(), 1 << 30).0.unwrap_err();
+    assert!(error.starts_with("cannot serve second: projector_hidden_act `mish`"), "{error}");
 }
 
 #[test]

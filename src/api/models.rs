@@ -11,7 +11,7 @@ use super::{
     ApiError, App,
     wire::models::{Model, ModelList},
 };
-use crate::router::{Router, Served};
+use crate::router::{Kind, Router, Served};
 
 /// `GET /v1/models`
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
@@ -45,6 +45,10 @@ fn model(served: &Served, name: &str) -> Model {
         object: "model",
         created: served.created,
         owned_by: "percept",
+        task: match served.work.kind() {
+            Kind::Chat => "image-text-to-text",
+            Kind::Speech => "automatic-speech-recognition",
+        },
         max_model_len: served.handle.context(),
         root: served.id.clone(),
     }

@@ -74,14 +74,16 @@ impl Chat {
     fn ask_own(self, model: String, config: Option<&Path>) -> anyhow::Result<()> {
         let settings = Settings::default().complete(config)?;
         log(settings.log.as_deref().unwrap_or("warn"), LogFormat::Human)?;
-        let config = Settings { model: Some(model), ..settings }.resolve()?;
+        // This one has the name that the question may ask for; the file's names are for a server's models.
+        let name = self.name.clone();
+        let config = Settings { model: vec![model], name, alias: Vec::new(), ..settings }.resolve()?;
         let runtime = tokio::runtime::Runtime::new()?;
         let app = App::new(config.api);
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
         let url = format!("http://{}", listener.local_addr()?);
         let server = server::run(listener, Arc::clone(&app), std::future::pending(), config.drain);
         runtime.spawn(server);
-        app.serve(Router::new(vec![server::load(&config.model, progress::bar, progress::loading())?]));
+        app.serve(Router::new(server::load(&config, progress::bar, progress::loading)?));
         let result = self.ask(&url);
         runtime.shutdown_background();
         result
@@ -98,7 +100,7 @@ impl Chat {
         let agent: ureq::Agent = agent.build().into();
         let model = match &self.name {
             Some(name) => name.clone(),
-            None => first_model(&agent, base)?,
+            None => first_chat_model(&agent, base)?,
         };
         let body = self.body(&model)?;
         let started = Instant::now();
@@ -186,7 +188,7 @@ fn is_here(url: &str) -> bool {
         || address.is_ok_and(|address| address.is_loopback() || address.is_unspecified())
 }
 
-fn first_model(agent: &ureq::Agent, base: &str) -> anyhow::Result<String> {
+fn first_chat_model(agent: &ureq::Agent, base: &str) -> anyhow::Result<String> {
     let mut response = agent.get(format!("{base}/v1/models")).call().with_context(|| {
         format!("no server at {base}: start one with percept serve, or load a model with --model")
     })?;
@@ -194,7 +196,14 @@ fn first_model(agent: &ureq::Agent, base: &str) -> anyhow::Result<String> {
     if !response.status().is_success() {
         bail!(message(&list));
     }
-    list["data"][0]["id"].as_str().map(str::to_owned).context("the server has no model")
+    pick(&list).context("the server has no model to chat with; --name asks one nevertheless")
+}
+
+/// The first model of a list that is not known to be for speech. Other servers do not say what theirs are for.
+fn pick(list: &Value) -> Option<String> {
+    let models = list["data"].as_array()?;
+    let model = models.iter().find(|model| model["task"] != "automatic-speech-recognition")?;
+    model["id"].as_str().map(str::to_owned)
 }
 
 /// The message of an API error.
@@ -205,6 +214,23 @@ fn message(body: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_model_for_chat_is_asked() {
+        let speech = json!({"id": "a", "task": "automatic-speech-recognition"});
+        let chat = json!({"id": "b", "task": "image-text-to-text"});
+        let other = json!({"id": "c"});
+        for (models, expected) in [
+            (vec![&chat, &other], Some("b")),
+            (vec![&speech, &chat], Some("b")),
+            (vec![&speech, &other], Some("c")),
+            (vec![&speech], None),
+            (vec![], None),
+        ] {
+            assert_eq!(pick(&json!({"data": models})).as_deref(), expected, "{models:?}");
+        }
+        assert_eq!(pick(&json!({"models": [chat]})), None);
+    }
 
     #[test]
     fn this_machine_is_known_by_all_its_names() {

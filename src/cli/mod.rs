@@ -37,14 +37,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve a model to OpenAI clients
+    /// Serve models to OpenAI clients
     ///
-    /// Loads a checkpoint, from a folder or from the Hugging Face hub, and answers /v1/chat/completions with text
-    /// and pictures. Clients need nothing but the base URL http://127.0.0.1:8000/v1.
+    /// Loads checkpoints, from folders or from the Hugging Face hub, and answers /v1/chat/completions with text and
+    /// pictures. Clients need nothing but the base URL http://127.0.0.1:8000/v1.
     #[command(after_help = "\
 Every option can also stand in the configuration file, as in max_sequences = 32, or in the environment, as in
 PERCEPT_MAX_SEQUENCES=32. An option on the command line comes first, then the environment, then the file.
+Models are model = [\"one\", \"another\"] in the file and PERCEPT_MODEL=one,another in the environment.
 An unknown name in any of them is an error.
+
+Several models share --memory: each gets its weights and what caches are useful to it; where that is too much,
+caches shrink in proportion. All other options of models count for each of them.
 
 The hub is used as by its other tools: HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and HF_HUB_OFFLINE are
 respected. Do not rewrite the files of a checkpoint while it is being loaded: they are mapped into memory.
@@ -52,6 +56,7 @@ respected. Do not rewrite the files of a checkpoint while it is being loaded: th
 Examples:
   percept serve llava-hf/llava-1.5-7b-hf --dtype bf16 --memory 20GiB
   percept serve llava-hf/llava-1.5-7b-hf@main --alias gpt-4o --alias gpt-4-vision-preview
+  percept serve large=llava-hf/llava-1.5-13b-hf small=llava-hf/llava-1.5-7b-hf --alias gpt-4o-mini=small
   percept serve ./my-checkpoint --image-fit pad --max-images 4")]
     Serve(Box<Settings>),
     /// Download a checkpoint from the hub, or bring it up to date

@@ -12,9 +12,9 @@ pub(super) fn bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style.progress_chars("=> "))
 }
 
-/// A bar for reading weights.
-pub(super) fn loading() -> Box<Progress> {
-    let bar = bar().with_message("loading weights");
+/// A bar for reading the weights of a model.
+pub(super) fn loading(model: &str) -> Box<Progress> {
+    let bar = bar().with_message(format!("loading {model}"));
     let seen = AtomicU64::new(0);
     Box::new(move |read, total| {
         // Several threads report; a late one must not turn the bar back.

@@ -43,20 +43,22 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
     }
     let app = App::new(config.api);
     let running = tokio::spawn(server::run(listener, Arc::clone(&app), stop_signal()?, config.drain));
-    let name = config.model.name.clone();
     let loading =
-        tokio::task::spawn_blocking(move || server::load(&config.model, progress::bar, progress::loading()));
+        tokio::task::spawn_blocking(move || server::load(&config, progress::bar, progress::loading));
     tokio::pin!(running);
-    tokio::select! {
-        loaded = loading => app.serve(Router::new(vec![loaded??])),
+    let models = tokio::select! {
+        loaded = loading => loaded??,
         // Stopped while loading.
         ended = &mut running => return Ok(ended??),
-    }
+    };
+    let names: Vec<String> = models.iter().map(|model| model.id.clone()).collect();
+    app.serve(Router::new(models));
     // Nobody need read this.
     let _ = writeln!(
         io::stdout(),
-        "percept serves {name} on http://{address}/v1\n  \
-         try: percept chat 'What is in this picture?' --image FILE --url http://{address}"
+        "percept serves {} on http://{address}/v1\n  \
+         try: percept chat 'What is in this picture?' --image FILE --url http://{address}",
+        names.join(" and ")
     );
     running.await??;
     Ok(())

@@ -66,7 +66,7 @@ pub struct EngineConfig {
     pub vocabulary: usize,
 }
 
-/// Starts an engine on a thread of its own. Returns when a real step has run.
+/// Starts an engine on a thread of its own, whose log is in the caller's span. Returns when a real step has run.
 ///
 /// # Errors
 /// When there is no memory for the cache, or the first step fails.
@@ -77,8 +77,11 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
     let engine_status = Arc::clone(&status);
     let queue = Arc::new(Semaphore::new(config.queue));
     let engine_queue = Arc::clone(&queue);
+    let span = tracing::Span::current();
     thread::Builder::new().name("engine".into()).spawn(move || {
-        let engine = Engine::new(loaded, config, (receiver, engine_queue), engine_status).and_then(|mut engine| {
+        let _span = span.entered();
+        let commands = (receiver, engine_queue);
+        let engine = Engine::new(loaded, config, commands, engine_status).and_then(|mut engine| {
             engine.warm_up(config)?;
             // Whoever hears that it has started finds it alive.
             engine.status.alive.store(true, Relaxed);

@@ -22,20 +22,23 @@ pub struct Server {
 }
 
 pub fn config(settings: Settings) -> ServerConfig {
-    let model = settings.model.clone().or_else(|| llava().to_str().map(str::to_owned));
+    let mut model = settings.model.clone();
+    if model.is_empty() {
+        model.push(llava().to_str().unwrap().to_owned());
+    }
     // A small cache, so that a test starts at once.
     let max_sequences = settings.max_sequences.or(Some(16));
     Settings { model, max_sequences, ..settings }.resolve().unwrap()
 }
 
-pub fn load(config: &ServerConfig) -> Served {
-    server::load(&config.model, || (), Box::new(|_, _| {})).unwrap()
+pub fn load(config: &ServerConfig) -> Vec<Served> {
+    server::load(config, || (), |_| Box::new(|_, _| {})).unwrap()
 }
 
 /// Serves the fixture with these settings.
 pub async fn start(settings: Settings) -> Server {
     let config = config(settings);
-    start_with(vec![load(&config)], config.api, config.drain).await
+    start_with(load(&config), config.api, config.drain).await
 }
 
 /// Serves models that are loaded.
