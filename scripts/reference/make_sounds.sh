@@ -75,7 +75,7 @@ make fragmented.mp4 -c:a aac -b:a 24k -movflags +frag_keyframe+empty_moov+defaul
 ffmpeg -nostdin -v error -y "${video[@]}" -i "$speech" -map 0:v -map 1:a -map_metadata -1 -fflags +bitexact -c:v mpeg4 -b:v 10k \
     -c:a aac -b:a 24k -ac 2 "$out/video.mp4"
 make alac.m4a -t 0.5 -c:a alac
-make opus.mp4 -t 1 -c:a libopus -b:a 16k
+make opus.mp4 -t 1 -ar 48000 -c:a libopus -b:a 16k
 make flac.mp4 -t 0.5 -c:a flac -strict experimental
 make mp3.mp4 -t 1 -ar 16000 -c:a libmp3lame -b:a 24k
 make pcm.mov -t 0.25 -c:a pcm_s16le
@@ -118,7 +118,10 @@ patch("voice.m4a", "he_aac.m4a", lc, bytes.fromhex("2b 8a 08 00 00"))
 
 files = {}
 for file in sorted(folder.iterdir()):
-    command = ["ffmpeg", "-nostdin", "-v", "quiet", "-i", file, "-map", "0:a:0", "-ar", "16000", "-ac", "1", "-f", "s16le", "pipe:1"]
+    # ffmpeg's own Opus decoder is not the reference; its usual resampler lets aliases through near 8 kHz.
+    decoder = ["-c:a", "libopus"] if "opus" in file.name or file.name == "browser.webm" else []
+    resampler = ["-ac", "1", "-af", "aresample=16000:resampler=soxr:precision=28", "-ar", "16000"]
+    command = ["ffmpeg", "-nostdin", "-v", "quiet", *decoder, "-i", file, "-map", "0:a:0", *resampler, "-f", "s16le", "pipe:1"]
     raw = subprocess.run(command, stdout=subprocess.PIPE).stdout
     count = len(raw) // 2
     at = [count // 4, count // 2]

@@ -78,6 +78,8 @@ fn tell(head: &[u8]) -> Result<(Container, u64), SoundError> {
         Container::Wav
     } else if at(0, b"fLaC") {
         Container::Flac
+    } else if at(0, b"OggS") && at(28, b"Speex   ") {
+        return Err(SoundError::codec("Speex"));
     } else if at(0, b"OggS") {
         Container::Ogg
     } else if at(0, &[0x1a, 0x45, 0xdf, 0xa3]) {

@@ -101,7 +101,7 @@ impl Elements<'_> {
             None => String::new(),
         };
         let skip = self.unsigned(entry, CODEC_DELAY)?.map(|nanoseconds| nanoseconds as f64 / 1e9);
-        Ok(Some(Told { track, codec: codec::of_mkv(&id), skip, keep: None }))
+        Ok(Some(Told { track, codec: codec::of_mkv(&id), skip, ..Told::default() }))
     }
 }
 

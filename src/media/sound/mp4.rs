@@ -15,7 +15,7 @@ const MOST_BOXES: usize = 10_000;
 /// The first sound track, where there is one that can be told.
 pub(super) fn first_sound(section: &mut Section) -> io::Result<Option<Told>> {
     let all = 0..section.len();
-    let mut file = Boxes { section };
+    let mut file = Boxes { section, claimed: all.end };
     let Some(moov) = file.child(&all, b"moov")? else { return Ok(None) };
     let scale = match file.child(&moov, b"mvhd")? {
         Some(header) => file.time_scale(&header)?,
@@ -25,7 +25,7 @@ pub(super) fn first_sound(section: &mut Section) -> io::Result<Option<Told>> {
         if track.kind == *b"trak"
             && let Some(told) = file.track(&track.body, scale)?
         {
-            return Ok(Some(told));
+            return Ok(Some(Told { length: file.claimed, ..told }));
         }
     }
     Ok(None)
@@ -38,6 +38,8 @@ struct Box {
 
 struct Boxes<'a> {
     section: &'a mut Section,
+    /// Where the file ends by what its boxes say.
+    claimed: u64,
 }
 
 impl Boxes<'_> {
@@ -63,7 +65,9 @@ impl Boxes<'_> {
             if size < start {
                 break;
             }
-            let end = at.saturating_add(size).min(body.end);
+            let end = at.saturating_add(size);
+            self.claimed = self.claimed.max(end);
+            let end = end.min(body.end);
             children.push(Box { kind: [kind[0], kind[1], kind[2], kind[3]], body: (at + start).min(end)..end });
             at = end;
         }
@@ -104,7 +108,7 @@ impl Boxes<'_> {
             None => Vec::new(),
         };
         let entry = entry.get(12..16).and_then(|kind| kind.try_into().ok()).unwrap_or(*b"????");
-        let mut told = Told { track: id, codec: codec::of_mp4(entry), skip: None, keep: None };
+        let mut told = Told { track: id, codec: codec::of_mp4(entry), ..Told::default() };
         let scale = match self.descendant(track, &[b"mdia", b"mdhd"])? {
             Some(header) => self.time_scale(&header)?,
             None => None,

@@ -8,7 +8,7 @@ use symphonia::{
             CodecParameters,
             audio::{
                 AudioCodecParameters, AudioDecoder, AudioDecoderOptions,
-                well_known::{CODEC_ID_AAC, CODEC_ID_OPUS},
+                well_known::{CODEC_ID_AAC, CODEC_ID_OPUS, CODEC_ID_PCM_ALAW, CODEC_ID_PCM_MULAW},
             },
         },
         errors::Error,
@@ -34,6 +34,8 @@ use super::{
 const MOST_EMPTY: u32 = 1 << 14;
 /// The same for packets of other tracks, as of a film whose sound begins late.
 const MOST_OTHERS: u32 = 1 << 20;
+/// Frames of a packet. FLAC's may have 65535; no other's are longer.
+const MOST_PACKET: u64 = 1 << 16;
 
 /// What a container says of its first sound track, and symphonia does not tell.
 #[derive(Debug, Default, PartialEq)]
@@ -45,6 +47,8 @@ pub(super) struct Told {
     pub(super) skip: Option<f64>,
     /// Seconds to keep behind those.
     pub(super) keep: Option<f64>,
+    /// Bytes that the file should have; more than it has where it broke off.
+    pub(super) length: u64,
 }
 
 /// A track of packets.
@@ -52,7 +56,6 @@ pub(super) struct Packets {
     reader: Box<dyn FormatReader>,
     track: u32,
     codec: Codec,
-    /// Whether the first block was given, and the trimming is in frames.
     trim: Trim,
     total: Option<f64>,
 }
@@ -77,16 +80,24 @@ impl Packets {
             Container::Mkv => mkv::first_sound(&mut shared.section(part.clone())?)?,
             _ => None,
         };
-        let reader = reader(container, shared.section(part)?).map_err(|error| failed(&error, told.as_ref()))?;
+        let length = told.as_ref().map_or(0, |told| told.length);
+        let section = || shared.section(part.clone()).map(|section| section.stretched(length));
+        let reader = match reader(container, section()?) {
+            // Readers that can seek look at the end first, which a file that broke off has not got.
+            Err(Error::IoError(_)) => reader(container, section()?.forward_only()),
+            read => read,
+        };
+        let reader = reader.map_err(|error| failed(&error, told.as_ref()))?;
         let track = sound_track(reader.as_ref(), told.as_ref())?;
         let params = audio(track).ok_or(SoundError::NoAudio)?;
         let head = params.extra_data.as_deref().and_then(|head| Head::read(head, container == Container::Mp4));
-        let pre_skip = head.filter(|_| params.codec == CODEC_ID_OPUS).map(|head| f64::from(head.pre_skip));
-        let skip = told.as_ref().and_then(|told| told.skip).or(pre_skip.map(|frames| frames / f64::from(OPUS_RATE)));
+        let pre_skip = head.map_or(0.0, |head| f64::from(head.pre_skip) / f64::from(OPUS_RATE));
+        // Some muxers count Opus' delay in samples of what went in. Its own head is right.
+        let skip = told.as_ref().and_then(|told| told.skip).unwrap_or(0.0).max(pre_skip);
         Ok(Self {
             codec: Codec::new(params, head, told.as_ref())?,
             track: track.id,
-            trim: Trim::Seconds { skip: skip.unwrap_or(0.0), keep: told.and_then(|told| told.keep) },
+            trim: Trim::Seconds { skip, keep: told.and_then(|told| told.keep) },
             total: total(reader.as_ref(), track),
             reader,
         })
@@ -148,7 +159,16 @@ impl Codec {
             let head = head.ok_or_else(|| SoundError::broken("it does not say how its Opus is encoded"))?;
             return Opus::new(head).map(Self::Opus);
         }
-        match get_codecs().make_audio_decoder(params, &AudioDecoderOptions::default()) {
+        // Decoders take memory for a whole packet.
+        if params.max_frames_per_packet.is_some_and(|frames| frames > MOST_PACKET) {
+            return Err(SoundError::broken("its packets are too long"));
+        }
+        let mut params = params.clone();
+        if [CODEC_ID_PCM_ALAW, CODEC_ID_PCM_MULAW].contains(&params.codec) {
+            // Containers state the eight bits that are written, and the decoder asks for the sixteen that they mean.
+            (params.bits_per_sample, params.bits_per_coded_sample) = (None, None);
+        }
+        match get_codecs().make_audio_decoder(&params, &AudioDecoderOptions::default()) {
             Ok(decoder) => Ok(Self::Symphonia(decoder)),
             Err(Error::Unsupported(_)) if params.codec == CODEC_ID_AAC => {
                 let config = params.extra_data.as_deref().unwrap_or_default();

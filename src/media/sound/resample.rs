@@ -62,8 +62,12 @@ impl Resampler {
 
 impl Filter {
     fn new(rate: u32, channels: usize) -> Result<Self, SoundError> {
+        let rate = rate as usize;
         let window = WindowFunction::BlackmanHarris2;
-        let fft = Fft::new_custom(rate as usize, RATE, FRAMES, 1, channels, window, FixedSync::Both)
+        // The filter's delay is half a block. Blocks of an even length at both rates make that whole frames.
+        let pair = 2 * rate / gcd(rate, RATE);
+        let frames = FRAMES.next_multiple_of(pair);
+        let fft = Fft::new_custom(rate, RATE, frames, 1, channels, window, FixedSync::Both)
             .map_err(|error| SoundError::broken(error.to_string()))?;
         Ok(Self {
             pending: vec![Vec::new(); channels],
@@ -123,4 +127,8 @@ impl Filter {
             out.extend_from_slice(&block[skip..skip + count]);
         }
     }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -72,6 +72,12 @@ impl Section {
         Self { seekable: false, ..self }
     }
 
+    /// The same as if it went on to this length, for readers that give up a file that is too short for its own headers.
+    pub(super) fn stretched(mut self, len: u64) -> Self {
+        self.part.end = self.part.end.max(self.part.start.saturating_add(len));
+        self
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.part.end - self.part.start
     }
