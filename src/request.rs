@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use crate::{
     engine::{Key, Pin},
-    media::{FetchError, ImageError, Picture, sound::Sound},
+    media::{FetchError, ImageError, Picture},
 };
 
 /// One answer to generate.
@@ -76,6 +76,17 @@ pub enum Source {
     Sound(Sound),
     /// They are in the encoder cache, and stay there as long as this lives.
     Encoded(Pin),
+}
+
+/// A stretch of a recording as a network hears it; see [`percept_models::Medium::Sound`].
+#[derive(Debug, Clone)]
+pub struct Sound {
+    /// Mono, at 16 kHz.
+    pub samples: Arc<[f32]>,
+    /// The frames that are heard, frame `t` being centred on sample `160 t`.
+    pub frames: Range<usize>,
+    /// The largest log10 mel power of the recording.
+    pub peak: f32,
 }
 
 /// How tokens are drawn; see [`percept_models::nn::sample::Draw`] for what each number does.

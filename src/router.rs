@@ -24,6 +24,14 @@ pub struct Served {
 }
 
 impl Served {
+    /// What transcribes, where this is a speech model.
+    pub fn speech(&self) -> Option<&Arc<Transcriber>> {
+        match &self.work {
+            Work::Speech(transcriber) => Some(transcriber),
+            Work::Chat { .. } => None,
+        }
+    }
+
     /// All its names, its own first.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         std::iter::once(&self.id).chain(&self.aliases).map(String::as_str)

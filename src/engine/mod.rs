@@ -45,8 +45,8 @@ pub use self::{
     sequence::{Memory, SeqId, Sequence, Span},
 };
 use crate::{
-    media::{Picture, sound::Sound},
-    request::{self, Media, Prompt, Readout, Request, Sampling, Source},
+    media::Picture,
+    request::{self, Media, Prompt, Readout, Request, Sampling, Sound, Source},
 };
 
 /// Sizes of an engine.

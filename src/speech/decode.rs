@@ -11,8 +11,7 @@ use percept_models::nn::sample::Drawn;
 use super::{Options, SpeechError, Task, Vocabulary, words};
 use crate::{
     engine::{Alignment, Event, Key, Place},
-    media::sound::Sound,
-    request::{Limits, Media, Prompt, Readout, Request, Rules, Sampling, Source, TimestampRules},
+    request::{Limits, Media, Prompt, Readout, Request, Rules, Sampling, Sound, Source, TimestampRules},
 };
 
 /// What was drawn for a window.

@@ -30,7 +30,8 @@ use super::{
 };
 use crate::{
     engine::{EngineError, Handle, Place},
-    media::sound::{Recording, Sound},
+    media::sound::Recording,
+    request::Sound,
     text::TokenizerError,
 };
 

@@ -1,0 +1,2 @@
+//! Decoding of each container, as times real time.
+fn main() {}
