@@ -3,13 +3,13 @@
 mod answer;
 mod parse;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
     body::Body,
     extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue},
+    http::HeaderMap,
     response::{IntoResponse, Response},
 };
 
@@ -17,7 +17,7 @@ use self::{
     answer::Base,
     parse::{Chat, PictureRef},
 };
-use super::{ApiError, App, json, models::not_found, wire::chat as wire};
+use super::{ApiError, App, json, models::not_found, params::Parsed, wire::chat as wire};
 use crate::{
     engine::{Key, Pin, Place},
     media::{self, File, Header},
@@ -26,8 +26,6 @@ use crate::{
     text::{Answer, PromptError},
 };
 
-const IGNORED_PARAMS: HeaderName = HeaderName::from_static("x-ignored-params");
-
 /// `POST /v1/chat/completions`
 pub(super) async fn completions(
     State(app): State<Arc<App>>,
@@ -35,11 +33,9 @@ pub(super) async fn completions(
     body: Body,
 ) -> Result<Response, ApiError> {
     let models = app.models()?;
-    let json::Parsed { value, ignored, unknown } =
+    let Parsed { value, ignored } =
         json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
-    if let Some(param) = unknown.filter(|_| app.config.strict) {
-        return Err(InvalidRequest::Unknown { param }.into());
-    }
+    ignored.check(app.config.strict)?;
     let chat = Chat::parse(value, &app.config.media)?;
     let model = models.find(&chat.model).ok_or_else(|| not_found(models, &chat.model))?;
     let place = model.handle.reserve()?;
@@ -50,9 +46,7 @@ pub(super) async fn completions(
         Some(stream) => answer::stream(base, answer, stream),
         None => Json(answer::collect(base, answer).await?).into_response(),
     };
-    if let Some(names) = ignored_names(&ignored) {
-        response.headers_mut().insert(IGNORED_PARAMS, names);
-    }
+    ignored.report(&mut response);
     Ok(response)
 }
 
@@ -161,15 +155,4 @@ fn is_harmless(path: &str) -> bool {
     let field = path.rsplit('.').next().unwrap_or(path);
     wire::HARMLESS.contains(&path)
         || path.starts_with("messages[") && wire::HARMLESS_IN_MESSAGES.contains(&field)
-}
-
-/// The names of fields that had no effect, for a header.
-fn ignored_names(ignored: &[String]) -> Option<HeaderValue> {
-    let plain =
-        |name: &&String| name.len() < 100 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',');
-    let names: BTreeSet<&str> = ignored.iter().filter(plain).map(String::as_str).collect();
-    if names.is_empty() {
-        return None;
-    }
-    HeaderValue::from_str(&names.into_iter().collect::<Vec<_>>().join(", ")).ok()
 }

@@ -1,40 +1,22 @@
 //! Reads a JSON body into a wire type, and says precisely what is wrong with it.
 
-use std::time::Duration;
-
 use axum::{
     body::Body,
-    http::{
-        HeaderMap,
-        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
-    },
+    http::{HeaderMap, header::CONTENT_TYPE},
 };
-use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::{
+    body::{Pieces, header},
     error::ApiError,
+    params::{Ignored, Parsed},
     wire::{Object, TOO_MANY},
 };
 use crate::request::InvalidRequest;
 
-/// How long a client may be silent in the middle of its body.
-const SILENCE: Duration = Duration::from_secs(30);
 /// Bodies up to this size are parsed at once: that takes less time than a change of threads is worth.
 const SMALL: usize = 1 << 16;
-/// Most names of ignored fields that are kept.
-const MOST_IGNORED: usize = 20;
-
-/// A body, and the paths of fields in it that the wire type does not know.
-#[derive(Debug)]
-pub(super) struct Parsed<T> {
-    pub(super) value: T,
-    /// The first of those that had no effect.
-    pub(super) ignored: Vec<String>,
-    /// The first of those that are unknown.
-    pub(super) unknown: Option<String>,
-}
 
 /// Reads and parses a body of at most `limit` bytes. Of fields that the type does not know, `harmless` says which are
 /// known all the same, by their paths, such as `messages[0].foo`.
@@ -44,42 +26,23 @@ pub(super) async fn read<T: DeserializeOwned + Send + 'static>(
     limit: usize,
     harmless: fn(&str) -> bool,
 ) -> Result<Parsed<T>, ApiError> {
-    let header = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     // A web page of anybody's can send other types, or none, without asking; JSON it cannot.
-    let found = header(CONTENT_TYPE).unwrap_or_else(|| "(none)".into());
+    let found = header(headers, CONTENT_TYPE).unwrap_or_else(|| "(none)".into());
     let essence = found.split(';').next().unwrap_or("").trim();
     if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(ApiError::ContentType { found: found.chars().take(100).collect() });
+        let found = found.chars().take(100).collect();
+        return Err(ApiError::ContentType { found, expected: "JSON with 'Content-Type: application/json'" });
     }
-    if let Some(found) = header(CONTENT_ENCODING).filter(|found| !found.eq_ignore_ascii_case("identity")) {
-        return Err(ApiError::ContentEncoding { found: found.chars().take(100).collect() });
+    let mut pieces = Pieces::open(headers, body, limit)?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = pieces.next().await? {
+        bytes.extend_from_slice(&piece);
     }
-    let claimed = header(CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or(0);
-    if claimed > limit {
-        return Err(ApiError::BodyTooLarge { limit });
-    }
-    let bytes = collect(body, limit).await?;
     if bytes.len() <= SMALL {
         return parse(&bytes, harmless);
     }
     let parsed = tokio::task::spawn_blocking(move || parse(&bytes, harmless));
     parsed.await.map_err(|error| ApiError::internal(&error))?
-}
-
-async fn collect(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
-    let mut pieces = body.into_data_stream();
-    let mut bytes = Vec::new();
-    loop {
-        match tokio::time::timeout(SILENCE, pieces.next()).await {
-            Err(_) => return Err(ApiError::BodySilent { seconds: SILENCE.as_secs() }),
-            Ok(None) => return Ok(bytes),
-            Ok(Some(Err(_))) => return Err(ApiError::BodyCut),
-            Ok(Some(Ok(piece))) if bytes.len() + piece.len() > limit => {
-                return Err(ApiError::BodyTooLarge { limit });
-            }
-            Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
-        }
-    }
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8], harmless: fn(&str) -> bool) -> Result<Parsed<T>, ApiError> {
@@ -89,21 +52,16 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], harmless: fn(&str) -> bool) -> Resul
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);
-    let mut ignored = Vec::new();
-    let mut unknown = None;
+    let mut ignored = Ignored::default();
     let found = |path: serde_ignored::Path<'_>| {
         let path = shown(&path.to_string());
-        if unknown.is_none() && !harmless(&path) {
-            unknown = Some(path.clone());
-        }
-        if ignored.len() < MOST_IGNORED {
-            ignored.push(path);
-        }
+        let harmless = harmless(&path);
+        ignored.push(path, harmless);
     };
     let Object(value) = serde_ignored::deserialize(tracked, found)
         .map_err(|error| explain(&error, &track.path().to_string()))?;
     deserializer.end().map_err(|error| ApiError::NotJson(error.to_string()))?;
-    Ok(Parsed { value, ignored, unknown })
+    Ok(Parsed { value, ignored })
 }
 
 /// A path as the API writes it: `messages.?.1.foo`, where `?` stands for a value that may be null, is `messages[1].foo`.

@@ -1,33 +1,17 @@
 //! Answers on the wire: whole, or in pieces.
 
-use std::{
-    convert::Infallible,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::{
-    http::{HeaderName, HeaderValue},
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
-};
-use futures_util::stream;
-use tracing::error;
+use axum::response::{Response, sse::Event};
 use uuid::Uuid;
 
 use super::parse::Streaming;
 use crate::{
-    api::{ApiError, wire::chat as wire},
+    api::{ApiError, sse, wire::chat as wire},
     engine::{EngineError, FinishReason},
     router::Served,
     text::{Answer, AnswerEvent, Usage},
 };
-
-/// Proxies that collect an answer before they pass it on would undo streaming.
-const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// How often a line is sent while there is no text, so that nothing on the way gives up.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// What all pieces of an answer share.
 #[derive(Debug)]
@@ -73,15 +57,7 @@ pub(super) async fn collect(base: Base, mut answer: Answer) -> Result<wire::Chat
 
 /// The answer in pieces. Dropping the response cancels it.
 pub(super) fn stream(base: Base, answer: Answer, streaming: Streaming) -> Response {
-    let pieces = Pieces { base, answer, streaming, next: Next::Role };
-    let events = stream::unfold(pieces, |mut pieces| async move {
-        let event = pieces.next().await?;
-        Some((Ok::<_, Infallible>(event), pieces))
-    });
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
-    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
-    response.headers_mut().insert(NO_BUFFERING, HeaderValue::from_static("no"));
-    response
+    sse::respond(Pieces { base, answer, streaming, next: Next::Role })
 }
 
 struct Pieces {
@@ -100,7 +76,7 @@ enum Next {
     Nothing,
 }
 
-impl Pieces {
+impl sse::Pieces for Pieces {
     async fn next(&mut self) -> Option<Event> {
         match self.next {
             Next::Role => {
@@ -123,16 +99,18 @@ impl Pieces {
             }
             Next::Done => {
                 self.next = Next::Nothing;
-                Some(Event::default().data("[DONE]"))
+                Some(sse::done())
             }
             Next::Nothing => None,
         }
     }
+}
 
+impl Pieces {
     /// An error behind a status of 200: the stream ends with it, and without its usual last line.
     fn fail(&mut self, error: EngineError) -> Event {
         self.next = Next::Nothing;
-        json(&ApiError::from(error).body())
+        sse::json(&ApiError::from(error).body())
     }
 
     fn choice(&self, delta: wire::Delta<'_>, finish_reason: Option<wire::FinishReason>) -> Event {
@@ -141,7 +119,7 @@ impl Pieces {
     }
 
     fn chunk(&self, choices: &[wire::ChunkChoice<'_>], usage: Option<Option<wire::Usage>>) -> Event {
-        json(&wire::Chunk {
+        sse::json(&wire::Chunk {
             id: &self.base.id,
             object: "chat.completion.chunk",
             created: self.base.created,
@@ -152,13 +130,6 @@ impl Pieces {
             usage,
         })
     }
-}
-
-fn json(value: &impl serde::Serialize) -> Event {
-    Event::default().json_data(value).unwrap_or_else(|error| {
-        error!(%error, "a piece could not be written");
-        Event::default().comment("error")
-    })
 }
 
 fn finish_reason(reason: FinishReason) -> wire::FinishReason {

@@ -3,9 +3,12 @@
 use uuid::Uuid;
 
 use crate::{
-    api::wire::{Items, NameOrObject, Object, chat as wire},
+    api::{
+        check::{decimal, integer, missing, value},
+        wire::{Items, NameOrObject, Object, chat as wire},
+    },
     media::MediaLimits,
-    request::{InvalidRequest, Number, Sampling},
+    request::{InvalidRequest, Sampling},
     text::{Message, Part, Role, TextModel},
 };
 
@@ -290,41 +293,4 @@ fn bias(bias: Option<wire::Biases>) -> Result<Vec<(u32, f32)>, InvalidRequest> {
         Ok((id, bias as f32))
     };
     bias.into_iter().map(entry).collect()
-}
-
-fn integer(param: &str, found: i64, least: i64, most: i64) -> Result<i64, InvalidRequest> {
-    let (param, kind) = (param.to_owned(), Number::Integer);
-    if found < least {
-        let (found, limit) = (found.to_string(), least.to_string());
-        return Err(InvalidRequest::BelowMinimum { param, kind, found, limit });
-    }
-    if found > most {
-        let (found, limit) = (found.to_string(), most.to_string());
-        return Err(InvalidRequest::AboveMaximum { param, kind, found, limit });
-    }
-    Ok(found)
-}
-
-fn decimal(param: &str, found: Option<f64>, least: f64, most: f64) -> Result<Option<f64>, InvalidRequest> {
-    let (param, kind) = (param.to_owned(), Number::Decimal);
-    match found {
-        Some(found) if found < least => {
-            let (found, limit) = (found.to_string(), least.to_string());
-            Err(InvalidRequest::BelowMinimum { param, kind, found, limit })
-        }
-        Some(found) if found > most => {
-            let (found, limit) = (found.to_string(), most.to_string());
-            Err(InvalidRequest::AboveMaximum { param, kind, found, limit })
-        }
-        other => Ok(other),
-    }
-}
-
-fn missing(param: &str) -> InvalidRequest {
-    InvalidRequest::Missing { param: param.into() }
-}
-
-fn value(param: &str, found: &str, supported: &str) -> InvalidRequest {
-    let found: String = found.chars().take(100).collect();
-    InvalidRequest::Value { param: param.into(), found: format!("'{found}'"), supported: supported.into() }
 }
