@@ -20,13 +20,18 @@ use serde::{
 use toml::{Table, Value};
 
 use crate::{
-    api::ApiConfig,
+    api::{ApiConfig, SoundConfig},
     hub::{HubConfig, HubError, Source},
-    media::MediaLimits,
+    media::{MediaLimits, sound::SoundLimits},
     memory::{Budget, Wanted, parse_bytes},
     router::{Alias, Aliases, HOSTED, NameError},
     server::{ModelConfig, ServerConfig},
 };
+
+/// Samples of a recording that stay in memory: ten minutes, 19 MB. Longer ones go to the disk.
+const SAMPLES_IN_MEMORY: usize = 600 * 16_000;
+/// Channels of a recording that are kept apart, where that is asked for.
+const MOST_SPEAKERS: usize = 8;
 
 /// Every setting, each of them optional. The names are those of the configuration file; a flag writes `-` for `_`,
 /// the environment writes them in capitals behind `PERCEPT_`.
@@ -152,6 +157,18 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_memory: Option<Text<Size>>,
+    /// Most bytes of a recording's file [default: 1GiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_audio_bytes: Option<Text<Size>>,
+    /// Most seconds of a recording [default: 14400, which is 4 hours]
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_audio_seconds: Option<u32>,
+    /// The ffmpeg program, to decode recordings that percept does not decode itself, such as AMR; none unless it is set
+    #[arg(long, value_name = "PROGRAM", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ffmpeg: Option<PathBuf>,
 }
 
 /// A list, or its only element.
@@ -427,6 +444,15 @@ impl Settings {
                 request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
             },
             media_memory: size(&self.image_memory, 2 << 30),
+            sound: SoundConfig {
+                file_bytes: size(&self.max_audio_bytes, 1 << 30),
+                limits: SoundLimits {
+                    seconds: count("max_audio_seconds", self.max_audio_seconds, 4 * 3600)? as f64,
+                    memory_samples: SAMPLES_IN_MEMORY,
+                    channels: MOST_SPEAKERS,
+                },
+                ffmpeg: self.ffmpeg.clone(),
+            },
             strict: self.strict_params.unwrap_or(false),
         })
     }

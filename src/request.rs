@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use crate::{
     engine::{Key, Pin},
-    media::{FetchError, ImageError, Picture},
+    media::{FetchError, ImageError, Picture, sound::SoundError},
 };
 
 /// One answer to generate.
@@ -201,6 +201,12 @@ pub enum InvalidRequest {
         /// What would do.
         supported: String,
     },
+    /// A field that may be there once is there again.
+    #[error("Invalid '{param}': it was given more than once.")]
+    Repeated {
+        /// Which.
+        param: String,
+    },
     /// A number is too small.
     #[error("Invalid '{param}': {} below minimum value. Expected a value >= {limit}, but got {found} instead.", kind.name())]
     BelowMinimum {
@@ -302,6 +308,12 @@ pub enum InvalidRequest {
         /// Why.
         error: ImageError,
     },
+    /// The file of a recording cannot be used.
+    #[error("{}: {error}.", of_sound(error))]
+    Sound {
+        /// Why.
+        error: SoundError,
+    },
     /// The pictures of a request are too large together.
     #[error("Invalid '{param}': the request's pictures have {found} pixels together; the limit is {limit}.")]
     Pixels {
@@ -312,6 +324,15 @@ pub enum InvalidRequest {
         /// How many would do.
         limit: usize,
     },
+}
+
+/// How the hosted API begins its messages about recordings, where it has one.
+fn of_sound(error: &SoundError) -> &'static str {
+    match error {
+        SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "Invalid file format",
+        SoundError::Empty | SoundError::Broken { .. } => "Audio file might be corrupted or unsupported",
+        _ => "Invalid 'file'",
+    }
 }
 
 /// Kinds of numbers in messages.

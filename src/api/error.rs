@@ -10,7 +10,7 @@ use tracing::error;
 use super::wire;
 use crate::{
     engine::{EngineError, Refused},
-    media::ImageError,
+    media::{ImageError, sound::SoundError},
     request::{InvalidRequest, Number},
 };
 
@@ -25,11 +25,16 @@ pub enum ApiError {
     /// The body is not JSON.
     #[error("We could not parse the JSON body of your request. (HINT: {0})")]
     NotJson(String),
+    /// The body is no form, or no whole one.
+    #[error("We could not parse the form of your request. (HINT: {0}.)")]
+    NotForm(String),
     /// The body is something else.
-    #[error("Unsupported content type: {found}. Send JSON with 'Content-Type: application/json'.")]
+    #[error("Unsupported content type: {found}. Send {expected}.")]
     ContentType {
         /// What its header says.
         found: String,
+        /// What would do.
+        expected: &'static str,
     },
     /// The body is compressed.
     #[error("Unsupported content encoding: {found}. Send the body as it is.")]
@@ -59,6 +64,18 @@ pub enum ApiError {
         model: String,
         /// What there is.
         known: Vec<String>,
+    },
+    /// There is such a model, but it does something else.
+    #[error("The model `{model}` is {kind}; it cannot {cannot}.{}", able_hint(able))]
+    WrongModel {
+        /// Its name.
+        model: String,
+        /// What it is, with its article.
+        kind: &'static str,
+        /// What it was asked to do.
+        cannot: &'static str,
+        /// Models that can.
+        able: Vec<String>,
     },
     /// There is no such path.
     #[error("Invalid URL ({method} {path}){hint}")]
@@ -96,6 +113,10 @@ fn hint(known: &[String]) -> String {
     if known.is_empty() { String::new() } else { format!(" Models here: {}.", known.join(", ")) }
 }
 
+fn able_hint(able: &[String]) -> String {
+    if able.is_empty() { String::new() } else { format!(" Models here that can: {}.", able.join(", ")) }
+}
+
 impl ApiError {
     /// Logs a failure of ours and hides it from the client.
     pub fn internal(error: &dyn std::fmt::Display) -> Self {
@@ -108,6 +129,7 @@ impl ApiError {
         let (kind, code, param) = match self {
             Self::Invalid(invalid) => ("invalid_request_error", code(invalid), param(invalid)),
             Self::NotJson(_)
+            | Self::NotForm(_)
             | Self::ContentType { .. }
             | Self::ContentEncoding { .. }
             | Self::BodyCut
@@ -115,6 +137,7 @@ impl ApiError {
             | Self::NoSuchPath { .. } => ("invalid_request_error", None, None),
             Self::BodyTooLarge { .. } => ("invalid_request_error", Some("request_too_large"), None),
             Self::ModelNotFound { .. } => ("invalid_request_error", Some("model_not_found"), Some("model")),
+            Self::WrongModel { .. } => ("invalid_request_error", Some("model_not_supported"), Some("model")),
             Self::Method { .. } => ("invalid_request_error", Some("method_not_supported"), None),
             Self::Loading => ("server_error", Some("model_loading"), None),
             Self::Refused(_) | Self::Engine(EngineError::Stopped) => {
@@ -127,7 +150,11 @@ impl ApiError {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid(_) | Self::NotJson(_) | Self::BodyCut => StatusCode::BAD_REQUEST,
+            Self::Invalid(_)
+            | Self::NotJson(_)
+            | Self::NotForm(_)
+            | Self::WrongModel { .. }
+            | Self::BodyCut => StatusCode::BAD_REQUEST,
             Self::BodySilent { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::ContentType { .. } | Self::ContentEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -168,7 +195,7 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
     Some(match invalid {
         InvalidRequest::Missing { .. } => "missing_required_parameter",
         InvalidRequest::Type { .. } => "invalid_type",
-        InvalidRequest::Value { .. } => "invalid_value",
+        InvalidRequest::Value { .. } | InvalidRequest::Repeated { .. } => "invalid_value",
         InvalidRequest::BelowMinimum { kind: Number::Integer, .. } => "integer_below_min_value",
         InvalidRequest::BelowMinimum { kind: Number::Decimal, .. } => "decimal_below_min_value",
         InvalidRequest::AboveMaximum { kind: Number::Integer, .. } => "integer_above_max_value",
@@ -186,6 +213,11 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         | InvalidRequest::Pixels { .. } => "image_too_large",
         InvalidRequest::Picture { .. } => "invalid_image_format",
         InvalidRequest::Messages { .. } => "invalid_value",
+        InvalidRequest::Sound { error } => match error {
+            SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "invalid_audio_format",
+            SoundError::TooLong { .. } => "audio_too_long",
+            _ => "invalid_audio",
+        },
         InvalidRequest::Unknown { .. } => return None,
     })
 }
@@ -195,6 +227,7 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         InvalidRequest::Missing { param }
         | InvalidRequest::Type { param, .. }
         | InvalidRequest::Value { param, .. }
+        | InvalidRequest::Repeated { param }
         | InvalidRequest::BelowMinimum { param, .. }
         | InvalidRequest::AboveMaximum { param, .. }
         | InvalidRequest::EmptyArray { param }
@@ -205,6 +238,7 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::Picture { param, .. }
         | InvalidRequest::Pixels { param, .. } => Some(param),
         InvalidRequest::ContextLength { .. } | InvalidRequest::Messages { .. } => Some("messages"),
+        InvalidRequest::Sound { .. } => Some("file"),
         InvalidRequest::Unknown { .. } => None,
     }
 }

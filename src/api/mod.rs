@@ -1,10 +1,16 @@
 //! The HTTP API: the only code that knows JSON and status codes.
 
+mod audio;
+mod body;
 mod chat;
+mod check;
 mod error;
+mod form;
 mod json;
 mod models;
 mod ops;
+mod params;
+mod sse;
 pub mod wire;
 
 use std::{
@@ -20,17 +26,18 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use tokio::sync::Semaphore;
 use tracing::info;
 use uuid::Uuid;
 
-pub use self::error::ApiError;
+pub use self::{audio::SoundConfig, error::ApiError};
 use crate::{
     media::{Decoders, MediaLimits},
     router::Router,
 };
 
 /// What the API may take and how it behaves.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ApiConfig {
     /// Most bytes of a JSON body.
     pub body_bytes: usize,
@@ -38,6 +45,8 @@ pub struct ApiConfig {
     pub media: MediaLimits,
     /// Most bytes of decoded pictures that wait for an engine.
     pub media_memory: usize,
+    /// What recordings may cost.
+    pub sound: SoundConfig,
     /// Whether an unknown field is an error.
     pub strict: bool,
 }
@@ -47,6 +56,8 @@ pub struct ApiConfig {
 pub struct App {
     config: ApiConfig,
     decoders: Decoders,
+    /// Bounds how many files are being received.
+    uploads: Semaphore,
     /// Empty while models are being loaded.
     models: OnceLock<Router>,
 }
@@ -54,7 +65,12 @@ pub struct App {
 impl App {
     /// An API without models yet.
     pub fn new(config: ApiConfig) -> Arc<Self> {
-        Arc::new(Self { config, decoders: Decoders::new(config.media_memory), models: OnceLock::new() })
+        Arc::new(Self {
+            decoders: Decoders::new(config.media_memory),
+            config,
+            uploads: Semaphore::new(audio::MOST_UPLOADS),
+            models: OnceLock::new(),
+        })
     }
 
     /// Serves these models from now on. Called once.
@@ -79,6 +95,8 @@ pub fn routes(app: Arc<App>) -> Routes {
         for end in ["", "/"] {
             routes = routes
                 .route(&format!("{base}/chat/completions{end}"), post(chat::completions))
+                .route(&format!("{base}/audio/transcriptions{end}"), post(audio::transcriptions))
+                .route(&format!("{base}/audio/translations{end}"), post(audio::translations))
                 .route(&format!("{base}/models{end}"), get(models::list));
         }
         routes = routes.route(&format!("{base}/models/{{*id}}"), get(models::one));

@@ -4,6 +4,7 @@
 //! Reference: openai/whisper, `whisper/transcribe.py` and `whisper/decoding.py`. Knows no HTTP and no tensor.
 
 mod decode;
+pub mod languages;
 mod seek;
 pub mod subtitles;
 mod transcribe;

@@ -1,5 +1,6 @@
 //! What goes over the wire, one file per API. Nothing else is serialised for a client.
 
+pub mod audio;
 pub mod chat;
 pub mod error;
 pub mod models;
