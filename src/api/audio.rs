@@ -168,7 +168,7 @@ impl From<SpeechError> for ApiError {
     fn from(error: SpeechError) -> Self {
         match error {
             SpeechError::Engine(error) => error.into(),
-            other => Self::internal(&other),
+            error @ SpeechError::Read(_) => Self::internal(&error),
         }
     }
 }

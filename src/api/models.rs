@@ -51,5 +51,6 @@ fn model(served: &Served, name: &str) -> Model {
         },
         max_model_len: served.handle.context(),
         root: served.id.clone(),
+        kind: if served.speech().is_some() { "speech" } else { "chat" },
     }
 }

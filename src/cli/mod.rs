@@ -2,9 +2,11 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
 mod chat;
+mod client;
 mod progress;
 mod pull;
 mod serve;
+mod transcribe;
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
@@ -74,6 +76,21 @@ Examples:
   percept chat --model ./my-checkpoint 'What does the sign say?' -i sign.webp
   git diff | percept chat 'Summarise this change:' --stdin")]
     Chat(chat::Chat),
+    /// Turn recordings into text or subtitles
+    #[command(after_help = "\
+Asks a server that is running, or loads a speech model for this with --model. Of a folder, the recordings in it are
+meant, but not those in its folders. What a file is is told by its content; video files will do.
+
+One text goes to standard output. With -o there is a file for each recording and format, named after the recording;
+one that fails does not keep the others, and the exit code says that something failed.
+
+Examples:
+  percept transcribe talk.mp3
+  percept transcribe talk.mp3 -f srt --max-line-width 42 --max-line-count 2 > talk.srt
+  percept transcribe interviews/ -f txt,json --words -o transcripts/
+  percept transcribe anruf.wav --speakers Agent,Caller --language german --translate
+  ffmpeg -i stream.ts -f wav - | percept transcribe - --model openai/whisper-tiny")]
+    Transcribe(Box<transcribe::Transcribe>),
 }
 
 /// Runs the command that was typed.
@@ -83,6 +100,7 @@ pub fn run() -> ExitCode {
         Command::Serve(settings) => serve::run(*settings, cli.config.as_deref()),
         Command::Pull(pull) => pull.run(cli.config.as_deref()),
         Command::Chat(chat) => chat.run(cli.config.as_deref()),
+        Command::Transcribe(transcribe) => transcribe.run(cli.config.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

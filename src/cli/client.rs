@@ -1,0 +1,171 @@
+//! How commands ask a server: one that runs, or one of their own.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+use tokio::{net::TcpListener, runtime::Runtime};
+
+use super::{log, progress};
+use crate::{
+    api::App,
+    config::{LogFormat, Settings},
+    router::Router,
+    server,
+};
+
+/// A server that can be asked.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) agent: ureq::Agent,
+    /// Its URL, without `/v1`.
+    pub(super) base: String,
+}
+
+impl Client {
+    /// The server at a URL, as people write them.
+    pub(super) fn new(url: &str) -> Self {
+        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
+        let mut agent = ureq::Agent::config_builder().http_status_as_error(false);
+        if is_here(&base) {
+            // A proxy leads elsewhere.
+            agent = agent.proxy(None);
+        }
+        Self { agent: agent.build().into(), base }
+    }
+
+    /// The first of the server's models that is for a task, or does not say what it is for.
+    pub(super) fn first_model(&self, task: &str) -> anyhow::Result<String> {
+        let base = &self.base;
+        let mut response = self.agent.get(format!("{base}/v1/models")).call().with_context(|| {
+            format!("no server at {base}: start one with percept serve, or load a model with --model")
+        })?;
+        let list: Value = response.body_mut().read_json().context("that is no OpenAI server")?;
+        if !response.status().is_success() {
+            bail!(message(&list));
+        }
+        let none = || format!("the server has no model for {task}; --name asks one nevertheless");
+        pick(&list, task).with_context(none)
+    }
+}
+
+/// What a model for conversations is for, in `/v1/models`.
+pub(super) const CHAT: &str = "image-text-to-text";
+/// What a model for recordings is for.
+pub(super) const SPEECH: &str = "automatic-speech-recognition";
+
+/// The first model of a list that is for `task`, as far as it says. Other servers do not say what theirs are for.
+fn pick(list: &Value, task: &str) -> Option<String> {
+    let models = list["data"].as_array()?;
+    let model = models.iter().find(|model| model.get("task").is_none_or(|found| found == task))?;
+    model["id"].as_str().map(str::to_owned)
+}
+
+/// A server of one command, on a port that nobody else has. Ends with it.
+#[derive(Debug)]
+pub(super) struct Own {
+    runtime: Runtime,
+    pub(super) url: String,
+}
+
+impl Own {
+    /// Loads a model and serves it, under `name` where there is one.
+    pub(super) fn start(
+        model: String,
+        name: Option<String>,
+        config: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let settings = Settings::default().complete(config)?;
+        log(settings.log.as_deref().unwrap_or("warn"), LogFormat::Human)?;
+        // The file's names are for a server's models.
+        let config = Settings { model: vec![model], name, alias: Vec::new(), ..settings }.resolve()?;
+        let runtime = Runtime::new()?;
+        let app = App::new(config.api.clone());
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let server = server::run(listener, Arc::clone(&app), std::future::pending(), config.drain);
+        runtime.spawn(server);
+        app.serve(Router::new(server::load(&config, progress::bar, progress::loading)?));
+        Ok(Self { runtime, url })
+    }
+
+    pub(super) fn stop(self) {
+        self.runtime.shutdown_background();
+    }
+}
+
+/// The message of an API error.
+pub(super) fn message(body: &Value) -> String {
+    body["error"]["message"].as_str().unwrap_or("the server gave an error without a message").to_owned()
+}
+
+/// Whether a URL is one of this machine.
+fn is_here(url: &str) -> bool {
+    let Ok(url) = url.parse::<ureq::http::Uri>() else { return false };
+    let host = url.host().unwrap_or("");
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|address| address.is_loopback() || address.is_unspecified())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn this_machine_is_known_by_all_its_names() {
+        for url in [
+            "http://127.0.0.1:8000",
+            "http://localhost",
+            "http://LOCALHOST:1",
+            "http://[::1]",
+            "http://[::1]:8000",
+            "http://0.0.0.0:8000",
+        ] {
+            assert!(is_here(url), "{url}");
+        }
+        for url in ["http://10.0.0.1:8000", "https://example.com", "http://localhost.example.com", "http:// "]
+        {
+            assert!(!is_here(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn the_first_model_for_a_task_is_asked() {
+        let speech = json!({"id": "a", "task": SPEECH});
+        let chat = json!({"id": "b", "task": CHAT});
+        let other = json!({"id": "c"});
+        for (models, for_chat, for_speech) in [
+            (vec![&chat, &other], Some("b"), Some("c")),
+            (vec![&speech, &chat], Some("b"), Some("a")),
+            (vec![&speech, &other], Some("c"), Some("a")),
+            (vec![&speech], None, Some("a")),
+            (vec![], None, None),
+        ] {
+            let list = json!({"data": models});
+            assert_eq!(pick(&list, CHAT).as_deref(), for_chat, "{models:?}");
+            assert_eq!(pick(&list, SPEECH).as_deref(), for_speech, "{models:?}");
+        }
+        assert_eq!(pick(&json!({"models": [chat]}), CHAT), None);
+    }
+
+    #[test]
+    fn urls_are_taken_as_people_write_them() {
+        for (url, base) in [
+            ("http://a:1", "http://a:1"),
+            ("http://a:1/", "http://a:1"),
+            ("http://a:1/v1/", "http://a:1"),
+            ("a:1/v1", "http://a:1"),
+            ("https://a/b/v1", "https://a/b"),
+        ] {
+            assert_eq!(Client::new(url).base, base);
+        }
+    }
+}
