@@ -203,20 +203,28 @@ fn the_api_document_names_every_field() {
     let document = fs::read_to_string(root().join("docs/api.md")).unwrap();
     let quoted: String = document.split('`').skip(1).step_by(2).collect::<Vec<_>>().join(" ");
     let quoted: Vec<&str> = words(&quoted).collect();
-    let wire = fs::read_to_string(root().join("src/api/wire/chat.rs")).unwrap();
-    let (requests, _) = wire.split_once("/// A whole answer.").unwrap();
-    let mut fields: Vec<&str> = requests
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "))
-        .filter(|(name, _)| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'))
-        .map(|(name, _)| if name == "kind" { "type" } else { name })
-        .collect();
-    use percept::api::wire::chat::{HARMLESS, HARMLESS_IN_MESSAGES};
-    fields.extend(HARMLESS.iter().chain(HARMLESS_IN_MESSAGES));
+    let mut fields = Vec::new();
+    for api in ["chat", "audio"] {
+        let wire = fs::read_to_string(root().join(format!("src/api/wire/{api}.rs"))).unwrap();
+        let (requests, _) = wire.split_once("/// A whole answer.").unwrap();
+        fields.extend(wire_fields(requests).map(str::to_owned));
+    }
+    use percept::api::wire::{audio, chat};
+    let constants = chat::HARMLESS.iter().chain(chat::HARMLESS_IN_MESSAGES).chain(audio::HARMLESS);
+    fields
+        .extend(constants.chain(audio::REFUSED.iter().map(|(name, _)| name)).map(|name| (*name).to_owned()));
     assert!(fields.len() > 40, "only {} fields were found", fields.len());
     for field in fields {
-        assert!(quoted.contains(&field), "docs/api.md does not name {field}");
+        assert!(quoted.contains(&field.as_str()), "docs/api.md does not name {field}");
     }
+}
+
+/// The names of the fields of the types in a file.
+fn wire_fields(text: &str) -> impl Iterator<Item = &str> {
+    let fields = text.lines().filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "));
+    let fields =
+        fields.filter(|(name, _)| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+    fields.map(|(name, _)| if name == "kind" { "type" } else { name })
 }
 
 #[test]

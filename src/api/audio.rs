@@ -16,7 +16,7 @@ use self::parse::Ask;
 use super::{
     ApiError, App,
     form::{Fields, Form, split},
-    models::not_found,
+    models::{not_found, wrong_model},
     params::Parsed,
     wire::audio as wire,
 };
@@ -68,7 +68,8 @@ async fn respond(app: &App, endpoint: Task, headers: &HeaderMap, body: Body) -> 
     let received = match Received::read(&mut form, models).await {
         Ok(received) => received,
         Err(error) => {
-            form.discard().await;
+            // Many clients look for an answer only when they have sent everything.
+            tokio::spawn(form.discard());
             return Err(error);
         }
     };
@@ -132,15 +133,7 @@ impl Received {
 /// A place in a model's queue.
 fn reserve(models: &Router, name: &str) -> Result<(Arc<Transcriber>, Place), ApiError> {
     let model = models.find(name).ok_or_else(|| not_found(models, name))?;
-    let speech = model.speech().ok_or_else(|| {
-        let able = models.models().iter().filter(|model| model.speech().is_some());
-        ApiError::WrongModel {
-            model: model.id.clone(),
-            kind: "a chat model",
-            cannot: "transcribe",
-            able: able.map(|model| model.id.clone()).collect(),
-        }
-    })?;
+    let speech = model.speech().ok_or_else(|| wrong_model(models, model, "transcribe"))?;
     Ok((Arc::clone(speech), speech.handle().reserve()?))
 }
 

@@ -58,8 +58,8 @@ impl Pieces {
         }
     }
 
-    /// Reads on for a while, for nothing: many clients look for an answer only when they have sent everything.
-    pub(super) async fn discard(&mut self) {
+    /// Reads on for a while, for nothing.
+    pub(super) async fn discard(mut self) {
         let rest = async {
             let mut read = 0;
             while let Some(Ok(piece)) = self.stream.next().await {

@@ -17,7 +17,12 @@ use self::{
     answer::Base,
     parse::{Chat, PictureRef},
 };
-use super::{ApiError, App, json, models::not_found, params::Parsed, wire::chat as wire};
+use super::{
+    ApiError, App, json,
+    models::{not_found, wrong_model},
+    params::Parsed,
+    wire::chat as wire,
+};
 use crate::{
     engine::{Key, Pin, Place},
     media::{self, File, Header},
@@ -38,6 +43,9 @@ pub(super) async fn completions(
     ignored.check(app.config.strict)?;
     let chat = Chat::parse(value, &app.config.media)?;
     let model = models.find(&chat.model).ok_or_else(|| not_found(models, &chat.model))?;
+    if model.speech().is_some() {
+        return Err(wrong_model(models, model, "chat"));
+    }
     let place = model.handle.reserve()?;
     let stream = chat.stream;
     let base = Base::new(model);

@@ -66,11 +66,11 @@ pub enum ApiError {
         known: Vec<String>,
     },
     /// There is such a model, but it does something else.
-    #[error("The model `{model}` is {kind}; it cannot {cannot}.{}", able_hint(able))]
+    #[error("The model `{model}` is a {kind} model; it cannot {cannot}.{}", able_hint(able))]
     WrongModel {
         /// Its name.
         model: String,
-        /// What it is, with its article.
+        /// What it is for.
         kind: &'static str,
         /// What it was asked to do.
         cannot: &'static str,

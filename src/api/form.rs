@@ -116,8 +116,8 @@ impl Form {
         Ok(file)
     }
 
-    /// Reads to the end of the body, for nothing.
-    pub(super) async fn discard(&mut self) {
+    /// Reads on for a while, for nothing.
+    pub(super) async fn discard(self) {
         self.pieces.discard().await;
     }
 

@@ -39,6 +39,21 @@ pub(super) fn not_found(models: &Router, model: &str) -> ApiError {
     ApiError::ModelNotFound { model: model.chars().take(200).collect(), known }
 }
 
+/// The error for a model that does something else than it is asked to do.
+pub(super) fn wrong_model(models: &Router, model: &Served, cannot: &'static str) -> ApiError {
+    let able = models.models().iter().filter(|other| kind(other) != kind(model));
+    ApiError::WrongModel {
+        model: model.id.clone(),
+        kind: kind(model),
+        cannot,
+        able: able.map(|other| other.id.clone()).collect(),
+    }
+}
+
+fn kind(served: &Served) -> &'static str {
+    if served.speech().is_some() { "speech" } else { "chat" }
+}
+
 fn model(served: &Served, name: &str) -> Model {
     Model {
         id: name.to_owned(),
@@ -51,6 +66,6 @@ fn model(served: &Served, name: &str) -> Model {
         },
         max_model_len: served.handle.context(),
         root: served.id.clone(),
-        kind: if served.speech().is_some() { "speech" } else { "chat" },
+        kind: kind(served),
     }
 }

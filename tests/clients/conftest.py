@@ -9,10 +9,10 @@ import pytest
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
-@pytest.fixture(scope="session")
-def server():
+def serve(model, *more):
+    """Runs a server with a model of the fixtures, and yields its base URL."""
     program = os.environ["PERCEPT"]
-    command = [program, "serve", str(FIXTURES / "llava"), "--port", "0", "--alias", "gpt-4o", "--log", "warn"]
+    command = [program, "serve", str(FIXTURES / model), "--port", "0", "--log", "warn", *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
@@ -21,3 +21,13 @@ def server():
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="session")
+def server():
+    yield from serve("llava", "--alias", "gpt-4o")
+
+
+@pytest.fixture(scope="session")
+def speech_server():
+    yield from serve("whisper", "--alias", "whisper-1", "--max-audio-bytes", "2MB")
