@@ -524,7 +524,12 @@ async fn leaving_ends_the_work() {
         wav.extend(data);
         wav
     };
-    let parts = |stream: &str| vec![field("model", "whisper"), field("stream", stream), file(&long)];
+    let parts = |stream: &str| {
+        let slow = [("model", "whisper"), ("beam_size", "8"), ("best_of", "8"), ("stream", stream)];
+        let mut parts: Vec<Part> = slow.iter().map(|(name, text)| field(name, text)).collect();
+        parts.push(file(&long));
+        parts
+    };
     // A stream that is read once, and an answer that is not waited for.
     let mut response = send(&server, TRANSCRIPTIONS, &parts("true")).await;
     assert_eq!(response.status(), 200);

@@ -377,6 +377,71 @@ fn a_signal_lets_answers_end_and_a_short_patience_cuts_them() {
     assert!(log.contains("cut off"), "{log}");
 }
 
+fn speech() -> String {
+    fixtures().join("inputs/speechlike_3s.wav").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn recordings_that_cannot_be_transcribed_are_told_why() {
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let nowhere = ["--url", "http://127.0.0.1:1"];
+    let error = |arguments: &[&str]| fails(percept(&[&["transcribe"], arguments, &nowhere].concat()));
+    assert!(error(&["none.wav"]).contains("cannot read none.wav"));
+    assert!(error(&[folder]).contains("has no recordings"));
+    assert!(error(&[&speech(), "-f", "txt,srt"]).contains("-o FOLDER"));
+    assert!(error(&[&speech(), "-f", "all"]).contains("-o FOLDER"));
+    assert!(error(&[&speech()]).contains("start one with percept serve"));
+    assert!(error(&[&speech(), "-f", "doc"]).contains("possible values"));
+    assert!(error(&[]).contains("required"));
+    let chat = fails(percept(&["transcribe", &speech(), "--model", &llava_path()]));
+    assert!(chat.contains("the server has no speech model"), "{chat}");
+}
+
+#[test]
+fn recordings_become_files_of_every_format() {
+    let model = fixtures().join("whisper");
+    let serving = Serving::start(percept(&["serve", model.to_str().unwrap(), "-p", "0", "--log", "warn"]));
+    let url = serving.url.as_str();
+    let transcribe = |arguments: &[&str]| percept(&[&["transcribe", "--url", url], arguments].concat());
+    let text = |command: Command| {
+        let output = run(command);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let srt = text(transcribe(&[&speech(), "-f", "srt"]));
+    let json: Value = serde_json::from_str(&text(transcribe(&[&speech(), "-f", "json", "--words"]))).unwrap();
+    assert_eq!(json["duration"], 3.0);
+    assert!(json["segments"][0]["words"].is_array() && json["words"].is_array(), "{json}");
+    let mut stdin = transcribe(&["-", "-f", "srt"]);
+    stdin.stdin(fs::File::open(speech()).unwrap());
+    assert_eq!(text(stdin), srt);
+    // A folder, one of whose recordings is none.
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("in")).unwrap();
+    fs::copy(speech(), path("in/a.wav")).unwrap();
+    fs::copy(speech(), path("in/a.mp3")).unwrap();
+    fs::write(path("in/b.ogg"), "this is no sound").unwrap();
+    fs::write(path("in/notes.txt"), "").unwrap();
+    let (from, to) = (path("in"), path("out/new"));
+    let failed = fails(transcribe(&[from.to_str().unwrap(), "-f", "all", "-o", to.to_str().unwrap()]));
+    assert!(failed.contains("b.ogg: Invalid file format"), "{failed}");
+    assert!(failed.contains("1 of 3 recordings have no transcript"), "{failed}");
+    assert!(failed.contains("x real time"), "{failed}");
+    let mut written: Vec<_> =
+        fs::read_dir(&to).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    written.sort();
+    let expected = ["a.json", "a.srt", "a.tsv", "a.txt", "a.vtt"].map(str::to_owned).into_iter();
+    let expected = expected.chain(["json", "srt", "tsv", "txt", "vtt"].map(|end| format!("a.wav.{end}")));
+    assert_eq!(written, expected.collect::<Vec<_>>());
+    assert_eq!(fs::read_to_string(to.join("a.srt")).unwrap(), srt);
+    assert_eq!(
+        text(percept(&["transcribe", "--model", model.to_str().unwrap(), &speech(), "-f", "srt"])),
+        srt
+    );
+}
+
 /// Two thousand requests with many pictures leave the process as large as five hundred did.
 #[test]
 fn memory_does_not_grow_with_uptime() {

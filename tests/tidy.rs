@@ -200,22 +200,25 @@ fn paths_in_documents_exist() {
 /// Every name that the wire knows is in backticks in docs/api.md.
 #[test]
 fn the_api_document_names_every_field() {
+    use percept::api::wire::{audio, chat};
     let document = fs::read_to_string(root().join("docs/api.md")).unwrap();
-    let quoted: String = document.split('`').skip(1).step_by(2).collect::<Vec<_>>().join(" ");
-    let quoted: Vec<&str> = words(&quoted).collect();
-    let mut fields = Vec::new();
-    for api in ["chat", "audio"] {
+    let chat_fields: Vec<&str> = chat::HARMLESS.iter().chain(chat::HARMLESS_IN_MESSAGES).copied().collect();
+    let audio_fields: Vec<&str> =
+        audio::HARMLESS.iter().copied().chain(audio::REFUSED.iter().map(|(name, _)| *name)).collect();
+    for (api, path, mut fields) in
+        [("chat", "chat/completions", chat_fields), ("audio", "audio/transcriptions", audio_fields)]
+    {
+        let (_, section) = document.split_once(&format!("\n## `POST /v1/{path}`\n")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let quoted: String = section.split('`').skip(1).step_by(2).collect::<Vec<_>>().join(" ");
+        let quoted: Vec<&str> = words(&quoted).collect();
         let wire = fs::read_to_string(root().join(format!("src/api/wire/{api}.rs"))).unwrap();
         let (requests, _) = wire.split_once("/// A whole answer.").unwrap();
-        fields.extend(wire_fields(requests).map(str::to_owned));
-    }
-    use percept::api::wire::{audio, chat};
-    let constants = chat::HARMLESS.iter().chain(chat::HARMLESS_IN_MESSAGES).chain(audio::HARMLESS);
-    fields
-        .extend(constants.chain(audio::REFUSED.iter().map(|(name, _)| name)).map(|name| (*name).to_owned()));
-    assert!(fields.len() > 40, "only {} fields were found", fields.len());
-    for field in fields {
-        assert!(quoted.contains(&field.as_str()), "docs/api.md does not name {field}");
+        fields.extend(wire_fields(requests));
+        assert!(fields.len() > 40, "only {} fields were found", fields.len());
+        for field in fields {
+            assert!(quoted.contains(&field), "docs/api.md does not name {field} under {path}");
+        }
     }
 }
 

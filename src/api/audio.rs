@@ -68,8 +68,7 @@ async fn respond(app: &App, endpoint: Task, headers: &HeaderMap, body: Body) -> 
     let received = match Received::read(&mut form, models).await {
         Ok(received) => received,
         Err(error) => {
-            // Many clients look for an answer only when they have sent everything.
-            tokio::spawn(form.discard());
+            form.discard();
             return Err(error);
         }
     };

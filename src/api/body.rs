@@ -35,11 +35,13 @@ impl Pieces {
         if let Some(found) = encoding.filter(|found| !found.eq_ignore_ascii_case("identity")) {
             return Err(ApiError::ContentEncoding { found: found.chars().take(100).collect() });
         }
+        let pieces = Self { stream: body.into_data_stream(), read: 0, limit };
         let claimed = header(headers, CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or(0);
         if claimed > limit {
+            pieces.discard();
             return Err(ApiError::BodyTooLarge { limit });
         }
-        Ok(Self { stream: body.into_data_stream(), read: 0, limit })
+        Ok(pieces)
     }
 
     /// The next piece; `None` at the end.
@@ -58,9 +60,10 @@ impl Pieces {
         }
     }
 
-    /// Reads on for a while, for nothing.
-    pub(super) async fn discard(mut self) {
-        let rest = async {
+    /// Reads on for a while, for nothing, while the answer is on its way: many clients look for one only when they
+    /// have sent everything.
+    pub(super) fn discard(mut self) {
+        let rest = async move {
             let mut read = 0;
             while let Some(Ok(piece)) = self.stream.next().await {
                 read += piece.len();
@@ -69,8 +72,7 @@ impl Pieces {
                 }
             }
         };
-        // A client that takes longer than this has had its chance.
-        let _ = tokio::time::timeout(PATIENCE, rest).await;
+        tokio::spawn(tokio::time::timeout(PATIENCE, rest));
     }
 }
 

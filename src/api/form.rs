@@ -116,9 +116,9 @@ impl Form {
         Ok(file)
     }
 
-    /// Reads on for a while, for nothing.
-    pub(super) async fn discard(self) {
-        self.pieces.discard().await;
+    /// Reads on for a while, for nothing; see [`Pieces::discard`].
+    pub(super) fn discard(self) {
+        self.pieces.discard();
     }
 
     async fn item(&mut self) -> Result<Item, ApiError> {

@@ -78,11 +78,11 @@ Examples:
     Chat(chat::Chat),
     /// Turn recordings into text or subtitles
     #[command(after_help = "\
-Asks a server that is running, or loads a speech model for this with --model. Of a folder, the recordings in it are
-meant, but not those in its folders. What a file is is told by its content; video files will do.
+Asks a server that is running, or loads a speech model for this with --model. A folder means the
+recordings in it, but not those in its folders. Video files will do.
 
-One text goes to standard output. With -o there is a file for each recording and format, named after the recording;
-one that fails does not keep the others, and the exit code says that something failed.
+One text goes to standard output. With -o there is a file for each recording and format, named after
+the recording. One that fails does not keep the others; the exit code is then 1.
 
 Examples:
   percept transcribe talk.mp3
