@@ -28,7 +28,15 @@ impl Served {
     pub fn speech(&self) -> Option<&Arc<Transcriber>> {
         match &self.work {
             Work::Speech(transcriber) => Some(transcriber),
-            Work::Chat { .. } => None,
+            Work::Chat(_) => None,
+        }
+    }
+
+    /// What goes on with conversations, where this is a chat model.
+    pub fn chat(&self) -> Option<&Arc<ChatModel>> {
+        match &self.work {
+            Work::Chat(chat) => Some(chat),
+            Work::Speech(_) => None,
         }
     }
 
@@ -38,16 +46,20 @@ impl Served {
     }
 }
 
+/// What a chat model has besides its engine.
+#[derive(Debug)]
+pub struct ChatModel {
+    /// Its text side.
+    pub text: TextModel,
+    /// What its media take.
+    pub preprocess: Arc<dyn Preprocess>,
+}
+
 /// What a model does, and what that takes besides an engine.
 #[derive(Debug)]
 pub enum Work {
     /// It goes on with conversations.
-    Chat {
-        /// Its text side.
-        text: Arc<TextModel>,
-        /// What its media take.
-        preprocess: Arc<dyn Preprocess>,
-    },
+    Chat(Arc<ChatModel>),
     /// It writes down what is said.
     Speech(Arc<Transcriber>),
 }
@@ -56,7 +68,7 @@ impl Work {
     /// What the model is for.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Chat { .. } => Kind::Chat,
+            Self::Chat(_) => Kind::Chat,
             Self::Speech(_) => Kind::Speech,
         }
     }

@@ -20,7 +20,7 @@ use crate::{
     engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
     memory::{self, Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights, free_memory},
-    router::{Aliases, Kind, Router, Served, Work},
+    router::{Aliases, ChatModel, Kind, Router, Served, Work},
     speech::{Transcriber, Vocabulary},
     text::{TextError, TextModel},
 };
@@ -215,7 +215,7 @@ impl Read<'_> {
             id: config.name.clone(),
             aliases,
             work: match text {
-                Text::Chat(text) => Work::Chat { text: Arc::new(text), preprocess },
+                Text::Chat(text) => Work::Chat(Arc::new(ChatModel { text, preprocess })),
                 Text::Speech(vocabulary, info) => {
                     let from = config.parallel_from;
                     Work::Speech(Arc::new(Transcriber::new(handle.clone(), vocabulary, info, from)))

@@ -642,7 +642,7 @@ async fn bodies_are_json_and_of_limited_size() {
 #[tokio::test]
 async fn while_models_load_the_server_says_so() {
     let config = server::config(Settings::default());
-    let app = App::new(config.api);
+    let app = App::new(config.api.clone());
     let server = server::start_app(std::sync::Arc::clone(&app), config.drain).await;
     let response = server.get("/health").await;
     assert_eq!(response.status(), 503);

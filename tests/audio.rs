@@ -469,7 +469,7 @@ async fn fields_without_effect_are_named_or_refused() {
 
 #[tokio::test]
 async fn models_do_what_they_are_for() {
-    let [speech, chat] = [settings(), Settings::default()].map(|settings| server::config(settings));
+    let [speech, chat] = [settings(), Settings::default()].map(server::config);
     let models = vec![server::load(&chat), server::load(&speech)];
     let server = start_with(models, speech.api, speech.drain).await;
     let list: Value = server.get("/v1/models").await.json().await.unwrap();

@@ -14,7 +14,7 @@ const PAGE: usize = 16;
 /// Encoder rows of a case's pictures, all pictures in one call.
 fn encode(loaded: &Loaded, case: &Case) -> Option<Tensor> {
     let features: Vec<Tensor> =
-        case.images.iter().map(|name| loaded.preprocess.run(&picture(name)).unwrap()).collect();
+        case.images.iter().map(|name| loaded.preprocess.run(Medium::Picture(&picture(name))).unwrap()).collect();
     if features.is_empty() {
         return None;
     }
@@ -61,7 +61,7 @@ fn llava_pixels_equal_the_reference() {
     for case in golden.prompts() {
         let loaded = load(llava(), DType::F32, Some(case.fit()));
         for (index, name) in case.images.iter().enumerate() {
-            let found = loaded.preprocess.run(&picture(name)).unwrap();
+            let found = loaded.preprocess.run(Medium::Picture(&picture(name))).unwrap();
             if let Some(expected) = golden.tensor(&case.name, "pixel_values") {
                 let difference = largest_difference(&found, &expected.i(index..index + 1).unwrap());
                 assert!(difference <= golden.tolerance("pixel_f32"), "{}: {difference}", case.name);
@@ -99,7 +99,7 @@ fn llava_vision_states_equal_the_reference() {
     let config: serde_json::Value = percept_models::Checkpoint::new(llava()).config().unwrap();
     let config: nn::clip::ClipConfig = serde_json::from_value(config["vision_config"].clone()).unwrap();
     let tower = nn::clip::ClipTower::load(&config, 3, &vb.pp("vision_tower.vision_model")).unwrap();
-    let pixels = loaded.preprocess.run(&picture("land_90x60.png")).unwrap();
+    let pixels = loaded.preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
     for (index, state) in tower.states(&pixels, &[0, 1, 2, 3]).unwrap().iter().enumerate() {
         let expected = golden.tensor("vision_land", &format!("hidden_{index}")).unwrap();
         let difference = largest_difference(&state.i(0).unwrap(), expected);

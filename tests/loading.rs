@@ -101,7 +101,7 @@ fn load(folder: &Path) -> Result<Loaded, String> {
 
 /// Encoder rows of a picture: they depend on the tower and the projector.
 fn encode(loaded: &Loaded) -> Tensor {
-    let features = loaded.preprocess.run(&picture("land_90x60.png")).unwrap();
+    let features = loaded.preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
     loaded.model.encode(&features, &Ragged::new(&[1], &Device::Cpu).unwrap()).unwrap()
 }
 
@@ -431,12 +431,12 @@ fn configurations_of_newer_and_older_files_mean_the_same() {
     // The original repository asks for padding in its own words.
     let copy = Copy::new();
     copy.edit("config.json", |config| config["image_aspect_ratio"] = json!("pad"));
-    let padded = copy.load().unwrap().preprocess.run(&picture("land_90x60.png")).unwrap();
+    let padded = copy.load().unwrap().preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
     let copy = Copy::new();
     copy.edit("preprocessor_config.json", |config| config["do_pad"] = json!(true));
-    let also = copy.load().unwrap().preprocess.run(&picture("land_90x60.png")).unwrap();
+    let also = copy.load().unwrap().preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
     assert!(largest_difference(&padded, &also) == 0.0);
-    let cropped = load(&llava()).unwrap().preprocess.run(&picture("land_90x60.png")).unwrap();
+    let cropped = load(&llava()).unwrap().preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
     assert!(largest_difference(&padded, &cropped) > 0.1);
 }
 

@@ -160,7 +160,8 @@ impl From<SpeechError> for ApiError {
     fn from(error: SpeechError) -> Self {
         match error {
             SpeechError::Engine(error) => error.into(),
-            error @ SpeechError::Read(_) => Self::internal(&error),
+            SpeechError::Stopped => Refused::Stopped.into(),
+            error => Self::internal(&error),
         }
     }
 }

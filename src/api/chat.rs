@@ -27,7 +27,7 @@ use crate::{
     engine::{Key, Pin, Place},
     media::{self, File, Header},
     request::{self, InvalidRequest, Media, Readout, Request, Source},
-    router::Served,
+    router::{ChatModel, Served},
     text::{Answer, PromptError},
 };
 
@@ -43,13 +43,11 @@ pub(super) async fn completions(
     ignored.check(app.config.strict)?;
     let chat = Chat::parse(value, &app.config.media)?;
     let model = models.find(&chat.model).ok_or_else(|| not_found(models, &chat.model))?;
-    if model.speech().is_some() {
-        return Err(wrong_model(models, model, "chat"));
-    }
+    let text = model.chat().ok_or_else(|| wrong_model(models, model, "chat"))?;
     let place = model.handle.reserve()?;
     let stream = chat.stream;
     let base = Base::new(model);
-    let answer = submit(&app, model, place, chat).await?;
+    let answer = submit(&app, model, text, place, chat).await?;
     let mut response = match stream {
         Some(stream) => answer::stream(base, answer, stream),
         None => Json(answer::collect(base, answer).await?).into_response(),
@@ -59,20 +57,26 @@ pub(super) async fn completions(
 }
 
 /// Prepares a request's pictures and prompt, and queues it.
-async fn submit(app: &App, model: &Arc<Served>, place: Place, chat: Chat) -> Result<Answer, ApiError> {
+async fn submit(
+    app: &App,
+    served: &Served,
+    model: &Arc<ChatModel>,
+    place: Place,
+    chat: Chat,
+) -> Result<Answer, ApiError> {
     let Chat { messages, pictures, sampling, max_tokens, stops, .. } = chat;
     let opened = open(app, pictures).await?;
-    let context = model.handle.context();
+    let context = served.handle.context();
     let footprints = opened.iter().map(|picture| {
         let (width, height) = picture.header.size();
         model.preprocess.footprint(percept_models::MediaSize::Image { width, height })
     });
     let footprints: Vec<_> = footprints.collect();
-    let text = Arc::clone(&model.text);
-    let prompt =
-        blocking(move || text.prompt(&messages, &footprints, context)).await?.map_err(prompt_error)?;
+    let texts = Arc::clone(model);
+    let prompt = blocking(move || texts.text.prompt(&messages, &footprints, context)).await?;
+    let prompt = prompt.map_err(prompt_error)?;
 
-    let media = decode(app, model, opened).await?;
+    let media = decode(app, served, opened).await?;
     let sampling = sampling.resolve(&model.text)?;
     let room = context - prompt.tokens.len();
     let limits = request::Limits {
@@ -81,7 +85,14 @@ async fn submit(app: &App, model: &Arc<Served>, place: Place, chat: Chat) -> Res
         stops: Arc::clone(model.text.stops()),
     };
     let length = prompt.tokens.len();
-    let events = place.submit(Request { prompt, media, memory: None, sampling, limits, readout: Readout::Answer })?;
+    let events = place.submit(Request {
+        prompt,
+        media,
+        memory: None,
+        sampling,
+        limits,
+        readout: Readout::Answer,
+    })?;
     Ok(Answer::new(events, &model.text, length, stops))
 }
 

@@ -41,17 +41,17 @@ pub(super) fn not_found(models: &Router, model: &str) -> ApiError {
 
 /// The error for a model that does something else than it is asked to do.
 pub(super) fn wrong_model(models: &Router, model: &Served, cannot: &'static str) -> ApiError {
-    let able = models.models().iter().filter(|other| kind(other) != kind(model));
+    let kind = model.work.kind();
+    let able = models.models().iter().filter(|other| other.work.kind() != kind);
     ApiError::WrongModel {
         model: model.id.clone(),
-        kind: kind(model),
+        kind: match kind {
+            Kind::Chat => "chat",
+            Kind::Speech => "speech",
+        },
         cannot,
         able: able.map(|other| other.id.clone()).collect(),
     }
-}
-
-fn kind(served: &Served) -> &'static str {
-    if served.speech().is_some() { "speech" } else { "chat" }
 }
 
 fn model(served: &Served, name: &str) -> Model {
@@ -66,6 +66,5 @@ fn model(served: &Served, name: &str) -> Model {
         },
         max_model_len: served.handle.context(),
         root: served.id.clone(),
-        kind: kind(served),
     }
 }

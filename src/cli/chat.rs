@@ -12,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::client::{Client, Own, message};
+use super::client::{CHAT, Client, Own, message};
 
 #[derive(Debug, Args)]
 pub(super) struct Chat {
@@ -58,7 +58,7 @@ impl Chat {
         match self.model.clone() {
             None => self.ask(&self.url),
             Some(model) => {
-                let own = Own::start(model, config)?;
+                let own = Own::start(model, self.name.clone(), config)?;
                 let result = self.ask(&own.url);
                 own.stop();
                 result

@@ -19,7 +19,7 @@ use indicatif::MultiProgress;
 use serde_json::Value;
 
 use self::files::Input;
-use super::client::{Client, Own};
+use super::client::{Client, Own, SPEECH};
 use crate::speech::{
     Segment, Word,
     subtitles::{self, Style},
@@ -170,7 +170,7 @@ impl Transcribe {
         match self.model.clone() {
             None => self.ask(&self.url, &inputs, &formats),
             Some(model) => {
-                let own = Own::start(model, config)?;
+                let own = Own::start(model, self.name.clone(), config)?;
                 let result = self.ask(&own.url, &inputs, &formats);
                 own.stop();
                 result
@@ -184,7 +184,7 @@ impl Transcribe {
         let client = Client::new(url);
         let model = match &self.name {
             Some(name) => name.clone(),
-            None => client.first_model("speech")?,
+            None => client.first_model(SPEECH)?,
         };
         let bars = MultiProgress::new();
         let names = output_names(inputs);

@@ -1,4 +1,4 @@
-"""The unmodified openai package and recordings: every format of an answer, checked by somebody else's code."""
+"""The unmodified openai package and recordings: every format of an answer, checked by other people's code."""
 
 import asyncio
 import io

@@ -107,6 +107,8 @@ impl sse::Pieces for Pieces {
                 return None;
             }
             match self.transcription.next().await {
+                // Channels are heard one after another, and their turns are known when all are.
+                Ok(Update::Segment(_)) if self.reply.format == Format::Diarized => {}
                 Ok(Update::Segment(segment)) => self.segment(&segment),
                 Ok(Update::Finished(transcript)) => self.finish(&transcript),
                 Ok(Update::Language { .. } | Update::Progress { .. }) => {}
@@ -144,6 +146,9 @@ impl Pieces {
 
     fn finish(&mut self, transcript: &Transcript) {
         self.ended = true;
+        if self.reply.format == Format::Diarized {
+            transcript.segments.iter().for_each(|segment| self.segment(segment));
+        }
         let verbose = self.reply.format == Format::Verbose;
         self.ready.push_back(sse::json(&wire::TextDone {
             kind: "transcript.text.done",
@@ -253,15 +258,16 @@ fn speaker(channel: usize) -> String {
     }
 }
 
-/// Tokens that have text, so no times.
+/// Tokens that are text, so no times.
 fn logprobs(model: &Transcriber, segments: &[Segment]) -> Vec<wire::LogProb> {
+    let vocabulary = model.vocabulary();
     let drawn = segments.iter().flat_map(|segment| segment.tokens.iter().zip(&segment.logprobs));
-    let text = drawn.map(|(id, logprob)| wire::LogProb {
-        token: model.token_text(*id),
-        logprob: *logprob,
-        bytes: model.token_bytes(*id),
-    });
-    text.filter(|token| !token.bytes.is_empty()).collect()
+    let text = drawn.filter(|(id, _)| **id < vocabulary.end);
+    let logprob = |(id, logprob): (&u32, &f32)| {
+        let bytes = vocabulary.bytes(*id);
+        wire::LogProb { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: *logprob, bytes }
+    };
+    text.map(logprob).collect()
 }
 
 fn spoken(reply: Reply, transcript: &Transcript) -> Option<[wire::Language; 1]> {

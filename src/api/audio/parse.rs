@@ -165,13 +165,13 @@ impl Ask {
     /// What is asked of this model.
     pub(super) fn resolve(self, model: &Transcriber) -> Result<(Options, Reply), InvalidRequest> {
         let Self { language, languages, mut options, reply, endpoint } = self;
-        let known = model.languages();
+        let known: Vec<String> = model.languages().map(str::to_owned).collect();
         if options.task == Task::Translate && !model.can_translate() {
             let param = if endpoint == Task::Translate { "model" } else { "task" };
             return Err(unsupported(param, "this model does not translate"));
         }
-        options.language = language.map(|language| spoken("language", &language, known)).transpose()?;
-        let candidates = languages.iter().map(|language| spoken("languages", language, known));
+        options.language = language.map(|language| spoken("language", &language, &known)).transpose()?;
+        let candidates = languages.iter().map(|language| spoken("languages", language, &known));
         options.candidates = candidates.collect::<Result<_, _>>()?;
         if let ([one], None) = (options.candidates.as_slice(), &options.language) {
             options.language = Some(one.clone());

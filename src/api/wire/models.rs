@@ -29,6 +29,4 @@ pub struct Model {
     pub max_model_len: usize,
     /// The model that an alias stands for; itself otherwise. An extension, as above.
     pub root: String,
-    /// `chat` or `speech`. An extension.
-    pub kind: &'static str,
 }
