@@ -36,6 +36,7 @@ fn step(sequences: usize) -> Batch {
                 lengths: same(CONTEXT as u32),
             },
         },
+        memory: None,
         inserts: Vec::new(),
         last: Tensor::arange(0u32, sequences as u32, device).unwrap(),
     }

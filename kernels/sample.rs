@@ -61,7 +61,8 @@ pub struct Forbidden<'a> {
 
 impl Forbidden<'_> {
     /// Nothing is.
-    pub const NONE: Forbidden<'static> = Forbidden { ids: Vec::new(), ranges: Vec::new(), only: None, rivals: None };
+    pub const NONE: Forbidden<'static> =
+        Forbidden { ids: Vec::new(), ranges: Vec::new(), only: None, rivals: None };
 }
 
 /// What was drawn.

@@ -26,8 +26,7 @@ use crate::{
 };
 
 /// Files saved from the network without its output layer have no prefix.
-pub(crate) const ALIASES: &[(&str, &str)] =
-    &[("model.encoder.", "encoder."), ("model.decoder.", "decoder.")];
+pub(crate) const ALIASES: &[(&str, &str)] = &[("model.encoder.", "encoder."), ("model.decoder.", "decoder.")];
 
 const EPS: f64 = 1e-5;
 /// Neighbouring frames that a convolution sees.
@@ -135,11 +134,7 @@ fn alignment_heads(config: &Config, found: GenerationConfig) -> Result<Vec<Vec<u
 }
 
 /// Loads the network and its ear.
-pub(crate) fn load(
-    checkpoint: &Checkpoint,
-    _: Option<Fit>,
-    vb: &VarBuilder<'_>,
-) -> Result<Parts, LoadError> {
+pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>) -> Result<Parts, LoadError> {
     let config: Config = checkpoint.config()?;
     config.check()?;
     let generation: GenerationConfig = checkpoint.json("generation_config.json")?.unwrap_or_default();
@@ -156,8 +151,7 @@ pub(crate) fn load(
         alignment_heads: alignment_heads(&config, generation)?,
         encoder: Encoder::load(&config, activation, &model.pp("encoder"))?,
         embedding,
-        positions: decoder
-            .get((config.max_target_positions, config.d_model), "embed_positions.weight")?,
+        positions: decoder.get((config.max_target_positions, config.d_model), "embed_positions.weight")?,
         layers: (0..config.decoder_layers)
             .into_par_iter()
             .map(|index| DecoderLayer::load(&config, activation, &decoder.pp("layers").pp(index)))
@@ -176,8 +170,7 @@ pub(crate) fn load(
         frames: 2 * config.max_source_positions,
         vocabulary: config.vocab_size,
     };
-    let ear =
-        Ear { mel: Mel::new(info.mels), frames: info.frames, rows: config.max_source_positions };
+    let ear = Ear { mel: Mel::new(info.mels), frames: info.frames, rows: config.max_source_positions };
     Ok(Parts {
         model: Box::new(network),
         preprocess: Arc::new(ear),

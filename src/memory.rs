@@ -247,7 +247,8 @@ impl Sizes {
             Task::Transcribe(_) => (0, footprint(MediaSize::Sound).memory),
         };
         // A transcript whose words are timed is computed, and has its logits, in one step.
-        let (whole, wanted_logits) = if memory > 0 { (context, sequences.max(context)) } else { (0, sequences) };
+        let (whole, wanted_logits) =
+            if memory > 0 { (context, sequences.max(context)) } else { (0, sequences) };
         let rows = wanted.rows.max(sequences + whole);
         // A dozen intermediate tensors of a layer are alive at once at most, the widest four times the width;
         // logits are f32 and copied once. The encoder's are gone before the decoder's come.

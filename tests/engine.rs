@@ -17,12 +17,13 @@ use percept::{
     config::Settings,
     engine::{self, EngineConfig, EngineError, Event, Events, FinishReason, Handle, Key, Limits, Refused},
     media::Picture,
-    request::{self, Media, Prompt, Request, Sampling, Source},
-    router::{Kind, Served},
+    request::{self, Media, Prompt, Readout, Request, Sampling, Source},
+    router::{ChatModel, Served, Work},
     text::TextModel,
 };
 use percept_models::{
-    Batch, CacheShape, Checkpoint, Footprint, KvCache, Loaded, MediaSize, Model, Preprocess, Ragged, TextInfo,
+    Batch, CacheShape, Checkpoint, Footprint, KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Ragged,
+    Task, TextInfo,
 };
 use serde_json::{Value, json};
 use support::{llava, server};
@@ -97,11 +98,12 @@ impl Model for Fake {
 
 impl Preprocess for Counts {
     fn footprint(&self, _: MediaSize) -> Footprint {
-        Footprint { tokens: vec![PLACEHOLDER; ROWS] }
+        Footprint { tokens: vec![PLACEHOLDER; ROWS], memory: 0 }
     }
 
-    fn run(&self, media: &Tensor) -> candle_core::Result<Tensor> {
-        let side = media.dim(0)?;
+    fn run(&self, medium: Medium<'_>) -> candle_core::Result<Tensor> {
+        let Medium::Picture(pixels) = medium else { panic!("only pictures are sent") };
+        let side = pixels.dim(0)?;
         if side == UNPREPARED {
             candle_core::bail!("this picture cannot be prepared");
         }
@@ -114,7 +116,7 @@ fn fake(slow: Duration) -> (Loaded, Arc<Counts>) {
     let loaded = Loaded {
         model: Box::new(Fake { counts: Arc::clone(&counts), slow }),
         preprocess: Arc::clone(&counts) as Arc<dyn Preprocess>,
-        text: TextInfo { context: 4096, placeholder: PLACEHOLDER, stops: Vec::new() },
+        task: Task::Chat(TextInfo { context: 4096, placeholder: PLACEHOLDER, stops: Vec::new() }),
         width: 8,
         encoder_row: 8,
         weight_bytes: 0,
@@ -154,8 +156,10 @@ fn request(prompt: &[u32], pictures: &[usize], tokens: usize) -> Request {
     Request {
         prompt: Prompt { tokens: all, spans },
         media,
+        memory: None,
         sampling: Sampling::greedy(),
         limits: request::Limits { tokens, stops: Arc::new([]) },
+        readout: Readout::Answer,
     }
 }
 
@@ -164,8 +168,9 @@ async fn answer(mut events: Events) -> Result<Vec<u32>, EngineError> {
     loop {
         match events.next().await {
             Event::Started { .. } => {}
-            Event::Token(token) => tokens.push(token),
-            Event::Finished(reason, generated) => {
+            Event::Token(drawn) => tokens.push(drawn.id),
+            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
+            Event::Finished { reason, generated, .. } => {
                 assert_eq!((reason, generated), (FinishReason::Length, tokens.len()));
                 return Ok(tokens);
             }
@@ -215,8 +220,9 @@ async fn a_late_fault_keeps_what_was_said() {
     let error = loop {
         match events.next().await {
             Event::Token(_) => tokens += 1,
+            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
             Event::Failed(error) => break error,
-            Event::Finished(..) => panic!("the fault was not noticed"),
+            Event::Finished { .. } => panic!("the fault was not noticed"),
             Event::Started { .. } => {}
         }
     };
@@ -299,14 +305,13 @@ async fn a_full_queue_refuses_and_recovers() {
 async fn serve_fake() -> server::Server {
     let config = server::config(Settings::default());
     let (loaded, counts) = fake(Duration::ZERO);
-    let text = TextModel::read(&Checkpoint::new(llava()), &loaded.text, None).unwrap();
+    let Task::Chat(info) = &loaded.task else { panic!("it chats") };
+    let text = TextModel::read(&Checkpoint::new(llava()), info, None).unwrap();
     let served = Served {
         id: "llava".into(),
         aliases: Vec::new(),
-        kind: Kind::Chat,
+        work: Work::Chat(Arc::new(ChatModel { text, preprocess: counts })),
         handle: engine::spawn(loaded, self::config()).unwrap(),
-        text: Arc::new(text),
-        preprocess: counts,
         created: 0,
         fingerprint: "fp_fake".into(),
     };
@@ -317,7 +322,7 @@ async fn serve_fake() -> server::Server {
 async fn a_failure_reaches_the_client_in_the_shape_of_the_api() {
     let server = serve_fake().await;
     // Token 470 stands for a piece of a word.
-    let tokenizer = server.app.models().unwrap().models()[0].text.tokenizer().clone();
+    let tokenizer = server.app.models().unwrap().models()[0].chat().unwrap().text.tokenizer().clone();
     let mut request = server::words(&tokenizer.token(ERROR).unwrap().replace('▁', " "));
     // By chance, the network could go on with a token that fails.
     request["temperature"] = json!(0);

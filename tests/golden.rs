@@ -5,7 +5,7 @@ mod support;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use percept_kernels::{Canvas, Filter, Region, Resize};
-use percept_models::{Batch, Fit, Insert, KvCache, Loaded, Pages, Paging, Ragged, nn};
+use percept_models::{Batch, Fit, Insert, KvCache, Loaded, Medium, Pages, Paging, Ragged, nn};
 use serde::Deserialize;
 use support::{Case, Golden, fixtures, largest_difference, llava, load, pattern, picture, sha256};
 
@@ -13,8 +13,11 @@ const PAGE: usize = 16;
 
 /// Encoder rows of a case's pictures, all pictures in one call.
 fn encode(loaded: &Loaded, case: &Case) -> Option<Tensor> {
-    let features: Vec<Tensor> =
-        case.images.iter().map(|name| loaded.preprocess.run(Medium::Picture(&picture(name))).unwrap()).collect();
+    let features: Vec<Tensor> = case
+        .images
+        .iter()
+        .map(|name| loaded.preprocess.run(Medium::Picture(&picture(name))).unwrap())
+        .collect();
     if features.is_empty() {
         return None;
     }
@@ -41,6 +44,7 @@ fn logits(loaded: &Loaded, case: &Case, encoded: Option<&Tensor>) -> Tensor {
         tokens: Tensor::from_slice(&case.input_ids, rows, device).unwrap(),
         positions: Tensor::arange(0u32, rows as u32, device).unwrap(),
         rows: Ragged::new(&[rows], device).unwrap(),
+        memory: None,
         inserts: inserts.collect(),
         text: Paging {
             slots: Tensor::from_vec(slots, rows, device).unwrap(),

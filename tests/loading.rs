@@ -16,7 +16,7 @@ use percept::{
     router::Served,
     text::{Message, Part, Role, TextModel},
 };
-use percept_models::{Checkpoint, LoadOptions, Loaded, MediaSize, Ragged};
+use percept_models::{Checkpoint, LoadOptions, Loaded, MediaSize, Medium, Ragged, Task};
 use serde_json::{Value, json};
 use support::{largest_difference, llava, picture};
 use tempfile::TempDir;
@@ -83,8 +83,8 @@ impl Copy {
 
     fn text(&self) -> Result<TextModel, String> {
         let loaded = self.load()?;
-        TextModel::read(&Checkpoint::new(self.folder.path()), &loaded.text, None)
-            .map_err(|error| error.to_string())
+        let Task::Chat(info) = &loaded.task else { panic!("LLaVA chats") };
+        TextModel::read(&Checkpoint::new(self.folder.path()), info, None).map_err(|error| error.to_string())
     }
 }
 
@@ -436,7 +436,8 @@ fn configurations_of_newer_and_older_files_mean_the_same() {
     copy.edit("preprocessor_config.json", |config| config["do_pad"] = json!(true));
     let also = copy.load().unwrap().preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
     assert!(largest_difference(&padded, &also) == 0.0);
-    let cropped = load(&llava()).unwrap().preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
+    let cropped =
+        load(&llava()).unwrap().preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
     assert!(largest_difference(&padded, &cropped) > 0.1);
 }
 

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use percept::{
     engine::{self, EngineConfig, Event, Handle, Key, Limits},
     media::Picture,
-    request::{self, Media, Prompt, Request, Sampling, Source},
+    request::{self, Media, Prompt, Readout, Request, Sampling, Source},
 };
 use support::{Case, Golden, llava, load, picture};
 
@@ -51,8 +51,10 @@ fn request(case: &Case, sampling: Sampling) -> Request {
     Request {
         prompt: Prompt { tokens: case.input_ids.clone(), spans: spans.collect() },
         media: media.collect(),
+        memory: None,
         sampling,
         limits: request::Limits { tokens: 12, stops: Arc::new([END]) },
+        readout: Readout::Answer,
     }
 }
 
@@ -62,8 +64,9 @@ async fn answer(handle: &Handle, request: Request) -> Vec<u32> {
     loop {
         match events.next().await {
             Event::Started { .. } => {}
-            Event::Token(token) => tokens.push(token),
-            Event::Finished(_, generated) => {
+            Event::Token(drawn) => tokens.push(drawn.id),
+            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
+            Event::Finished { generated, .. } => {
                 assert!(generated - tokens.len() <= 1);
                 return tokens;
             }

@@ -342,7 +342,15 @@ fn a_file_that_breaks_off_gives_what_it_has() {
         }
     });
     // Three quarters of a file are about as much of a recording, where the container is written as it is recorded.
-    let streams = ["browser.webm", "vbr_44k_stereo.mp3", "wide.opus", "vorbis.ogg", "16k.flac", "fragmented.mp4", "24k.aac"];
+    let streams = [
+        "browser.webm",
+        "vbr_44k_stereo.mp3",
+        "wide.opus",
+        "vorbis.ogg",
+        "16k.flac",
+        "fragmented.mp4",
+        "24k.aac",
+    ];
     for name in streams.into_iter().chain(["s16.wav", "video.mkv", "fast_start.m4a", "s16.aiff", "s16.caf"]) {
         let file = read(name);
         let whole = hear(file.clone()).unwrap().samples();
@@ -421,7 +429,9 @@ fn channels_are_mixed_or_kept_apart() {
     let apart = decode(Cursor::new(file.clone()), &LIMITS, Channels::Apart, None, go_on).unwrap();
     assert_eq!((apart.channels(), apart.samples()), (2, 1000));
     let sides = [samples(&apart, 0), samples(&apart, 1)];
-    assert!((0..1000).all(|n| sides[0][n] == 2.0 * n as f64 && sides[1][n] == -3.0 * (2 * n + 1) as f64 - 1.0));
+    assert!(
+        (0..1000).all(|n| sides[0][n] == 2.0 * n as f64 && sides[1][n] == -3.0 * (2 * n + 1) as f64 - 1.0)
+    );
     let mixed = hear(file.clone()).unwrap();
     assert_eq!(mixed.channels(), 1);
     let mean = samples(&mixed, 0);
@@ -466,7 +476,8 @@ fn resampling_keeps_what_fits_and_nothing_else() {
 #[test]
 fn ffmpeg_decodes_the_rest() {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let Some(ffmpeg) = std::env::split_paths(&path).map(|folder| folder.join("ffmpeg")).find(|file| file.exists())
+    let Some(ffmpeg) =
+        std::env::split_paths(&path).map(|folder| folder.join("ffmpeg")).find(|file| file.exists())
     else {
         eprintln!("skipped: ffmpeg is not installed");
         return;
@@ -491,7 +502,8 @@ fn ffmpeg_decodes_the_rest() {
         }
     }
     let short = SoundLimits { seconds: 0.2, ..LIMITS };
-    let error = decode(Cursor::new(read("wma.wma")), &short, Channels::Mixed, Some(&ffmpeg), go_on).unwrap_err();
+    let error =
+        decode(Cursor::new(read("wma.wma")), &short, Channels::Mixed, Some(&ffmpeg), go_on).unwrap_err();
     assert!(matches!(error, SoundError::TooLong { .. }), "{error}");
     // A playlist that names a file is no sound to it.
     let secret = folder().join("s16.wav");
@@ -501,6 +513,7 @@ fn ffmpeg_decodes_the_rest() {
         let error = decode(Cursor::new(text), &LIMITS, Channels::Mixed, Some(&ffmpeg), go_on).unwrap_err();
         assert!(matches!(error, SoundError::NotSound), "{error}");
     }
-    let missing = decode(Cursor::new(read("wma.wma")), &LIMITS, Channels::Mixed, Some(Path::new("/no/ffmpeg")), go_on);
+    let missing =
+        decode(Cursor::new(read("wma.wma")), &LIMITS, Channels::Mixed, Some(Path::new("/no/ffmpeg")), go_on);
     assert!(matches!(missing, Err(SoundError::Io(_))));
 }

@@ -111,9 +111,9 @@ async fn transcripts_are_those_of_the_reference() {
     let cases = golden("transcripts.json");
     assert!(cases.len() > 60);
     // All at once, which no transcript shows.
-    let all = cases.iter().map(|case| {
-        transcribe(&transcriber, recording(&case["sound"]), speech::options(&case["options"]))
-    });
+    let all = cases
+        .iter()
+        .map(|case| transcribe(&transcriber, recording(&case["sound"]), speech::options(&case["options"])));
     for (case, found) in cases.iter().zip(join_all(all).await) {
         check(case, &found);
     }
@@ -136,7 +136,12 @@ impl Script {
     }
 
     fn window(&self) -> Value {
-        self.windows.lock().unwrap().front().unwrap_or_else(|| panic!("{}: too many windows", self.name)).clone()
+        self.windows
+            .lock()
+            .unwrap()
+            .front()
+            .unwrap_or_else(|| panic!("{}: too many windows", self.name))
+            .clone()
     }
 }
 
@@ -215,7 +220,12 @@ async fn walk(file: &str) {
         };
         walk.run(&Clip::of(&options.clips, frames), tell).await.unwrap();
         let left = script.windows.lock().unwrap().len();
-        assert_eq!(left, usize::from(*script.attempts.lock().unwrap() > 0), "{}: windows are left", case["name"]);
+        assert_eq!(
+            left,
+            usize::from(*script.attempts.lock().unwrap() > 0),
+            "{}: windows are left",
+            case["name"]
+        );
         speech::check(&script.name, &segments, &case["segments"], 1e-9);
         assert_eq!(walk.text().unwrap(), case["text"], "{}", case["name"]);
     }

@@ -217,12 +217,17 @@ fn masks_and_log_probabilities_follow_their_formula() {
                 Forbidden { ranges: vec![a.min(b)..a.max(b), width - 1..width + 9], ..Forbidden::NONE },
                 Forbidden { only: Some(&only), ..Forbidden::NONE },
                 Forbidden { rivals: Some(width * 3 / 4..width), ids: vec![&ids], ..Forbidden::NONE },
-                Forbidden { rivals: Some(width / 4..width), ranges: vec![width / 4..width], ..Forbidden::NONE },
+                Forbidden {
+                    rivals: Some(width / 4..width),
+                    ranges: vec![width / 4..width],
+                    ..Forbidden::NONE
+                },
             ];
             for mask in &masks {
                 let expected = masked(&logits, mask);
                 let best = expected.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let found = whole(&logits, Draw { temperature: 0.0, forbidden: mask, logprobs: Some(3), ..NEUTRAL });
+                let found =
+                    whole(&logits, Draw { temperature: 0.0, forbidden: mask, logprobs: Some(3), ..NEUTRAL });
                 if best == f64::NEG_INFINITY {
                     assert_eq!(found, Err(NotFinite), "everything is masked");
                     continue;

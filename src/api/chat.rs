@@ -85,14 +85,8 @@ async fn submit(
         stops: Arc::clone(model.text.stops()),
     };
     let length = prompt.tokens.len();
-    let events = place.submit(Request {
-        prompt,
-        media,
-        memory: None,
-        sampling,
-        limits,
-        readout: Readout::Answer,
-    })?;
+    let events =
+        place.submit(Request { prompt, media, memory: None, sampling, limits, readout: Readout::Answer })?;
     Ok(Answer::new(events, &model.text, length, stops))
 }
 

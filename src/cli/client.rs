@@ -75,11 +75,7 @@ pub(super) struct Own {
 
 impl Own {
     /// Loads a model and serves it, under `name` where there is one.
-    pub(super) fn start(
-        model: String,
-        name: Option<String>,
-        config: Option<&Path>,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn start(model: String, name: Option<String>, config: Option<&Path>) -> anyhow::Result<Self> {
         let settings = Settings::default().complete(config)?;
         log(settings.log.as_deref().unwrap_or("warn"), LogFormat::Human)?;
         // The file's names are for a server's models.

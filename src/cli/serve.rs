@@ -41,7 +41,7 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
     if !address.ip().is_loopback() {
         warn!(%address, "anyone who can reach this address can use the server: it has no access control yet");
     }
-    let app = App::new(config.api);
+    let app = App::new(config.api.clone());
     let running = tokio::spawn(server::run(listener, Arc::clone(&app), stop_signal()?, config.drain));
     let loading =
         tokio::task::spawn_blocking(move || server::load(&config, progress::bar, progress::loading));

@@ -428,8 +428,7 @@ impl Engine {
             candle_core::bail!("no alignment was asked for")
         };
         let wanted = first..first + count;
-        let batch =
-            self.batcher.build(&[(id, rows)], &self.scheduler, |_, _| None, |_| wanted.clone())?;
+        let batch = self.batcher.build(&[(id, rows)], &self.scheduler, |_, _| None, |_| wanted.clone())?;
         let aligned = self.model.align(&batch, frames, &self.cache)?;
         // The first row of logits is that of the last token, from which nothing is drawn.
         let logits = aligned.logits.narrow(0, 1, count)?;

@@ -110,7 +110,8 @@ impl State {
     /// What may not be drawn next.
     fn forbidden(&self) -> Forbidden<'_> {
         let rules = &self.sampling.rules;
-        let mut not = Forbidden { ids: vec![&rules.suppress], only: rules.only.as_deref(), ..Forbidden::NONE };
+        let mut not =
+            Forbidden { ids: vec![&rules.suppress], only: rules.only.as_deref(), ..Forbidden::NONE };
         if self.drawn == 0 {
             not.ids.push(&rules.suppress_first);
         }

@@ -227,8 +227,7 @@ impl Scheduler {
             found.push(page);
         }
         let known = sequence.memory.as_ref().map(|memory| self.find(memory)).unwrap_or_default();
-        let memory_pages =
-            sequence.memory.as_ref().map_or(0, |memory| memory.rows.div_ceil(self.page_size));
+        let memory_pages = sequence.memory.as_ref().map_or(0, |memory| memory.rows.div_ceil(self.page_size));
         let wanted =
             sequence.tokens.len().div_ceil(self.page_size) - found.len() + memory_pages - known.len();
         let revived = found.iter().chain(&known).filter(|&&page| self.pages.is_free(page)).count();
@@ -257,7 +256,8 @@ impl Scheduler {
 
     /// The pages that hold a memory, all of them or none.
     fn find(&self, memory: &Memory) -> Vec<Page> {
-        let pages = (0..memory.rows.div_ceil(self.page_size)).map(|index| self.pages.find(&memory.page_key(index)));
+        let pages =
+            (0..memory.rows.div_ceil(self.page_size)).map(|index| self.pages.find(&memory.page_key(index)));
         pages.collect::<Option<_>>().unwrap_or_default()
     }
 

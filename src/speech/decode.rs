@@ -220,7 +220,11 @@ impl Job {
         let unmarked = timestamps.then_some(vocabulary.no_timestamps);
         Rules {
             suppress: listed.iter().copied().chain(unmarked).collect(),
-            suppress_first: if self.options.suppress_blank { vocabulary.blank().clone() } else { Arc::default() },
+            suppress_first: if self.options.suppress_blank {
+                vocabulary.blank().clone()
+            } else {
+                Arc::default()
+            },
             only: None,
             timestamps: timestamps.then(|| TimestampRules {
                 marks: vocabulary.marks.clone(),
@@ -320,7 +324,8 @@ impl Job {
         beams.sort_by(|a, b| b.sum.total_cmp(&a.sum));
         let missing = size.saturating_sub(finished.len());
         finished.extend(beams.into_iter().take(missing));
-        let best = self.best(finished.iter().map(|beam| (f64::from(beam.sum), beam.length(&self.vocabulary))));
+        let best =
+            self.best(finished.iter().map(|beam| (f64::from(beam.sum), beam.length(&self.vocabulary))));
         let best = finished.into_iter().nth(best).ok_or(SpeechError::Nothing)?;
         Ok((best.answer(self.vocabulary.end), no_speech))
     }

@@ -225,11 +225,8 @@ impl Run<'_> {
     async fn channel(&self, channel: usize) -> Result<Transcript, SpeechError> {
         let options = &self.job.options;
         let content = self.recording.samples() / HOP;
-        let ears = Ears {
-            recording: Arc::clone(&self.recording),
-            mel: self.transcriber.mel.clone(),
-            channel,
-        };
+        let ears =
+            Ears { recording: Arc::clone(&self.recording), mel: self.transcriber.mel.clone(), channel };
         let parallel = self.is_parallel();
         let (peak, spans) = ears.survey(parallel.then(|| options.vad.clone())).await?;
         let ear = |peak| Ear { job: &self.job, ears: &ears, peak, language: String::new() };

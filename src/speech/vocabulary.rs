@@ -263,8 +263,7 @@ mod tests {
             begin_suppress_tokens: Vec<u32>,
         }
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/whisper");
-        let published: Published =
-            Checkpoint::new(folder).json("generation_config.json").unwrap().unwrap();
+        let published: Published = Checkpoint::new(folder).json("generation_config.json").unwrap().unwrap();
         let vocabulary = vocabulary();
         assert_eq!(*vocabulary.suppressed(&Suppress::NonSpeech), *published.suppress_tokens);
         assert_eq!(**vocabulary.blank(), *published.begin_suppress_tokens);

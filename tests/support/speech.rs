@@ -48,7 +48,9 @@ pub fn options(json: &Value) -> Options {
 
 fn numbers(value: &Value) -> Vec<f64> {
     match value {
-        Value::String(list) => list.split(',').filter(|part| !part.is_empty()).map(|part| part.parse().unwrap()).collect(),
+        Value::String(list) => {
+            list.split(',').filter(|part| !part.is_empty()).map(|part| part.parse().unwrap()).collect()
+        }
         other => other.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect(),
     }
 }
@@ -84,7 +86,10 @@ pub fn check(name: &str, found: &[Segment], expected: &Value, probability: f64) 
         assert_eq!(found.logprobs.len(), found.tokens.len(), "{name}");
         let near = |key: &str, value: f64, tolerance: f64| {
             let expected = expected[key].as_f64().unwrap();
-            assert!((value - expected).abs() <= tolerance, "{name}: {key} is {value}, not {expected}: {found:?}");
+            assert!(
+                (value - expected).abs() <= tolerance,
+                "{name}: {key} is {value}, not {expected}: {found:?}"
+            );
         };
         near("id", found.id as f64, 0.0);
         near("seek", found.seek as f64, 0.0);
@@ -102,10 +107,15 @@ pub fn check(name: &str, found: &[Segment], expected: &Value, probability: f64) 
         assert_eq!(found.words.len(), words.len(), "{name}: {found:?}");
         for (word, expected) in found.words.iter().zip(&words) {
             assert_eq!(word.word, expected["word"], "{name}");
-            let [start, end, of] =
-                ["start", "end", "probability"].map(|key| expected[key].as_f64().unwrap());
-            assert!((word.start - start).abs() < 1e-6 && (word.end - end).abs() < 1e-6, "{name}: {word:?} {expected}");
-            assert!((word.probability - of).abs() <= (of * probability).max(1e-6), "{name}: {word:?} {expected}");
+            let [start, end, of] = ["start", "end", "probability"].map(|key| expected[key].as_f64().unwrap());
+            assert!(
+                (word.start - start).abs() < 1e-6 && (word.end - end).abs() < 1e-6,
+                "{name}: {word:?} {expected}"
+            );
+            assert!(
+                (word.probability - of).abs() <= (of * probability).max(1e-6),
+                "{name}: {word:?} {expected}"
+            );
         }
     }
 }

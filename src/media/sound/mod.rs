@@ -21,10 +21,6 @@ use std::{
     path::Path,
 };
 
-pub use self::{
-    recording::{RATE, Recording},
-    source::Source,
-};
 use self::{
     container::{Container, Found},
     ffmpeg::Ffmpeg,
@@ -32,6 +28,10 @@ use self::{
     recording::Recorder,
     resample::Resampler,
     source::{Section, Shared},
+};
+pub use self::{
+    recording::{RATE, Recording},
+    source::Source,
 };
 
 /// Formats that are read, by the names that people know.
@@ -186,7 +186,8 @@ fn open(shared: &Shared) -> Result<Box<dyn Decoder>, SoundError> {
         Container::Wav => match wav::open(section(start..u64::MAX)?)? {
             wav::Opened::Pcm(wav) => Ok(Box::new(wav)),
             wav::Opened::Mpeg(data) => {
-                Packets::open(Container::Mpeg, shared, start + data.start..start.saturating_add(data.end)).map(boxed)
+                Packets::open(Container::Mpeg, shared, start + data.start..start.saturating_add(data.end))
+                    .map(boxed)
             }
             wav::Opened::Adpcm => packets(Container::Wav),
         },

@@ -18,7 +18,8 @@ use symphonia::{
     },
     default::{
         formats::{
-            AdtsReader, AiffReader, CafReader, FlacReader, IsoMp4Reader, MkvReader, MpaReader, OggReader, WavReader,
+            AdtsReader, AiffReader, CafReader, FlacReader, IsoMp4Reader, MkvReader, MpaReader, OggReader,
+            WavReader,
         },
         get_codecs,
     },
@@ -68,8 +69,14 @@ enum Codec {
 /// What is left out at the start and the end of a track.
 enum Trim {
     /// In seconds, until the rate is known.
-    Seconds { skip: f64, keep: Option<f64> },
-    Frames { skip: u64, keep: u64 },
+    Seconds {
+        skip: f64,
+        keep: Option<f64>,
+    },
+    Frames {
+        skip: u64,
+        keep: u64,
+    },
 }
 
 impl Packets {
@@ -90,7 +97,8 @@ impl Packets {
         let reader = reader.map_err(|error| failed(&error, told.as_ref()))?;
         let track = sound_track(reader.as_ref(), told.as_ref())?;
         let params = audio(track).ok_or(SoundError::NoAudio)?;
-        let head = params.extra_data.as_deref().and_then(|head| Head::read(head, container == Container::Mp4));
+        let head =
+            params.extra_data.as_deref().and_then(|head| Head::read(head, container == Container::Mp4));
         let pre_skip = head.map_or(0.0, |head| f64::from(head.pre_skip) / f64::from(OPUS_RATE));
         // Some muxers count Opus' delay in samples of what went in. Its own head is right.
         let skip = told.as_ref().and_then(|told| told.skip).unwrap_or(0.0).max(pre_skip);
@@ -154,7 +162,11 @@ impl Decoder for Packets {
 }
 
 impl Codec {
-    fn new(params: &AudioCodecParameters, head: Option<Head>, told: Option<&Told>) -> Result<Self, SoundError> {
+    fn new(
+        params: &AudioCodecParameters,
+        head: Option<Head>,
+        told: Option<&Told>,
+    ) -> Result<Self, SoundError> {
         if params.codec == CODEC_ID_OPUS {
             let head = head.ok_or_else(|| SoundError::broken("it does not say how its Opus is encoded"))?;
             return Opus::new(head).map(Self::Opus);

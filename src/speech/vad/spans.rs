@@ -100,7 +100,8 @@ impl Spans {
         let rest = current.frames[next..].to_vec();
         let spoken_of_rest = current.spoken.and_then(|spoken| spoken.checked_sub(next));
         self.end(spoken);
-        self.current = (!rest.is_empty()).then_some(Current { frames: rest, continues: true, spoken: spoken_of_rest });
+        self.current =
+            (!rest.is_empty()).then_some(Current { frames: rest, continues: true, spoken: spoken_of_rest });
     }
 }
 

@@ -59,7 +59,8 @@ struct Packing<'a> {
 impl Packing<'_> {
     /// The last span of the window that begins with span `first`.
     fn last(&self, first: usize) -> usize {
-        let fits = |&last: &usize| self.front(first) + self.length(first, last) + self.back(last) <= self.longest;
+        let fits =
+            |&last: &usize| self.front(first) + self.length(first, last) + self.back(last) <= self.longest;
         let most = (first + 1..self.spans.len()).take_while(fits).last().unwrap_or(first);
         if most == self.spans.len() - 1 {
             return most;
