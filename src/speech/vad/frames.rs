@@ -5,8 +5,8 @@
 
 /// Samples of a frame: 16 ms.
 pub const FRAME: usize = 256;
-/// Frames that the network hears after a frame before it is sure of it.
-const LATE: usize = 1;
+/// How many frames later the network tells of a frame: it looks at 80 ms, of which this is the middle.
+const LATE: usize = 2;
 
 /// What is known of a frame.
 #[derive(Debug, Clone, Copy, PartialEq)]

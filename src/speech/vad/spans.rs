@@ -4,6 +4,9 @@ use super::{Frame, Span, VadOptions, frames::FRAME, samples};
 
 /// Silence is less probable speech than this below the threshold: what is between keeps things as they are.
 const HYSTERESIS: f32 = 0.15;
+/// Speech has a frame as probable as this. Hum, rush and tones may stay above a threshold of 0.5 for minutes, and do not
+/// reach it; speech does within a word, even in loud noise: `benches/results/vad.md`.
+const SURE: f32 = 0.9;
 /// Where speech is too long, the shortest silence in it that is a pause, in frames: 98 ms.
 const PAUSE: usize = 6;
 /// Speech that is too long is cut in these last frames where they have a pause, else in the others: 5 s and 15 s.
@@ -12,6 +15,7 @@ const LAST: [usize; 2] = [313, 938];
 /// Makes spans, frame by frame.
 pub struct Spans {
     threshold: f32,
+    sure: f32,
     min_speech: usize,
     min_silence: usize,
     longest: usize,
@@ -25,7 +29,7 @@ pub struct Spans {
 struct Current {
     /// Its frames, until now.
     frames: Vec<Frame>,
-    /// What is said in front of it was cut off.
+    /// What is in front of it was cut off, and is speech.
     continues: bool,
     /// How many of `frames` are before the silence in which it seems to end.
     spoken: Option<usize>,
@@ -38,6 +42,8 @@ impl Spans {
         let longest = (options.longest() - 2 * options.pad()) / FRAME;
         Self {
             threshold: options.threshold,
+            // Whoever sets a low threshold wants to hear what is doubtful.
+            sure: (options.threshold * (SURE / 0.5)).min(SURE).max(options.threshold),
             // The half of it is what a cut leaves at least.
             min_speech: frames(options.min_speech_ms).min(longest / 2),
             min_silence: frames(options.min_silence_ms).max(1),
@@ -64,7 +70,8 @@ impl Spans {
         } else if frame.probability < self.threshold - HYSTERESIS {
             let spoken = *current.spoken.get_or_insert(current.frames.len() - 1);
             if current.frames.len() - spoken >= self.min_silence {
-                return self.end(spoken);
+                self.end(spoken);
+                return;
             }
         }
         if current.frames.len() >= self.longest {
@@ -83,14 +90,18 @@ impl Spans {
         self.done
     }
 
-    /// Ends the current span, of whose frames that many are speech.
-    fn end(&mut self, spoken: usize) {
-        let Some(current) = self.current.take() else { return };
-        // What continues is the end of a sentence, however short.
-        if spoken > 0 && (spoken >= self.min_speech || current.continues) {
+    /// Ends the current span, of whose frames that many may be speech; tells whether they are.
+    fn end(&mut self, spoken: usize) -> bool {
+        let Some(current) = self.current.take() else { return false };
+        let sure = || current.frames[..spoken].iter().any(|frame| frame.probability >= self.sure);
+        // The last words of what was cut, however short.
+        let rest = current.continues && spoken < self.longest / 2;
+        let speech = spoken > 0 && (rest || (spoken >= self.min_speech && sure()));
+        if speech {
             let start = self.frames - current.frames.len();
             self.done.push(Span { start: start * FRAME, end: (start + spoken) * FRAME });
         }
+        speech
     }
 
     /// Cuts speech that is too long, and goes on with what is behind the cut.
@@ -99,9 +110,9 @@ impl Spans {
         let (spoken, next) = place(&current.frames, self.threshold - HYSTERESIS);
         let rest = current.frames[next..].to_vec();
         let spoken_of_rest = current.spoken.and_then(|spoken| spoken.checked_sub(next));
-        self.end(spoken);
+        let continues = self.end(spoken);
         self.current =
-            (!rest.is_empty()).then_some(Current { frames: rest, continues: true, spoken: spoken_of_rest });
+            (!rest.is_empty()).then_some(Current { frames: rest, continues, spoken: spoken_of_rest });
     }
 }
 
@@ -129,10 +140,107 @@ fn longest_pause(frames: &[Frame], from: usize, silence: f32) -> Option<(usize, 
     longest
 }
 
-/// The middle of the quietest 100 ms that begin at `from` or later.
+/// The middle of the quietest 100 ms that begin at `from` or later, and of the latest of those.
 fn quietest(frames: &[Frame], from: usize) -> usize {
     let loudness = |window: &[Frame]| window.iter().map(|frame| frame.energy).sum::<f32>();
     let windows = frames[from..].windows(PAUSE).map(loudness).enumerate();
-    let least = windows.min_by(|(_, a), (_, b)| a.total_cmp(b));
+    let least = windows.rev().min_by(|(_, a), (_, b)| a.total_cmp(b));
     least.map_or(frames.len(), |(index, _)| from + index + PAUSE / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Spans, in frames, of probabilities given as runs.
+    fn check(options: &VadOptions, runs: &[(usize, f32)], expected: &[(usize, usize)]) {
+        let mut spans = Spans::new(options);
+        let mut frames = 0;
+        for &(length, probability) in runs {
+            frames += length;
+            (0..length).for_each(|_| spans.push(Frame { probability, energy: 1.0 }));
+        }
+        let found: Vec<_> =
+            spans.finish(frames * FRAME).iter().map(|span| (span.start / FRAME, span.end / FRAME)).collect();
+        assert_eq!(found, expected, "{runs:?}");
+    }
+
+    #[test]
+    fn short_silence_does_not_end_speech() {
+        let options = VadOptions::default();
+        check(&options, &[(10, 0.1), (50, 0.95), (20, 0.1), (50, 0.95)], &[(10, 60), (80, 130)]);
+        check(&options, &[(10, 0.1), (50, 0.95), (9, 0.1), (50, 0.95)], &[(10, 119)]);
+        check(&options, &[(10, 0.1), (50, 0.95), (9, 0.1)], &[(10, 60)]);
+        // Neither speech nor silence: goes on.
+        check(&options, &[(50, 0.95), (40, 0.4), (50, 0.95)], &[(0, 140)]);
+    }
+
+    #[test]
+    fn what_is_never_sure_is_no_speech() {
+        let options = VadOptions::default();
+        check(&options, &[(5000, 0.8)], &[]);
+        check(&options, &[(50, 0.8), (1, 0.95), (50, 0.8)], &[(0, 101)]);
+        // Hum after speech does not count as its end for ever.
+        let long = Spans::new(&options).longest;
+        check(&options, &[(10, 0.95), (4 * long, 0.8)], &[(0, long - PAUSE / 2)]);
+        let low = VadOptions { threshold: 0.3, ..options };
+        check(&low, &[(50, 0.6)], &[(0, 50)]);
+    }
+
+    #[test]
+    fn long_speech_is_cut_at_its_longest_late_pause() {
+        let options = VadOptions::default();
+        let long = Spans::new(&options).longest;
+        assert_eq!(long, 29_200 * 16 / FRAME);
+        // Two pauses within the last five seconds, one that is longer before.
+        let runs = [(1200, 0.95), (9, 0.1), (400, 0.95), (8, 0.1), (50, 0.95), (6, 0.1), (500, 0.95)];
+        check(&options, &runs, &[(0, 1609), (1617, 2173)]);
+        // Only one that is further back.
+        check(&options, &[(1200, 0.95), (9, 0.1), (1000, 0.95)], &[(0, 1200), (1209, 2209)]);
+        // The end of what is cut is kept, however short.
+        check(&options, &[(long - 20, 0.95), (7, 0.1), (14, 0.95)], &[(0, long - 20), (long - 13, long + 1)]);
+    }
+
+    #[test]
+    fn long_speech_without_a_pause_is_cut_where_it_is_quiet() {
+        let options = VadOptions::default();
+        let mut spans = Spans::new(&options);
+        for index in 0..2500 {
+            let energy = if (1700..1706).contains(&index) { 0.1 } else { 1.0 };
+            spans.push(Frame { probability: 0.95, energy });
+        }
+        let found = spans.finish(2500 * FRAME);
+        assert_eq!(
+            found,
+            [Span { start: 0, end: 1703 * FRAME }, Span { start: 1703 * FRAME, end: 2500 * FRAME }]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn spans_are_in_order_not_too_long_and_miss_no_speech(
+            runs in prop::collection::vec((1_usize..400, 0.0_f32..1.0), 0..60),
+            pad_ms in 0_u32..10_000,
+        ) {
+            let options = VadOptions { min_speech_ms: 0, pad_ms, ..VadOptions::default() };
+            let mut spans = Spans::new(&options);
+            let longest = spans.longest;
+            let probabilities: Vec<f32> =
+                runs.iter().flat_map(|&(length, probability)| vec![probability; length]).collect();
+            probabilities.iter().for_each(|&probability| spans.push(Frame { probability, energy: probability }));
+            let found = spans.finish(probabilities.len() * FRAME);
+            let mut end = 0;
+            for span in &found {
+                prop_assert!(end <= span.start && span.start < span.end && span.end - span.start <= longest * FRAME);
+                end = span.end;
+            }
+            prop_assert!(end <= probabilities.len() * FRAME);
+            for (index, probability) in probabilities.iter().enumerate() {
+                let at = index * FRAME;
+                prop_assert!(*probability < SURE || found.iter().any(|span| (span.start..span.end).contains(&at)));
+            }
+        }
+    }
 }

@@ -101,3 +101,78 @@ impl Packing<'_> {
         room.min(self.pad)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(spans: &[(usize, usize)], samples: usize, expected: &[(usize, usize, usize)]) {
+        let seconds = |at: usize| at * RATE;
+        let spans: Vec<_> =
+            spans.iter().map(|&(start, end)| Span { start: seconds(start), end: seconds(end) }).collect();
+        let options = VadOptions { pad_ms: 1000, ..VadOptions::default() };
+        let windows: Vec<_> = windows(&spans, seconds(samples), &options)
+            .iter()
+            .map(|window| (window.start / RATE, window.end / RATE, window.speech_end / RATE))
+            .collect();
+        assert_eq!(windows, expected, "{spans:?}");
+    }
+
+    #[test]
+    fn neighbours_share_a_window_with_the_silence_between_them() {
+        check(&[], 100, &[]);
+        check(&[(5, 8), (12, 20), (22, 30)], 100, &[(4, 31, 30)]);
+        check(&[(0, 10)], 10, &[(0, 10, 10)]);
+        check(&[(5, 8), (50, 60)], 60, &[(4, 9, 8), (49, 60, 60)]);
+    }
+
+    #[test]
+    fn a_window_ends_in_the_longest_pause_of_its_last_seconds() {
+        check(&[(0, 10), (14, 24), (27, 28), (29, 40)], 40, &[(0, 25, 24), (26, 40, 40)]);
+        // What would make it much shorter is no reason.
+        check(&[(0, 10), (15, 27), (29, 40)], 40, &[(0, 28, 27), (28, 40, 40)]);
+    }
+
+    #[test]
+    fn pads_share_a_short_pause_and_give_way_to_speech() {
+        check(&[(1, 29), (31, 59)], 60, &[(0, 30, 29), (30, 60, 59)]);
+        check(&[(1, 31)], 40, &[(1, 31, 31)]);
+        check(&[(1, 61)], 70, &[(1, 31, 31), (31, 61, 61)]);
+    }
+
+    proptest! {
+        #[test]
+        fn windows_hold_all_speech_once_and_in_order(
+            lengths in prop::collection::vec((0_usize..100_000, 1_usize..600_000), 0..40),
+            behind in 0_usize..100_000,
+            pad_ms in 0_u32..20_000,
+            longest_ms in 0_u32..60_000,
+        ) {
+            let mut at = 0;
+            let spans: Vec<_> = lengths.iter().map(|&(silence, speech)| {
+                let start = at + silence;
+                at = start + speech;
+                Span { start, end: at }
+            }).collect();
+            let samples = at + behind;
+            let options = VadOptions { pad_ms, longest_ms, ..VadOptions::default() };
+            let windows = windows(&spans, samples, &options);
+            let mut end = 0;
+            for window in &windows {
+                prop_assert!(end <= window.start && window.start < window.speech_end);
+                prop_assert!(window.speech_end <= window.end && window.end <= samples);
+                prop_assert!(window.end - window.start <= options.longest());
+                prop_assert!(spans.iter().any(|span| span.start < window.end && window.start < span.end));
+                end = window.end;
+            }
+            // They do not overlap, so that what they hold of a span adds up to it.
+            for span in &spans {
+                let held: usize = windows.iter()
+                    .map(|window| window.end.min(span.end).saturating_sub(window.start.max(span.start))).sum();
+                prop_assert_eq!(held, span.end - span.start);
+            }
+        }
+    }
+}
