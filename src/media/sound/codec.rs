@@ -97,5 +97,8 @@ pub(super) fn of_id(id: AudioCodecId) -> String {
         (well_known::CODEC_ID_MUSEPACK, "Musepack"),
         (well_known::CODEC_ID_TRUEHD, "TrueHD"),
     ];
-    names.iter().find(|(known, _)| *known == id).map_or_else(|| format!("codec {id}"), |(_, name)| (*name).to_owned())
+    names
+        .iter()
+        .find(|(known, _)| *known == id)
+        .map_or_else(|| format!("codec {id}"), |(_, name)| (*name).to_owned())
 }

@@ -156,7 +156,10 @@ fn frame(bytes: &[u8]) -> Option<(Container, usize)> {
         let rate = third >> 2 & 0xf;
         return (rate < 13 && length > 7).then_some((Container::Adts, length));
     }
-    (second & 0xe0 == 0xe0).then(|| mpeg_length(second, third)).flatten().map(|length| (Container::Mpeg, length))
+    (second & 0xe0 == 0xe0)
+        .then(|| mpeg_length(second, third))
+        .flatten()
+        .map(|length| (Container::Mpeg, length))
 }
 
 /// Bytes of an MPEG audio frame: ISO 11172-3, 2.4.2.3, and ISO 13818-3 for the lower rates.

@@ -2,6 +2,7 @@
 //!
 //! Blocks: meant for a pool of threads that may. What a file is is told by its bytes; names are not asked for.
 
+mod caf;
 mod codec;
 mod container;
 mod ffmpeg;
@@ -21,10 +22,6 @@ use std::{
     path::Path,
 };
 
-pub use self::{
-    recording::{RATE, Recording},
-    source::Source,
-};
 use self::{
     container::{Container, Found},
     ffmpeg::Ffmpeg,
@@ -32,6 +29,10 @@ use self::{
     recording::Recorder,
     resample::Resampler,
     source::{Section, Shared},
+};
+pub use self::{
+    recording::{RATE, Recording},
+    source::Source,
 };
 
 /// Formats that are read, by the names that people know.
@@ -146,12 +147,16 @@ pub fn decode(
     let shared = Shared::new(source);
     let here = guarded(|| open(&shared))
         .and_then(|mut decoder| record(decoder.as_mut(), limits, channels, &mut watch));
-    match (here, ffmpeg) {
-        (Err(SoundError::Codec { .. } | SoundError::NotSound), Some(program)) => {
-            let mut decoder = Ffmpeg::start(program, shared.into_file()?, limits.seconds)?;
-            record(&mut decoder, limits, channels, &mut watch)
-        }
-        (here, _) => here,
+    let (Err(reason @ (SoundError::Codec { .. } | SoundError::NotSound)), Some(program)) = (&here, ffmpeg)
+    else {
+        return here;
+    };
+    tracing::debug!(%reason, "decoding by ffmpeg");
+    let mut decoder = Ffmpeg::start(program, shared.into_file()?, limits.seconds)?;
+    match record(&mut decoder, limits, channels, &mut watch) {
+        // It does not know it either.
+        Err(SoundError::NotSound) => here,
+        there => there,
     }
 }
 
@@ -186,7 +191,8 @@ fn open(shared: &Shared) -> Result<Box<dyn Decoder>, SoundError> {
         Container::Wav => match wav::open(section(start..u64::MAX)?)? {
             wav::Opened::Pcm(wav) => Ok(Box::new(wav)),
             wav::Opened::Mpeg(data) => {
-                Packets::open(Container::Mpeg, shared, start + data.start..start.saturating_add(data.end)).map(boxed)
+                Packets::open(Container::Mpeg, shared, start + data.start..start.saturating_add(data.end))
+                    .map(boxed)
             }
             wav::Opened::Adpcm => packets(Container::Wav),
         },

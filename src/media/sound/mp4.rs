@@ -68,7 +68,8 @@ impl Boxes<'_> {
             let end = at.saturating_add(size);
             self.claimed = self.claimed.max(end);
             let end = end.min(body.end);
-            children.push(Box { kind: [kind[0], kind[1], kind[2], kind[3]], body: (at + start).min(end)..end });
+            children
+                .push(Box { kind: [kind[0], kind[1], kind[2], kind[3]], body: (at + start).min(end)..end });
             at = end;
         }
         Ok(children)

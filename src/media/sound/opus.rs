@@ -49,7 +49,12 @@ impl Opus {
         };
         let decoder =
             Decoder::new(OPUS_RATE, channels).map_err(|error| SoundError::broken(format!("{error:?}")))?;
-        Ok(Self { decoder, channels: head.channels, gain: head.gain, samples: vec![0.0; MOST_FRAMES * head.channels] })
+        Ok(Self {
+            decoder,
+            channels: head.channels,
+            gain: head.gain,
+            samples: vec![0.0; MOST_FRAMES * head.channels],
+        })
     }
 
     /// Decodes a packet; one that cannot be decoded gives nothing.

@@ -1,6 +1,6 @@
 //! Containers of packets: demuxed by symphonia, decoded by it or as Opus.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use symphonia::{
     core::{
@@ -18,14 +18,15 @@ use symphonia::{
     },
     default::{
         formats::{
-            AdtsReader, AiffReader, CafReader, FlacReader, IsoMp4Reader, MkvReader, MpaReader, OggReader, WavReader,
+            AdtsReader, AiffReader, CafReader, FlacReader, IsoMp4Reader, MkvReader, MpaReader, OggReader,
+            WavReader,
         },
         get_codecs,
     },
 };
 
 use super::{
-    Block, Container, Decoder, MOST_CHANNELS, Section, Shared, SoundError, codec, mkv, mp4,
+    Block, Container, Decoder, MOST_CHANNELS, Section, Shared, SoundError, caf, codec, mkv, mp4,
     opus::{Head, OPUS_RATE, Opus},
 };
 
@@ -62,14 +63,20 @@ pub(super) struct Packets {
 
 enum Codec {
     Symphonia(Box<dyn AudioDecoder>),
-    Opus(Opus),
+    Opus(Box<Opus>),
 }
 
 /// What is left out at the start and the end of a track.
 enum Trim {
     /// In seconds, until the rate is known.
-    Seconds { skip: f64, keep: Option<f64> },
-    Frames { skip: u64, keep: u64 },
+    Seconds {
+        skip: f64,
+        keep: Option<f64>,
+    },
+    Frames {
+        skip: u64,
+        keep: u64,
+    },
 }
 
 impl Packets {
@@ -81,7 +88,17 @@ impl Packets {
             _ => None,
         };
         let length = told.as_ref().map_or(0, |told| told.length);
-        let section = || shared.section(part.clone()).map(|section| section.stretched(length));
+        let patch = match container {
+            Container::Caf => caf::true_size(&mut shared.section(part.clone())?)?,
+            _ => None,
+        };
+        let section = || {
+            let section = shared.section(part.clone())?.stretched(length);
+            io::Result::Ok(match patch {
+                Some((offset, bytes)) => section.patched(offset, bytes),
+                None => section,
+            })
+        };
         let reader = match reader(container, section()?) {
             // Readers that can seek look at the end first, which a file that broke off has not got.
             Err(Error::IoError(_)) => reader(container, section()?.forward_only()),
@@ -90,7 +107,8 @@ impl Packets {
         let reader = reader.map_err(|error| failed(&error, told.as_ref()))?;
         let track = sound_track(reader.as_ref(), told.as_ref())?;
         let params = audio(track).ok_or(SoundError::NoAudio)?;
-        let head = params.extra_data.as_deref().and_then(|head| Head::read(head, container == Container::Mp4));
+        let head =
+            params.extra_data.as_deref().and_then(|head| Head::read(head, container == Container::Mp4));
         let pre_skip = head.map_or(0.0, |head| f64::from(head.pre_skip) / f64::from(OPUS_RATE));
         // Some muxers count Opus' delay in samples of what went in. Its own head is right.
         let skip = told.as_ref().and_then(|told| told.skip).unwrap_or(0.0).max(pre_skip);
@@ -154,10 +172,14 @@ impl Decoder for Packets {
 }
 
 impl Codec {
-    fn new(params: &AudioCodecParameters, head: Option<Head>, told: Option<&Told>) -> Result<Self, SoundError> {
+    fn new(
+        params: &AudioCodecParameters,
+        head: Option<Head>,
+        told: Option<&Told>,
+    ) -> Result<Self, SoundError> {
         if params.codec == CODEC_ID_OPUS {
             let head = head.ok_or_else(|| SoundError::broken("it does not say how its Opus is encoded"))?;
-            return Opus::new(head).map(Self::Opus);
+            return Ok(Self::Opus(Box::new(Opus::new(head)?)));
         }
         // Decoders take memory for a whole packet.
         if params.max_frames_per_packet.is_some_and(|frames| frames > MOST_PACKET) {

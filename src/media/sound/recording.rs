@@ -60,7 +60,10 @@ impl Recording {
             Track::File(file) => {
                 let mut bytes = vec![0; range.len() * BYTES];
                 file.read_exact_at(&mut bytes, (range.start * BYTES) as u64)?;
-                Ok(bytes.chunks_exact(BYTES).map(|pair| float(i16::from_le_bytes([pair[0], pair[1]]))).collect())
+                Ok(bytes
+                    .chunks_exact(BYTES)
+                    .map(|pair| float(i16::from_le_bytes([pair[0], pair[1]])))
+                    .collect())
             }
         }
     }
@@ -87,7 +90,9 @@ impl Recorder {
     /// When the disk is full.
     pub fn push(&mut self, block: &[Vec<i16>]) -> io::Result<()> {
         let count = block.first().map_or(0, Vec::len);
-        debug_assert!(block.len() == self.channels.len() && block.iter().all(|samples| samples.len() == count));
+        debug_assert!(
+            block.len() == self.channels.len() && block.iter().all(|samples| samples.len() == count)
+        );
         self.samples += count;
         if self.samples * self.channels.len() > self.most {
             for track in &mut self.channels {

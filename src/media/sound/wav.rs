@@ -137,7 +137,8 @@ fn read_format<R: Read>(reader: &mut Counted<R>, size: u64) -> Result<Format, So
     reader.exact(&mut bytes)?;
     reader.skip(size.next_multiple_of(2) - bytes.len() as u64)?;
     let number = |at: usize| bytes.get(at..at + 2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
-    let (Some(tag), Some(channels), Some(low), Some(high)) = (number(0), number(2), number(4), number(6)) else {
+    let (Some(tag), Some(channels), Some(low), Some(high)) = (number(0), number(2), number(4), number(6))
+    else {
         return Err(SoundError::broken("its format is too short"));
     };
     // The first two bytes of the identifier of a format are the tag that it replaces.
