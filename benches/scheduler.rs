@@ -33,7 +33,7 @@ fn decoding() -> Scheduler {
 fn step(scheduler: &mut Scheduler) {
     let plan = scheduler.schedule();
     let drawn = plan.parts.iter().filter(|part| scheduler.draws(**part)).count();
-    scheduler.complete(&plan, std::iter::repeat_n(Some(7), drawn));
+    scheduler.complete(&plan.parts, std::iter::repeat_n(Some(7), drawn));
 }
 
 fn scheduler(criterion: &mut Criterion) {

@@ -135,49 +135,49 @@ const HEARD: [(&str, Check); 50] = [
     ("s32.wav", Equal),
     ("f32.wav", Equal),
     ("f64.wav", Equal),
-    ("mulaw_8k.wav", Close(30.0)),
-    ("alaw_8k.wav", Close(30.0)),
-    ("stereo_48k.wav", Close(30.0)),
-    ("six_channels.wav", Close(30.0)),
-    ("11k.wav", Close(30.0)),
+    ("mulaw_8k.wav", Close(45.0)),
+    ("alaw_8k.wav", Close(45.0)),
+    ("stereo_48k.wav", Close(45.0)),
+    ("six_channels.wav", Close(45.0)),
+    ("11k.wav", Close(45.0)),
     ("ima_adpcm.wav", Equal),
     ("ms_adpcm.wav", Equal),
-    ("mp3.wav", Close(30.0)),
+    ("mp3.wav", Close(45.0)),
     ("rf64.wav", Equal),
     ("streamed.wav", Equal),
-    ("cover.mp3", Close(30.0)),
-    ("vbr_44k_stereo.mp3", Close(30.0)),
-    ("11k.mp3", Close(30.0)),
-    ("layer2.mp2", Close(30.0)),
+    ("cover.mp3", Close(45.0)),
+    ("vbr_44k_stereo.mp3", Close(45.0)),
+    ("11k.mp3", Close(45.0)),
+    ("layer2.mp2", Close(45.0)),
     ("16k.flac", Equal),
-    ("44k_stereo_24.flac", Close(30.0)),
-    ("vorbis.ogg", Close(30.0)),
+    ("44k_stereo_24.flac", Close(45.0)),
+    ("vorbis.ogg", Close(45.0)),
     ("flac.ogg", Equal),
-    ("speech.opus", Close(30.0)),
-    ("wide.opus", Close(30.0)),
-    ("music_stereo.opus", Close(30.0)),
-    ("low_delay.opus", Close(30.0)),
-    ("long_frames.opus", Close(30.0)),
-    ("speech_8k.opus", Close(30.0)),
-    ("browser.webm", Close(30.0)),
-    ("opus.webm", Close(30.0)),
-    ("vorbis.mka", Close(30.0)),
+    ("speech.opus", Close(45.0)),
+    ("wide.opus", Close(45.0)),
+    ("music_stereo.opus", Close(45.0)),
+    ("low_delay.opus", Close(45.0)),
+    ("long_frames.opus", Close(45.0)),
+    ("speech_8k.opus", Close(45.0)),
+    ("browser.webm", Close(45.0)),
+    ("opus.webm", Close(45.0)),
+    ("vorbis.mka", Close(45.0)),
     ("pcm.mka", Equal),
-    ("video.mkv", Close(30.0)),
-    ("voice.m4a", Close(30.0)),
-    ("fast_start.m4a", Close(30.0)),
-    ("fragmented.mp4", Close(30.0)),
-    ("video.mp4", Close(30.0)),
+    ("video.mkv", Close(45.0)),
+    ("voice.m4a", Close(45.0)),
+    ("fast_start.m4a", Close(45.0)),
+    ("fragmented.mp4", Close(45.0)),
+    ("video.mp4", Close(45.0)),
     ("alac.m4a", Equal),
-    ("opus.mp4", Close(30.0)),
+    ("opus.mp4", Close(45.0)),
     ("flac.mp4", Equal),
-    ("mp3.mp4", Close(30.0)),
+    ("mp3.mp4", Close(45.0)),
     ("pcm.mov", Equal),
-    ("24k.aac", Close(30.0)),
+    ("24k.aac", Close(45.0)),
     ("s16.aiff", Equal),
     ("f32.aiff", Equal),
     ("s16.caf", Equal),
-    ("mulaw_8k.caf", Close(30.0)),
+    ("mulaw_8k.caf", Close(45.0)),
     ("alac.caf", Equal),
 ];
 
@@ -278,6 +278,10 @@ fn a_size_that_was_never_filled_in_is_no_size() {
         let expected: Vec<f64> = (0..1000).map(|n| f64::from(n * 7)).collect();
         assert_eq!(samples(&recording, 0), expected, "{size}");
     }
+    // CAF says -1.
+    let mut caf = read("s16.caf");
+    caf[0x54..0x5c].fill(0xff);
+    assert_eq!(hear(caf).unwrap().samples(), 4000);
     // What follows the sound is none of it.
     assert_eq!(hear(wav(1, 1, 16_000, 16, 500, &data)).unwrap().samples(), 250);
 }
@@ -496,8 +500,7 @@ fn ffmpeg_decodes_the_rest() {
             assert!(found.len().abs_diff(expected.samples) < 320, "{name}: {}", found.len());
             for (at, window) in expected.at.iter().zip(&expected.windows) {
                 let noise = window.iter().zip(&found[*at..]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-                // One channel or two of the same sound, at 32 or 44.1 kHz: other resamplers, other roundings.
-                assert!(noise < 3000.0, "{name}: {noise}");
+                assert!(noise <= 2.0, "{name}: {noise}");
             }
         }
     }

@@ -20,7 +20,7 @@ const DEMUXERS: &str = "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,dtsh
                         webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,rm,tak,truehd,tta,voc,w64,wav,wv";
 
 /// How long it may give nothing.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes that are passed on at once.
 const CHUNK: usize = 1 << 16;
 

@@ -2,6 +2,7 @@
 //!
 //! Blocks: meant for a pool of threads that may. What a file is is told by its bytes; names are not asked for.
 
+mod caf;
 mod codec;
 mod container;
 mod ffmpeg;
@@ -146,12 +147,16 @@ pub fn decode(
     let shared = Shared::new(source);
     let here = guarded(|| open(&shared))
         .and_then(|mut decoder| record(decoder.as_mut(), limits, channels, &mut watch));
-    match (here, ffmpeg) {
-        (Err(SoundError::Codec { .. } | SoundError::NotSound), Some(program)) => {
-            let mut decoder = Ffmpeg::start(program, shared.into_file()?, limits.seconds)?;
-            record(&mut decoder, limits, channels, &mut watch)
-        }
-        (here, _) => here,
+    let (Err(reason @ (SoundError::Codec { .. } | SoundError::NotSound)), Some(program)) = (&here, ffmpeg)
+    else {
+        return here;
+    };
+    tracing::debug!(%reason, "decoding by ffmpeg");
+    let mut decoder = Ffmpeg::start(program, shared.into_file()?, limits.seconds)?;
+    match record(&mut decoder, limits, channels, &mut watch) {
+        // It does not know it either.
+        Err(SoundError::NotSound) => here,
+        there => there,
     }
 }
 

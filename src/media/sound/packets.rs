@@ -1,6 +1,6 @@
 //! Containers of packets: demuxed by symphonia, decoded by it or as Opus.
 
-use std::ops::Range;
+use std::{io, ops::Range};
 
 use symphonia::{
     core::{
@@ -26,7 +26,7 @@ use symphonia::{
 };
 
 use super::{
-    Block, Container, Decoder, MOST_CHANNELS, Section, Shared, SoundError, codec, mkv, mp4,
+    Block, Container, Decoder, MOST_CHANNELS, Section, Shared, SoundError, caf, codec, mkv, mp4,
     opus::{Head, OPUS_RATE, Opus},
 };
 
@@ -63,7 +63,7 @@ pub(super) struct Packets {
 
 enum Codec {
     Symphonia(Box<dyn AudioDecoder>),
-    Opus(Opus),
+    Opus(Box<Opus>),
 }
 
 /// What is left out at the start and the end of a track.
@@ -88,7 +88,17 @@ impl Packets {
             _ => None,
         };
         let length = told.as_ref().map_or(0, |told| told.length);
-        let section = || shared.section(part.clone()).map(|section| section.stretched(length));
+        let patch = match container {
+            Container::Caf => caf::true_size(&mut shared.section(part.clone())?)?,
+            _ => None,
+        };
+        let section = || {
+            let section = shared.section(part.clone())?.stretched(length);
+            io::Result::Ok(match patch {
+                Some((offset, bytes)) => section.patched(offset, bytes),
+                None => section,
+            })
+        };
         let reader = match reader(container, section()?) {
             // Readers that can seek look at the end first, which a file that broke off has not got.
             Err(Error::IoError(_)) => reader(container, section()?.forward_only()),
@@ -169,7 +179,7 @@ impl Codec {
     ) -> Result<Self, SoundError> {
         if params.codec == CODEC_ID_OPUS {
             let head = head.ok_or_else(|| SoundError::broken("it does not say how its Opus is encoded"))?;
-            return Opus::new(head).map(Self::Opus);
+            return Ok(Self::Opus(Box::new(Opus::new(head)?)));
         }
         // Decoders take memory for a whole packet.
         if params.max_frames_per_packet.is_some_and(|frames| frames > MOST_PACKET) {

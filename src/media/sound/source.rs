@@ -48,7 +48,13 @@ impl Shared {
         let start = part.start.min(end);
         source.seek(SeekFrom::Start(start))?;
         drop(source);
-        Ok(Section { source: Arc::clone(&self.source), part: start..end, at: start, seekable: true })
+        Ok(Section {
+            source: Arc::clone(&self.source),
+            part: start..end,
+            at: start,
+            seekable: true,
+            patch: None,
+        })
     }
 
     /// The source as a file, once its readers are gone.
@@ -64,6 +70,8 @@ pub(super) struct Section {
     part: Range<u64>,
     at: u64,
     seekable: bool,
+    /// Bytes that are read as others, and where.
+    patch: Option<(u64, [u8; 8])>,
 }
 
 impl Section {
@@ -78,6 +86,12 @@ impl Section {
         self
     }
 
+    /// The same with eight other bytes at an offset, where a header is wrong in a way that can be told.
+    pub(super) fn patched(mut self, offset: u64, bytes: [u8; 8]) -> Self {
+        self.patch = Some((self.part.start + offset, bytes));
+        self
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.part.end - self.part.start
     }
@@ -88,6 +102,13 @@ impl Read for Section {
         let left = usize::try_from(self.part.end - self.at).unwrap_or(usize::MAX);
         let count = buffer.len().min(left);
         let read = self.source.lock().unwrap_or_else(PoisonError::into_inner).read(&mut buffer[..count])?;
+        if let Some((start, bytes)) = self.patch {
+            for (at, byte) in (start..).zip(bytes) {
+                if (self.at..self.at + read as u64).contains(&at) {
+                    buffer[(at - self.at) as usize] = byte;
+                }
+            }
+        }
         self.at += read as u64;
         Ok(read)
     }
