@@ -1,6 +1,6 @@
 //! Hours of sound in bounded memory. A process of its own, so that nothing else is measured.
 #![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 use std::{
     fs,
