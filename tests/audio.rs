@@ -10,7 +10,7 @@ use percept::config::Settings;
 use serde_json::{Value, json};
 use support::{
     fixtures,
-    server::{self, Server, check_error, start, start_with, words},
+    server::{self, Server, check_error, start, words},
 };
 
 const BOUNDARY: &str = "a-boundary";
@@ -76,7 +76,7 @@ fn quick(more: &[(&str, &str)]) -> Vec<Part> {
 }
 
 fn settings() -> Settings {
-    Settings { model: fixtures().join("whisper").to_str().map(str::to_owned), ..Settings::default() }
+    Settings { model: vec![support::whisper().to_str().unwrap().to_owned()], ..Settings::default() }
 }
 
 async fn send(server: &Server, path: &str, parts: &[Part]) -> reqwest::Response {
@@ -469,17 +469,17 @@ async fn fields_without_effect_are_named_or_refused() {
 
 #[tokio::test]
 async fn models_do_what_they_are_for() {
-    let [speech, chat] = [settings(), Settings::default()].map(server::config);
-    let models = vec![server::load(&chat), server::load(&speech)];
-    let server = start_with(models, speech.api, speech.drain).await;
+    let both = [support::llava(), support::whisper()].map(|folder| folder.to_str().unwrap().to_owned());
+    let server =
+        start(Settings { model: both.into(), hosted_names: Some(false), ..Settings::default() }).await;
     let list: Value = server.get("/v1/models").await.json().await.unwrap();
-    let kinds: Vec<(&str, &str)> = list["data"]
+    let tasks: Vec<(&str, &str)> = list["data"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|model| (model["id"].as_str().unwrap(), model["kind"].as_str().unwrap()))
+        .map(|model| (model["id"].as_str().unwrap(), model["task"].as_str().unwrap()))
         .collect();
-    assert_eq!(kinds, [("llava", "chat"), ("whisper", "speech")]);
+    assert_eq!(tasks, [("llava", "image-text-to-text"), ("whisper", "automatic-speech-recognition")]);
     let mut parts = quick(&[]);
     parts[0] = field("model", "llava");
     let (status, error) = refuse(&server, &parts).await;
