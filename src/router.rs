@@ -83,6 +83,24 @@ pub enum Kind {
     Speech,
 }
 
+impl Kind {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Speech => "speech",
+        }
+    }
+
+    /// What the hub calls its task.
+    pub fn task(self) -> &'static str {
+        match self {
+            Self::Chat => "image-text-to-text",
+            Self::Speech => "automatic-speech-recognition",
+        }
+    }
+}
+
 /// All models.
 #[derive(Debug, Default)]
 pub struct Router {

@@ -11,7 +11,7 @@ use super::{
     ApiError, App,
     wire::models::{Model, ModelList},
 };
-use crate::router::{Kind, Router, Served};
+use crate::router::{Router, Served};
 
 /// `GET /v1/models`
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
@@ -45,10 +45,7 @@ pub(super) fn wrong_model(models: &Router, model: &Served, cannot: &'static str)
     let able = models.models().iter().filter(|other| other.work.kind() != kind);
     ApiError::WrongModel {
         model: model.id.clone(),
-        kind: match kind {
-            Kind::Chat => "chat",
-            Kind::Speech => "speech",
-        },
+        kind: kind.name(),
         cannot,
         able: able.map(|other| other.id.clone()).collect(),
     }
@@ -60,10 +57,7 @@ fn model(served: &Served, name: &str) -> Model {
         object: "model",
         created: served.created,
         owned_by: "percept",
-        task: match served.work.kind() {
-            Kind::Chat => "image-text-to-text",
-            Kind::Speech => "automatic-speech-recognition",
-        },
+        task: served.work.kind().task(),
         max_model_len: served.handle.context(),
         root: served.id.clone(),
     }

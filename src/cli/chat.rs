@@ -12,7 +12,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::client::{CHAT, Client, Own, message};
+use super::client::{Client, Own, message};
+use crate::router::Kind;
 
 #[derive(Debug, Args)]
 pub(super) struct Chat {
@@ -70,7 +71,7 @@ impl Chat {
         let client = Client::new(url);
         let model = match &self.name {
             Some(name) => name.clone(),
-            None => client.first_model(CHAT)?,
+            None => client.first_model(Kind::Chat)?,
         };
         let body = self.body(&model)?;
         let started = Instant::now();

@@ -14,7 +14,7 @@ use super::{log, progress};
 use crate::{
     api::App,
     config::{LogFormat, Settings},
-    router::Router,
+    router::{Kind, Router},
     server,
 };
 
@@ -39,8 +39,8 @@ impl Client {
         Self { agent: agent.build().into(), base }
     }
 
-    /// The first of the server's models that is for a task, or does not say what it is for.
-    pub(super) fn first_model(&self, task: &str) -> anyhow::Result<String> {
+    /// The first of the server's models that is of a kind, or does not say what it is for.
+    pub(super) fn first_model(&self, kind: Kind) -> anyhow::Result<String> {
         let base = &self.base;
         let mut response = self.agent.get(format!("{base}/v1/models")).call().with_context(|| {
             format!("no server at {base}: start one with percept serve, or load a model with --model")
@@ -49,20 +49,17 @@ impl Client {
         if !response.status().is_success() {
             bail!(message(&list));
         }
-        let none = || format!("the server has no model for {task}; --name asks one nevertheless");
-        pick(&list, task).with_context(none)
+        pick(&list, kind).with_context(|| {
+            let name = kind.name();
+            format!("the server has no {name} model: serve one with percept serve; --name asks another nevertheless")
+        })
     }
 }
 
-/// What a model for conversations is for, in `/v1/models`.
-pub(super) const CHAT: &str = "image-text-to-text";
-/// What a model for recordings is for.
-pub(super) const SPEECH: &str = "automatic-speech-recognition";
-
-/// The first model of a list that is for `task`, as far as it says. Other servers do not say what theirs are for.
-fn pick(list: &Value, task: &str) -> Option<String> {
+/// The first model of a list that is of a kind, as far as it says. Other servers do not say what theirs are for.
+fn pick(list: &Value, kind: Kind) -> Option<String> {
     let models = list["data"].as_array()?;
-    let model = models.iter().find(|model| model.get("task").is_none_or(|found| found == task))?;
+    let model = models.iter().find(|model| model.get("task").is_none_or(|task| task == kind.task()))?;
     model["id"].as_str().map(str::to_owned)
 }
 
@@ -135,8 +132,8 @@ mod tests {
 
     #[test]
     fn the_first_model_for_a_task_is_asked() {
-        let speech = json!({"id": "a", "task": SPEECH});
-        let chat = json!({"id": "b", "task": CHAT});
+        let speech = json!({"id": "a", "task": Kind::Speech.task()});
+        let chat = json!({"id": "b", "task": Kind::Chat.task()});
         let other = json!({"id": "c"});
         for (models, for_chat, for_speech) in [
             (vec![&chat, &other], Some("b"), Some("c")),
@@ -146,10 +143,10 @@ mod tests {
             (vec![], None, None),
         ] {
             let list = json!({"data": models});
-            assert_eq!(pick(&list, CHAT).as_deref(), for_chat, "{models:?}");
-            assert_eq!(pick(&list, SPEECH).as_deref(), for_speech, "{models:?}");
+            assert_eq!(pick(&list, Kind::Chat).as_deref(), for_chat, "{models:?}");
+            assert_eq!(pick(&list, Kind::Speech).as_deref(), for_speech, "{models:?}");
         }
-        assert_eq!(pick(&json!({"models": [chat]}), CHAT), None);
+        assert_eq!(pick(&json!({"models": [chat]}), Kind::Chat), None);
     }
 
     #[test]

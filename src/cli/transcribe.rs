@@ -19,7 +19,8 @@ use indicatif::MultiProgress;
 use serde_json::Value;
 
 use self::files::Input;
-use super::client::{Client, Own, SPEECH};
+use super::client::{Client, Own};
+use crate::router::Kind;
 use crate::speech::{
     Segment, Word,
     subtitles::{self, Style},
@@ -184,7 +185,7 @@ impl Transcribe {
         let client = Client::new(url);
         let model = match &self.name {
             Some(name) => name.clone(),
-            None => client.first_model(SPEECH)?,
+            None => client.first_model(Kind::Speech)?,
         };
         let bars = MultiProgress::new();
         let names = output_names(inputs);

@@ -142,18 +142,22 @@ impl Job {
         let text = &text[..text.len().min((self.context).saturating_sub(tokens.len() + 1))];
         tokens.extend_from_slice(text);
         tokens.push(vocabulary.end);
-        let columns = frames / 2;
-        if text.is_empty() || columns == 0 {
+        if text.is_empty() {
             return Ok(Vec::new());
+        }
+        let decode = |ids: &[u32]| vocabulary.decode(ids).unwrap_or_default();
+        let all: Vec<u32> = text.iter().copied().chain([vocabulary.end]).collect();
+        let words = words::split_words(&all, &decode, language, vocabulary.end);
+        let columns = frames / 2;
+        if columns == 0 {
+            // So short a window has no time for words, and as in the reference its text comes to nothing.
+            return Ok(words::align(&vec![0.0; text.len() + 1], text.len() + 1, 1, &[], &words));
         }
         let readout =
             Readout::Alignment { first, count: text.len(), ids: vocabulary.end as usize, frames: columns };
         let asked = self.request(heard, tokens, 1, Sampling::greedy(), readout);
         let Alignment { rows, attention, probabilities, .. } =
             *self.answer(asked).await?.alignment.ok_or(SpeechError::Nothing)?;
-        let decode = |ids: &[u32]| vocabulary.decode(ids).unwrap_or_default();
-        let all: Vec<u32> = text.iter().copied().chain([vocabulary.end]).collect();
-        let words = words::split_words(&all, &decode, language, vocabulary.end);
         // The last row is behind the end.
         let matrix = &attention[first * columns..(rows - 1) * columns];
         Ok(words::align(matrix, rows - 1 - first, columns, &probabilities, &words))
