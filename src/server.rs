@@ -168,9 +168,11 @@ impl<'a> Found<'a> {
         let text = match &loaded.task {
             Task::Chat(info) => {
                 let template = self.config.template.as_deref();
-                Text::Chat(TextModel::read(&self.checkpoint, info, template)?)
+                Text::Chat(Box::new(TextModel::read(&self.checkpoint, info, template)?))
             }
-            Task::Transcribe(info) => Text::Speech(Vocabulary::read(&self.checkpoint, info)?, info.clone()),
+            Task::Transcribe(info) => {
+                Text::Speech(Box::new(Vocabulary::read(&self.checkpoint, info)?), info.clone())
+            }
         };
         Ok(Read { config: self.config, loaded, text })
     }
@@ -178,8 +180,8 @@ impl<'a> Found<'a> {
 
 /// The text side of a model.
 enum Text {
-    Chat(TextModel),
-    Speech(Vocabulary, SpeechInfo),
+    Chat(Box<TextModel>),
+    Speech(Box<Vocabulary>, SpeechInfo),
 }
 
 /// A model whose weights are read.
@@ -215,10 +217,10 @@ impl Read<'_> {
             id: config.name.clone(),
             aliases,
             work: match text {
-                Text::Chat(text) => Work::Chat(Arc::new(ChatModel { text, preprocess })),
+                Text::Chat(text) => Work::Chat(Arc::new(ChatModel { text: *text, preprocess })),
                 Text::Speech(vocabulary, info) => {
                     let from = config.parallel_from;
-                    Work::Speech(Arc::new(Transcriber::new(handle.clone(), vocabulary, info, from)))
+                    Work::Speech(Arc::new(Transcriber::new(handle.clone(), *vocabulary, info, from)))
                 }
             },
             handle,

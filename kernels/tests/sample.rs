@@ -221,7 +221,7 @@ fn masks_and_log_probabilities_follow_their_formula() {
                 Forbidden { rivals: Some(width * 3 / 4..width), ids: vec![&ids], ..Forbidden::NONE },
                 Forbidden {
                     rivals: Some(width / 4..width),
-                    ranges: vec![width / 4..width],
+                    ranges: std::iter::once(width / 4..width).collect(),
                     ..Forbidden::NONE
                 },
             ];

@@ -120,7 +120,7 @@ impl Job {
             self.sample(heard, &initial, most, &rules, attempt, no_speech.is_none()).await?
         };
         let no_speech_prob = no_speech.or(found).ok_or(SpeechError::Nothing)?;
-        Ok(self.decoded(best, attempt.temperature, no_speech_prob))
+        Ok(self.decoded(&best, attempt.temperature, no_speech_prob))
     }
 
     /// When each word of `text`, ids of a window's transcript, is said within the first `frames` of the window.
@@ -388,7 +388,7 @@ impl Job {
         }
     }
 
-    fn decoded(&self, answer: Answer, temperature: f32, no_speech_prob: f64) -> Decoded {
+    fn decoded(&self, answer: &Answer, temperature: f32, no_speech_prob: f64) -> Decoded {
         let (tokens, logprobs): (Vec<u32>, Vec<f32>) =
             answer.tokens.iter().map(|drawn| (drawn.id, drawn.logprob)).unzip();
         Decoded {

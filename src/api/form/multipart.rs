@@ -182,7 +182,10 @@ mod tests {
     use super::*;
 
     /// The parts of a form that comes in pieces of `size` bytes, and whether it had an end.
-    fn parts(form: &[u8], size: usize) -> Result<(Vec<(String, Vec<u8>)>, bool), Malformed> {
+    /// Names and contents, and whether the form is complete.
+    type Read = (Vec<(String, Vec<u8>)>, bool);
+
+    fn parts(form: &[u8], size: usize) -> Result<Read, Malformed> {
         let mut multipart = Multipart::new("XyZ");
         let mut parts: Vec<(String, Vec<u8>)> = Vec::new();
         let mut open = false;
