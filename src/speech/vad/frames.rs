@@ -28,9 +28,9 @@ pub struct Frames {
     frames: usize,
 }
 
-impl Frames {
+impl Default for Frames {
     /// At the beginning of a recording.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             network: earshot::Detector::default_boxed(),
             rest: Vec::with_capacity(FRAME),
@@ -39,7 +39,9 @@ impl Frames {
             frames: 0,
         }
     }
+}
 
+impl Frames {
     /// Hears samples, and tells of the frames that are known by then.
     pub fn push(&mut self, mut samples: &[f32], mut tell: impl FnMut(Frame)) {
         self.heard += samples.len();

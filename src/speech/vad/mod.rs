@@ -63,7 +63,7 @@ pub struct Detector {
 impl Detector {
     /// A detector for one recording.
     pub fn new(options: &VadOptions) -> Self {
-        Self { frames: Frames::new(), spans: Spans::new(options) }
+        Self { frames: Frames::default(), spans: Spans::new(options) }
     }
 
     /// Hears what follows, at 16 kHz in `[-1, 1]`.
@@ -202,7 +202,7 @@ mod tests {
         for length in [0, 1, 255, 256, 257, 48_000] {
             let mut samples = noise(length);
             samples.iter_mut().step_by(7).for_each(|sample| *sample = f32::NAN);
-            let (mut frames, mut told) = (Frames::new(), Vec::new());
+            let (mut frames, mut told) = (Frames::default(), Vec::new());
             frames.push(&samples, |frame| told.push(frame));
             assert_eq!(frames.finish(|frame| told.push(frame)), length);
             assert_eq!(told.len(), length.div_ceil(FRAME));

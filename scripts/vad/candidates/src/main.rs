@@ -21,6 +21,8 @@ use vad::{FRAME, Frame, Frames, Spans, VadOptions};
 
 /// Probabilities of a recording, each of so many samples.
 type Probabilities = (Vec<f32>, usize);
+/// What hears a recording.
+type Detect = fn(&[f32]) -> Probabilities;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -30,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_, std::io::Error>>()?;
     recordings.retain(|path| path.extension().is_some_and(|extension| extension == "wav"));
     recordings.sort();
-    let detectors: [(&str, fn(&[f32]) -> Probabilities); 4] =
+    let detectors: [(&str, Detect); 4] =
         [("rustvani", rustvani), ("earshot", earshot), ("webrtc", webrtc), ("rnnoise", rnnoise)];
     let mut times = [0.0; 4];
     let mut seconds = 0.0;
@@ -98,7 +100,7 @@ fn spans(
 /// As percept uses it.
 fn earshot(sound: &[f32]) -> Probabilities {
     let mut found = Vec::new();
-    let mut frames = Frames::new();
+    let mut frames = Frames::default();
     frames.push(sound, |frame| found.push(frame.probability));
     frames.finish(|frame| found.push(frame.probability));
     (found, FRAME)
