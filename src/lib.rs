@@ -1,4 +1,4 @@
-//! percept serves open-weight vision-language models to OpenAI clients.
+//! percept serves open-weight vision-language models and Whisper to OpenAI clients.
 //!
 //! The modules in the order in which a request meets them:
 //!
@@ -7,7 +7,7 @@
 //! - [`memory`]: how memory is shared out before anything is served
 //! - [`api`]: HTTP and JSON, and nothing else knows them
 //! - [`router`]: which engine a model's name means
-//! - [`media`]: files to pixels, on a pool
+//! - [`media`]: files to pixels and samples, on a pool
 //! - [`text`]: conversations to tokens, tokens to text
 //! - [`speech`]: recordings to text, a client of an engine
 //! - [`request`]: what an engine is asked

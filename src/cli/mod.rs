@@ -15,7 +15,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogFormat, Settings};
 
-/// Serves open-weight vision-language models on your own machine, to the OpenAI clients that you already use.
+/// Serves open-weight vision-language models and Whisper on your own machine, to the OpenAI clients that you already
+/// use.
 #[derive(Debug, Parser)]
 #[command(
     name = "percept",
@@ -41,8 +42,9 @@ struct Cli {
 enum Command {
     /// Serve models to OpenAI clients
     ///
-    /// Loads checkpoints, from folders or from the Hugging Face hub, and answers /v1/chat/completions with text and
-    /// pictures. Clients need nothing but the base URL http://127.0.0.1:8000/v1.
+    /// Loads checkpoints, from folders or from the Hugging Face hub. Models that see answer /v1/chat/completions with
+    /// text and pictures, models that hear answer /v1/audio/transcriptions and /v1/audio/translations. Clients need
+    /// nothing but the base URL http://127.0.0.1:8000/v1.
     #[command(after_help = "\
 Every option can also stand in the configuration file, as in max_sequences = 32, or in the environment, as in
 PERCEPT_MAX_SEQUENCES=32. An option on the command line comes first, then the environment, then the file.
@@ -57,6 +59,7 @@ respected. Do not rewrite the files of a checkpoint while it is being loaded: th
 
 Examples:
   percept serve llava-hf/llava-1.5-7b-hf --dtype bf16 --memory 20GiB
+  percept serve llava-hf/llava-1.5-7b-hf openai/whisper-large-v3-turbo
   percept serve llava-hf/llava-1.5-7b-hf@main --alias gpt-4o --alias gpt-4-vision-preview
   percept serve large=llava-hf/llava-1.5-13b-hf small=llava-hf/llava-1.5-7b-hf --alias gpt-4o-mini=small
   percept serve ./my-checkpoint --image-fit pad --max-images 4")]
