@@ -37,6 +37,8 @@ pub(super) struct Form {
     pieces: Pieces,
     multipart: Multipart,
     parts: usize,
+    /// Bytes of texts so far.
+    texts: usize,
     /// Most bytes of a file.
     limit: usize,
 }
@@ -64,7 +66,7 @@ impl Form {
             return Err(ApiError::NotForm(format!("the boundary has more than {LONGEST_BOUNDARY} bytes")));
         }
         let pieces = Pieces::open(headers, body, limit + MOST_TEXT).map_err(|error| of_file(error, limit))?;
-        Ok(Self { pieces, multipart: Multipart::new(&boundary), parts: 0, limit })
+        Ok(Self { pieces, multipart: Multipart::new(&boundary), parts: 0, texts: 0, limit })
     }
 
     /// The name of the next part; what is left of this one is skipped. `None` behind the last.
@@ -88,10 +90,16 @@ impl Form {
     pub(super) async fn text(&mut self, name: &str) -> Result<String, ApiError> {
         let mut bytes = Vec::new();
         while let Item::Data(data) = self.item().await? {
-            bytes.extend(data);
+            bytes.extend(&data);
+            self.texts += data.len();
             if bytes.len() > LONGEST_TEXT {
                 let (param, found, limit) = (shown(name), bytes.len(), LONGEST_TEXT);
                 return Err(InvalidRequest::StringLength { param, found, limit }.into());
+            }
+            if self.texts > MOST_TEXT {
+                let reason =
+                    format!("its fields have more than {MOST_TEXT} bytes together, besides the file");
+                return Err(ApiError::NotForm(reason));
             }
         }
         String::from_utf8(bytes).map_err(|_| ApiError::NotForm(format!("'{}' is not UTF-8", shown(name))))

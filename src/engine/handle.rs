@@ -140,7 +140,7 @@ pub struct Place {
 }
 
 /// Parts that a place's work can have: more than the steps of a beam search through a day of sound.
-const MOST_PARTS: u64 = 1 << 24;
+const MOST_PARTS: u64 = 1 << 28;
 
 impl Place {
     /// Queues the request.

@@ -305,14 +305,9 @@ impl Run<'_> {
     ) -> Result<(String, Vec<Segment>), SpeechError> {
         // What one window says is nothing to the others.
         let options = Options { condition_on_previous_text: false, ..Options::clone(&self.job.options) };
-        let clips: Vec<Clip> = vad::windows(spans, content * HOP, &options.vad)
+        let clips: Vec<Clip> = Clip::of(&options.clips, content)
             .into_iter()
-            .map(|window| Clip {
-                start: window.start / HOP,
-                end: window.end.div_ceil(HOP),
-                // Short as it may be, it is heard once.
-                speech_end: window.speech_end.div_ceil(HOP).saturating_sub(TAIL).max(window.start / HOP + 1),
-            })
+            .flat_map(|part| windows(spans, part, content, &options.vad))
             .collect();
         let one = async |clip: Clip| {
             let mut walk = Walk::new(ear, &self.job.vocabulary, &options, content, self.job.context)?;
@@ -354,6 +349,20 @@ impl Run<'_> {
         // Nobody listens when the transcription was dropped.
         let _ = self.updates.send(Ok(update));
     }
+}
+
+/// The windows of speech in a part of a recording of `content` frames.
+fn windows(spans: &[vad::Span], part: Clip, content: usize, vad: &vad::VadOptions) -> Vec<Clip> {
+    let (start, end) = (part.start * HOP, part.end.min(content) * HOP);
+    let inside = |span: &vad::Span| vad::Span { start: span.start.max(start), end: span.end.min(end) };
+    let spans: Vec<_> = spans.iter().map(inside).filter(|span| span.start < span.end).collect();
+    let clip = |window: vad::Window| {
+        let start = (window.start / HOP).max(part.start);
+        let speech_end = window.speech_end.div_ceil(HOP).saturating_sub(TAIL);
+        // Short as it may be, it is heard once.
+        Clip { start, end: window.end.div_ceil(HOP).min(part.end), speech_end: speech_end.max(start + 1) }
+    };
+    vad::windows(&spans, content * HOP, vad).into_iter().map(clip).collect()
 }
 
 /// Frames at the end of speech that are not worth a window of their own.

@@ -170,6 +170,14 @@ impl Ask {
             let param = if endpoint == Task::Translate { "model" } else { "task" };
             return Err(unsupported(param, "this model does not translate"));
         }
+        if let Suppress::Ids(ids) | Suppress::NonSpeechAnd(ids) = &options.suppress {
+            let vocabulary = model.vocabulary();
+            let needed = |id: &&u32| vocabulary.is_mark(**id) || **id == vocabulary.end;
+            if let Some(id) = ids.iter().find(needed) {
+                let supported = "ids of text and control; an answer cannot do without its times and its end";
+                return Err(value("suppress_tokens", &id.to_string(), supported));
+            }
+        }
         options.language = language.map(|language| spoken("language", &language, &known)).transpose()?;
         let candidates = languages.iter().map(|language| spoken("languages", language, &known));
         options.candidates = candidates.collect::<Result<_, _>>()?;
@@ -292,10 +300,12 @@ fn suppress(tokens: Option<Items<i64, { wire::MOST_ITEMS }>>) -> Result<Suppress
         [-1] => Ok(Suppress::NonSpeech),
         ids => {
             let id = |id: &i64| {
-                u32::try_from(*id)
-                    .map_err(|_| value("suppress_tokens", &id.to_string(), "token ids, or -1 alone"))
+                u32::try_from(*id).map_err(|_| {
+                    value("suppress_tokens", &id.to_string(), "token ids, and -1 for the model's list")
+                })
             };
-            ids.iter().map(id).collect::<Result<_, _>>().map(Suppress::Ids)
+            let listed = ids.iter().filter(|id| **id != -1).map(id).collect::<Result<_, _>>()?;
+            Ok(if ids.contains(&-1) { Suppress::NonSpeechAnd(listed) } else { Suppress::Ids(listed) })
         }
     }
 }
@@ -332,6 +342,11 @@ fn mode(request: &wire::AudioRequest) -> Result<(Mode, VadOptions), InvalidReque
         None | Some("auto") => Mode::Auto,
         Some(other) => return Err(value("mode", other, "'auto', 'sequential' and 'parallel'")),
     };
+    if mode == Mode::Parallel && request.condition_on_previous_text == Some(true) {
+        let reason = "windows that are transcribed at once do not know each other's text; leave this out, or \
+                      'chunking_strategy', 'vad_filter' and 'mode'";
+        return Err(unsupported("condition_on_previous_text", reason));
+    }
     let vad = match &request.chunking_strategy {
         None => VadOptions::default(),
         Some(Chunking::Name(name)) if name == "auto" => VadOptions::default(),
@@ -449,6 +464,10 @@ mod tests {
             (&[("seed", "-1")], Options { seed: u64::MAX, ..default() }),
             (&[("suppress_tokens", "-1")], default()),
             (&[("suppress_tokens", "[]")], Options { suppress: Suppress::Nothing, ..default() }),
+            (
+                &[("suppress_tokens", "-1,5")],
+                Options { suppress: Suppress::NonSpeechAnd(vec![5]), ..default() },
+            ),
             (&[("suppress_tokens", "1,2")], Options { suppress: Suppress::Ids(vec![1, 2]), ..default() }),
             (&[("suppress_blank", "false")], Options { suppress_blank: false, ..default() }),
             (&[("max_initial_timestamp", "0")], Options { max_initial_timestamp: Some(0.0), ..default() }),
@@ -546,8 +565,12 @@ mod tests {
             (&[("patience", "2")], "patience"),
             (&[("patience", "0"), ("beam_size", "2")], "patience"),
             (&[("length_penalty", "1.5")], "length_penalty"),
-            (&[("suppress_tokens", "-1,5")], "suppress_tokens"),
             (&[("suppress_tokens", "-2")], "suppress_tokens"),
+            (&[("condition_on_previous_text", "true"), ("mode", "parallel")], "condition_on_previous_text"),
+            (
+                &[("condition_on_previous_text", "true"), ("chunking_strategy", "auto")],
+                "condition_on_previous_text",
+            ),
             (&[("max_initial_timestamp", "31")], "max_initial_timestamp"),
             (&[("max_new_tokens", "0")], "max_new_tokens"),
             (&[("compression_ratio_threshold", "-1")], "compression_ratio_threshold"),
