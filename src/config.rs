@@ -108,7 +108,7 @@ pub struct Settings {
     #[arg(long, value_name = "SHARE_OR_SIZE", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Text<Budget>>,
-    /// Most tokens of prompt and answer together [default: the model's own limit]
+    /// Most tokens of prompt and answer together, of models for chat [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_context: Option<u32>,

@@ -240,7 +240,9 @@ impl Sizes {
         let element = loaded.dtype.size_in_bytes() as u64;
         let sequences = wanted.sequences.max(1);
         let most = loaded.task.context();
-        let context = wanted.context.unwrap_or(most).min(most);
+        let speech = matches!(loaded.task, Task::Transcribe(_));
+        // A window's text has a natural length; less than the model's context would cut it off.
+        let context = wanted.context.filter(|_| !speech).unwrap_or(most).min(most);
         let footprint = |size| loaded.preprocess.footprint(size);
         let (medium, memory) = match loaded.task {
             Task::Chat(_) => (footprint(MediaSize::Image { width: 1024, height: 1024 }).tokens.len(), 0),
@@ -272,6 +274,10 @@ impl Sizes {
         }
     }
 
+    fn least_context(&self) -> usize {
+        if self.memory > 0 { self.context } else { LEAST_CONTEXT.min(self.context) }
+    }
+
     /// Every row may come from a picture; one in eight more is kept for pictures that come again, at least one
     /// picture's.
     fn page_bytes(&self) -> u64 {
@@ -290,7 +296,7 @@ impl Sizes {
         Need {
             weights: self.weights,
             workspace: self.workspace,
-            least: cache(LEAST_CONTEXT.min(self.context).div_ceil(self.page_size) + memory),
+            least: cache(self.least_context().div_ceil(self.page_size) + memory),
             useful: cache(self.sequences * (self.context.div_ceil(self.page_size) + memory) + spare),
         }
     }

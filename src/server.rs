@@ -245,7 +245,7 @@ fn report(read: &Read<'_>, plan: &Plan) {
         "memory is shared out"
     );
     let most = read.loaded.task.context();
-    let wanted = read.config.wanted.context.unwrap_or(most);
+    let wanted = read.config.wanted.context.filter(|_| read.kind() == Kind::Chat).unwrap_or(most);
     if wanted > most {
         warn!(
             model,

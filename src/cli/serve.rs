@@ -17,7 +17,7 @@ use super::{log, progress};
 use crate::{
     api::App,
     config::Settings,
-    router::Router,
+    router::{Kind, Router},
     server::{self, ServerConfig},
 };
 
@@ -52,14 +52,19 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
         ended = &mut running => return Ok(ended??),
     };
     let names: Vec<String> = models.iter().map(|model| model.id.clone()).collect();
+    let tries: String = [Kind::Chat, Kind::Speech]
+        .into_iter()
+        .filter(|kind| models.iter().any(|model| model.work.kind() == *kind))
+        .map(|kind| match kind {
+            Kind::Chat => format!(
+                "\n  try: percept chat 'What is in this picture?' --image FILE --url http://{address}"
+            ),
+            Kind::Speech => format!("\n  try: percept transcribe FILE --url http://{address}"),
+        })
+        .collect();
     app.serve(Router::new(models));
     // Nobody need read this.
-    let _ = writeln!(
-        io::stdout(),
-        "percept serves {} on http://{address}/v1\n  \
-         try: percept chat 'What is in this picture?' --image FILE --url http://{address}",
-        names.join(" and ")
-    );
+    let _ = writeln!(io::stdout(), "percept serves {} on http://{address}/v1{tries}", names.join(" and "));
     running.await??;
     Ok(())
 }
