@@ -5,9 +5,15 @@ mod support;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use percept_kernels::{Canvas, Filter, Region, Resize};
-use percept_models::{Batch, Fit, Insert, KvCache, Loaded, Medium, Pages, Paging, Ragged, nn};
+use percept_models::{
+    Aligned, Batch, Fit, Insert, KvCache, Loaded, Medium, Pages, Paging, Ragged, nn, nn::mel::Mel,
+};
 use serde::Deserialize;
-use support::{Case, Golden, fixtures, largest_difference, llava, load, pattern, picture, sha256};
+use serde_json::Value;
+use support::{
+    Case, Golden, fixtures, largest_difference, llava, load, pattern, picture, sha256, sound_pattern, wav,
+    whisper,
+};
 
 const PAGE: usize = 16;
 
@@ -100,7 +106,7 @@ fn llava_vision_states_equal_the_reference() {
     let loaded = load(llava(), DType::F32, None);
     let weights = candle_core::safetensors::load(llava().join("model.safetensors"), &Device::Cpu).unwrap();
     let vb = candle_nn::VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
-    let config: serde_json::Value = percept_models::Checkpoint::new(llava()).config().unwrap();
+    let config: Value = percept_models::Checkpoint::new(llava()).config().unwrap();
     let config: nn::clip::ClipConfig = serde_json::from_value(config["vision_config"].clone()).unwrap();
     let tower = nn::clip::ClipTower::load(&config, 3, &vb.pp("vision_tower.vision_model")).unwrap();
     let pixels = loaded.preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
@@ -211,4 +217,211 @@ fn real_sizes_are_resampled_as_pillow_does() {
         compared += 1;
     }
     assert!(compared >= 40, "only {compared} cases");
+}
+
+/// A recording of the reference, in `[-1, 1)`.
+fn sound(name: &str) -> Tensor {
+    let samples = if name == "short" { wav("speechlike_3s.wav") } else { sound_pattern(45 * 16_000) };
+    let count = samples.len();
+    let samples = samples.into_iter().map(|sample| f32::from(sample) / 32768.0).collect();
+    Tensor::from_vec(samples, count, &Device::Cpu).unwrap()
+}
+
+/// The largest log10 mel power of a recording and the silence behind it.
+fn peak(sound: &Tensor) -> f32 {
+    let frames = sound.elem_count() / nn::mel::HOP + 3000;
+    Mel::new(80).peak(&sound.to_vec1::<f32>().unwrap(), 0..frames).unwrap()
+}
+
+/// `frames` of a recording, as a window `[1, 3000, mels]`.
+fn hear(loaded: &Loaded, name: &str, frames: usize) -> Tensor {
+    let sound = sound(name);
+    let medium = Medium::Sound { samples: &sound, frames: 0..frames, peak: peak(&sound) };
+    loaded.preprocess.run(medium).unwrap()
+}
+
+fn whisper_manifest() -> Value {
+    let manifest = std::fs::read_to_string(fixtures().join("goldens/whisper/manifest.json")).unwrap();
+    serde_json::from_str(&manifest).unwrap()
+}
+
+fn ids(list: &Value) -> Vec<u32> {
+    list.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Rows `list` of `of`.
+fn rows(of: &Tensor, list: &Value) -> Tensor {
+    let list = ids(list);
+    of.index_select(&Tensor::from_slice(&list, list.len(), &Device::Cpu).unwrap(), 0).unwrap()
+}
+
+#[test]
+fn whisper_hears_what_the_reference_hears() {
+    let golden = Golden::read("whisper");
+    let manifest = whisper_manifest();
+    let loaded = load(whisper(), DType::F32, None);
+    let tolerance = manifest["mel"]["tolerance"].as_f64().unwrap();
+    let short = hear(&loaded, "short", 3000).i(0).unwrap();
+    for name in ["short_file", "short_window_zero_samples"] {
+        let found = rows(&short, &manifest["mel"]["frames"]).t().unwrap();
+        let difference = largest_difference(&found, golden.tensor("mel", name).unwrap());
+        assert!(difference <= tolerance, "{name}: {difference}");
+    }
+    let long = sound("long");
+    let loudest = peak(&long);
+    let frames = Mel::new(80).frames(&long, 0..4502, loudest).unwrap();
+    let found = rows(&frames, &manifest["mel"]["long_frames"]).t().unwrap();
+    let difference = largest_difference(&found, golden.tensor("mel", "long_file").unwrap());
+    assert!(difference <= tolerance, "long_file: {difference}");
+    let means = frames.narrow(0, 0, 4500).unwrap().mean(0).unwrap();
+    let difference = largest_difference(&means, golden.tensor("mel", "long_bin_means").unwrap());
+    assert!(difference <= tolerance, "long_bin_means: {difference}");
+    for (found, expected) in [(peak(&sound("short")), "max_log10_short"), (loudest, "max_log10_long")] {
+        let expected = manifest["mel"][expected].as_f64().unwrap();
+        assert!((f64::from(found) - expected).abs() <= 4.0 * tolerance, "{found}, not {expected}");
+    }
+}
+
+#[test]
+fn whisper_windows_are_encoded_as_the_reference_does() {
+    let golden = Golden::read("whisper");
+    let manifest = whisper_manifest();
+    let loaded = load(whisper(), DType::F32, None);
+    // One ends where the recording does, with nothing behind it; the other goes on with silence.
+    let windows = [("file", 300), ("zero_samples", 3000)];
+    let features = windows.map(|(_, frames)| hear(&loaded, "short", frames));
+    let ragged = Ragged::new(&[1, 1], &Device::Cpu).unwrap();
+    let encoded = loaded.model.encode(&Tensor::cat(&features, 0).unwrap(), &ragged).unwrap();
+    for (index, (name, _)) in windows.iter().enumerate() {
+        let window = encoded.narrow(0, 1500 * index, 1500).unwrap();
+        let found = rows(&window, &manifest["encoder"]["rows"]);
+        let difference = largest_difference(&found, golden.tensor("encoder", name).unwrap());
+        assert!(difference <= manifest["encoder"]["tolerance"].as_f64().unwrap(), "{name}: {difference}");
+    }
+}
+
+/// A window in the pages of a cache, and tokens that attend to it.
+struct Forced<'a> {
+    loaded: &'a Loaded,
+    batch: Batch,
+    cache: KvCache,
+}
+
+impl<'a> Forced<'a> {
+    fn new(loaded: &'a Loaded, window: &Tensor, tokens: &[u32]) -> Self {
+        let device = &Device::Cpu;
+        let encoded = loaded.model.encode(window, &Ragged::new(&[1], device).unwrap()).unwrap();
+        let heard = encoded.dim(0).unwrap();
+        let count = tokens.len();
+        let [of_text, of_memory] = [count, heard].map(|rows| rows.div_ceil(PAGE));
+        let shape = loaded.model.cache_shape();
+        let cache = KvCache::new(shape, of_text + of_memory, PAGE, loaded.dtype, device).unwrap();
+        // Pages in falling order, the memory's behind the text's, so that a mistake in their use shows.
+        let text: Vec<u32> = (0..of_text as u32).rev().collect();
+        let memory: Vec<u32> = (0..of_memory as u32).rev().map(|page| of_text as u32 + page).collect();
+        let slots = |table: &[u32], rows: usize| {
+            let slot = |row: usize| table[row / PAGE] * PAGE as u32 + (row % PAGE) as u32;
+            Tensor::from_vec((0..rows).map(slot).collect::<Vec<u32>>(), rows, device).unwrap()
+        };
+        let pages = |table: &[u32], rows: usize| Pages {
+            table: Tensor::from_slice(table, (1, table.len()), device).unwrap(),
+            lengths: Tensor::new(&[rows as u32], device).unwrap(),
+        };
+        loaded.model.remember(&encoded, &slots(&memory, heard), &cache).unwrap();
+        let all = || Tensor::arange(0u32, count as u32, device).unwrap();
+        let batch = Batch {
+            tokens: Tensor::from_slice(tokens, count, device).unwrap(),
+            positions: all(),
+            rows: Ragged::new(&[count], device).unwrap(),
+            memory: Some(pages(&memory, heard)),
+            inserts: Vec::new(),
+            text: Paging { slots: slots(&text, count), pages: pages(&text, count) },
+            last: all(),
+        };
+        Self { loaded, batch, cache }
+    }
+
+    fn logits(&self) -> Tensor {
+        self.loaded.model.forward(&self.batch, &self.cache).unwrap()
+    }
+
+    fn align(&self, frames: usize) -> Aligned {
+        self.loaded.model.align(&self.batch, frames, &self.cache).unwrap()
+    }
+}
+
+/// How far the logits of the reference's sentence are from the reference's.
+fn forced_difference(dtype: DType) -> f64 {
+    let golden = Golden::read("whisper");
+    let loaded = load(whisper(), dtype, None);
+    let window = hear(&loaded, "short", 3000);
+    let found = Forced::new(&loaded, &window, &ids(&whisper_manifest()["forced"]["tokens"])).logits();
+    let expected = golden.tensor("forced", "logits").unwrap();
+    let found = found.narrow(1, 0, expected.dim(1).unwrap()).unwrap();
+    largest_difference(&found, expected)
+}
+
+#[test]
+fn whisper_logits_equal_the_reference() {
+    let difference = forced_difference(DType::F32);
+    assert!(difference <= whisper_manifest()["forced"]["tolerance"].as_f64().unwrap(), "{difference}");
+}
+
+#[test]
+fn whisper_in_bf16_stays_near_the_reference() {
+    let difference = forced_difference(DType::BF16);
+    let golden = Golden::read("whisper");
+    assert!(difference <= golden.tolerance("logits_bf16_guide"), "{difference}");
+    assert!(difference > golden.tolerance("logits"), "bf16 cannot be this near: {difference}");
+}
+
+const LANGUAGES: [&str; 8] = ["en", "zh", "de", "es", "ru", "ko", "fr", "ja"];
+const FIRST_LANGUAGE: u32 = 402;
+
+#[test]
+fn whisper_knows_languages_as_the_reference_does() {
+    let manifest = whisper_manifest();
+    let loaded = load(whisper(), DType::F32, None);
+    for name in ["short", "long"] {
+        let logits = Forced::new(&loaded, &hear(&loaded, name, 3000), &[401]).logits();
+        let logits = logits.i((0, FIRST_LANGUAGE as usize..FIRST_LANGUAGE as usize + 8)).unwrap();
+        let found = candle_nn::ops::softmax(&logits, 0).unwrap().to_vec1::<f32>().unwrap();
+        for (code, found) in LANGUAGES.iter().zip(found) {
+            let expected = manifest["language"][name][code].as_f64().unwrap();
+            let tolerance = manifest["language"]["tolerance"].as_f64().unwrap();
+            assert!(
+                (f64::from(found) - expected).abs() <= tolerance,
+                "{name} {code}: {found}, not {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn whisper_words_follow_time_as_in_the_reference() {
+    let golden = Golden::read("whisper");
+    let manifest = whisper_manifest();
+    let loaded = load(whisper(), DType::F32, None);
+    let runs = manifest["timing"]["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 3);
+    for run in runs {
+        let name = run["name"].as_str().unwrap();
+        let code = run["language"].as_str().unwrap();
+        let language = LANGUAGES.iter().position(|language| *language == code).unwrap() as u32;
+        let text = ids(&run["text_tokens"]);
+        let tokens = [&[401, FIRST_LANGUAGE + language, 411, 415], &text[..], &[400]].concat();
+        let window = hear(&loaded, if name == "long" { "long" } else { "short" }, 3000);
+        let columns = run["frames"].as_u64().unwrap() as usize / 2;
+        let Aligned { attention, .. } = Forced::new(&loaded, &window, &tokens).align(columns);
+        assert_eq!(attention.dims(), [tokens.len(), columns]);
+        // What follows the first three, but the end.
+        let rows = attention.narrow(0, 3, text.len() + 1).unwrap();
+        let step = run["matrix_column_step"].as_u64().unwrap() as usize;
+        let shown: Vec<u32> = (0..columns as u32).step_by(step).collect();
+        let shown = Tensor::from_slice(&shown, shown.len(), &Device::Cpu).unwrap();
+        let found = rows.index_select(&shown, 1).unwrap();
+        let difference =
+            largest_difference(&found, golden.tensor("timing", &format!("{name}_matrix")).unwrap());
+        assert!(difference <= manifest["timing"]["tolerance"].as_f64().unwrap(), "{name}: {difference}");
+    }
 }
