@@ -77,8 +77,13 @@ impl Serving {
     }
 
     fn resident_kib(&self) -> u64 {
+        self.memory_kib("VmRSS:")
+    }
+
+    /// A line of `/proc/PID/status`.
+    fn memory_kib(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }
 }
@@ -377,6 +382,10 @@ fn a_signal_lets_answers_end_and_a_short_patience_cuts_them() {
     assert!(log.contains("cut off"), "{log}");
 }
 
+fn whisper_path() -> String {
+    fixtures().join("whisper").to_str().unwrap().to_owned()
+}
+
 fn speech() -> String {
     fixtures().join("inputs/speechlike_3s.wav").to_str().unwrap().to_owned()
 }
@@ -484,6 +493,73 @@ fn memory_does_not_grow_with_uptime() {
     let growth = sizes[5].saturating_sub(sizes[1]);
     assert!(growth < 2048, "resident KiB after each {ROUND} requests: {sizes:?}");
     eprintln!("resident KiB after each {ROUND} requests: {sizes:?}");
+}
+
+/// A byte of G.711 µ-law for a sample.
+fn mu_law(sample: i16) -> u8 {
+    let sign = if sample < 0 { 0x80 } else { 0 };
+    let magnitude = sample.unsigned_abs().min(32_635) + 132;
+    let exponent = 7 - (magnitude | 0xff).leading_zeros().min(7);
+    let mantissa = (magnitude >> (exponent + 3)) & 0x0f;
+    !(sign | (exponent as u8) << 4 | mantissa as u8)
+}
+
+/// A telephone recording of so many minutes, in each of which somebody says two sentences.
+fn telephone(minutes: usize) -> Vec<u8> {
+    const RATE: u32 = 8000;
+    let said = fs::read(fixtures().join("sound/two_sentences.wav")).unwrap();
+    let samples = said[44..].chunks_exact(4).map(|pair| i16::from_le_bytes([pair[0], pair[1]]));
+    let mut minute: Vec<u8> = samples.map(mu_law).collect();
+    minute.resize(60 * RATE as usize, mu_law(0));
+    let size = (minutes * minute.len()) as u32;
+    let mut wav = Vec::with_capacity(44 + size as usize);
+    wav.extend(b"RIFF");
+    wav.extend((size + 36).to_le_bytes());
+    wav.extend(b"WAVEfmt ");
+    wav.extend(16u32.to_le_bytes());
+    for field in [7u16, 1] {
+        wav.extend(field.to_le_bytes());
+    }
+    for field in [RATE, RATE] {
+        wav.extend(field.to_le_bytes());
+    }
+    for field in [1u16, 8] {
+        wav.extend(field.to_le_bytes());
+    }
+    wav.extend(b"data");
+    wav.extend(size.to_le_bytes());
+    for _ in 0..minutes {
+        wav.extend(&minute);
+    }
+    wav
+}
+
+#[test]
+fn three_hours_of_sound_take_little_memory() {
+    const MINUTES: usize = 180;
+    let serving = Serving::start(percept(&["serve", &whisper_path(), "-p", "0", "--max-sequences", "16"]));
+    let before = serving.resident_kib();
+    let mut body = Vec::new();
+    for (name, text) in [("model", "whisper"), ("max_new_tokens", "8"), ("temperatures", "0")] {
+        body.extend(format!("--b\r\ncontent-disposition: form-data; name={name}\r\n\r\n{text}\r\n").bytes());
+    }
+    body.extend(b"--b\r\ncontent-disposition: form-data; name=response_format\r\n\r\nverbose_json\r\n");
+    body.extend(b"--b\r\ncontent-disposition: form-data; name=file; filename=x\r\n\r\n");
+    body.extend(telephone(MINUTES));
+    body.extend(b"\r\n--b--\r\n");
+    let mut response = ureq::post(format!("{}/v1/audio/transcriptions", serving.url))
+        .header("content-type", "multipart/form-data; boundary=b")
+        .send(&body)
+        .unwrap();
+    let answer: Value = response.body_mut().read_json().unwrap();
+    assert_eq!(answer["duration"], (MINUTES * 60) as f64);
+    let segments = answer["segments"].as_array().unwrap();
+    let minutes: std::collections::BTreeSet<u64> =
+        segments.iter().map(|segment| segment["seek"].as_u64().unwrap() / 6000).collect();
+    assert!(minutes.len() > MINUTES * 9 / 10, "something is said in every minute: {minutes:?}");
+    let growth = serving.memory_kib("VmHWM:").saturating_sub(before);
+    assert!(growth < 400 * 1024, "{growth} KiB more than before");
+    eprintln!("three hours took {growth} KiB more than the {before} KiB before");
 }
 
 #[test]
