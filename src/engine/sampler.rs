@@ -170,3 +170,190 @@ impl Marks {
         not.rivals = Some(marks.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Arc};
+
+    use candle_core::Device;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::request::Rules;
+
+    /// Text in front of it; control ids from here to the marks.
+    const END: u32 = 12;
+    const UNMARKED: u32 = 15;
+    const MARKS: std::ops::Range<u32> = 16..47;
+    /// Ids behind the marks, which the network has and nobody draws.
+    const WIDTH: usize = 50;
+    const BLANK: [u32; 2] = [3, END];
+
+    fn rules(suppress: &[u32], latest_first: Option<u32>) -> Rules {
+        Rules {
+            suppress: suppress.iter().copied().chain([UNMARKED]).collect(),
+            suppress_first: Arc::new(BLANK),
+            only: None,
+            timestamps: Some(TimestampRules { marks: MARKS, end_of_text: END, latest_first }),
+        }
+    }
+
+    fn sampler(rules: Rules, drawn: &[u32]) -> Sampler {
+        // What is in front of the answer says nothing about it, though it ends in a mark.
+        let prompt = [&[1, MARKS.start + 9], drawn].concat();
+        let sampling =
+            Sampling { rules, continues: drawn.len(), logprobs: Some(WIDTH), ..Sampling::greedy() };
+        let mut sampler = Sampler::new(WIDTH);
+        sampler.add(SeqId(1), sampling, &prompt);
+        sampler
+    }
+
+    fn draw(sampler: &mut Sampler, logits: &[f32]) -> Drawn {
+        let logits = Tensor::from_slice(logits, (1, logits.len()), &Device::Cpu).unwrap();
+        sampler.sample(&logits, &[SeqId(1)]).unwrap().remove(0).unwrap()
+    }
+
+    fn allowed(drawn: &Drawn) -> BTreeSet<u32> {
+        drawn.top.iter().map(|&(id, _)| id).collect()
+    }
+
+    fn text() -> impl Iterator<Item = u32> {
+        0..END
+    }
+
+    /// Marks from the `first` on.
+    fn marks(first: u32) -> impl Iterator<Item = u32> {
+        MARKS.start + first..MARKS.end
+    }
+
+    #[test]
+    fn marks_follow_each_other_as_in_the_table() {
+        let [a, b, last] = [MARKS.start + 4, MARKS.start + 9, MARKS.end - 1];
+        let x = 5;
+        let control = (END + 1..UNMARKED).collect::<Vec<_>>();
+        let end = || std::iter::once(END);
+        let table: [(&[u32], Vec<u32>); 9] = [
+            (&[], (MARKS.start..=MARKS.start + 6).collect()),
+            (&[a], text().chain(end()).collect()),
+            (&[a, x], text().chain(end()).chain(marks(5)).collect()),
+            (&[a, x, b], end().chain(marks(9)).collect()),
+            (&[a, x, b, b], text().chain(end()).collect()),
+            (&[a, x, b, b, x], text().chain(end()).chain(marks(10)).collect()),
+            (&[a, x, b, b, x, x], text().chain(end()).chain(marks(10)).collect()),
+            (&[a, x, last, last, x], text().chain(end()).collect()),
+            // A beginning without a mark, as a prefix makes it.
+            (&[x], text().chain(end()).chain(marks(0)).collect()),
+        ];
+        // All text is more probable than all marks together.
+        let logits: Vec<f32> = (0..WIDTH as u32).map(|id| if id < MARKS.start { 9.0 } else { 0.0 }).collect();
+        for (history, expected) in table {
+            let mut sampler = sampler(rules(&control, Some(6)), history);
+            assert_eq!(
+                allowed(&draw(&mut sampler, &logits)),
+                expected.into_iter().collect(),
+                "behind {history:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn marks_that_are_more_probable_together_than_any_text_win() {
+        let [a, x] = [MARKS.start, 5];
+        // 30 marks are left, whose sum is exp(0) * 30 = exp(3.4).
+        for (text, wins) in [(3.3, true), (3.5, false)] {
+            let mut logits = vec![0.0; WIDTH];
+            logits[x as usize] = text;
+            let found = draw(&mut sampler(rules(&[], None), &[a, x]), &logits);
+            assert_eq!(MARKS.contains(&found.id), wins, "text of {text}");
+            assert_eq!(allowed(&found).iter().all(|id| MARKS.contains(id)), wins, "text of {text}");
+        }
+    }
+
+    /// `SuppressBlank`, `SuppressTokens` and `ApplyTimestampRules` of `decoding.py`, line by line.
+    fn reference(
+        logits: &[f32],
+        history: &[u32],
+        suppress: &[u32],
+        latest_first: Option<u32>,
+    ) -> (Vec<f64>, f64) {
+        const OUT: f64 = f64::NEG_INFINITY;
+        let [begin, end] = [MARKS.start as usize, MARKS.end as usize];
+        let mut logits: Vec<f64> = logits.iter().map(|&logit| f64::from(logit)).collect();
+        logits[end..].fill(OUT);
+        if history.is_empty() {
+            BLANK.iter().for_each(|&id| logits[id as usize] = OUT);
+        }
+        suppress.iter().for_each(|&id| logits[id as usize] = OUT);
+        logits[UNMARKED as usize] = OUT;
+        let is_mark = |id: u32| id >= MARKS.start;
+        let last_was_timestamp = history.last().is_some_and(|&id| is_mark(id));
+        let penultimate_was_timestamp = history.len() < 2 || is_mark(history[history.len() - 2]);
+        if last_was_timestamp {
+            if penultimate_was_timestamp {
+                logits[begin..].fill(OUT);
+            } else {
+                logits[..END as usize].fill(OUT);
+            }
+        }
+        let timestamps: Vec<u32> = history.iter().copied().filter(|&id| is_mark(id)).collect();
+        if let Some(&latest) = timestamps.last() {
+            let behind = if last_was_timestamp && !penultimate_was_timestamp { latest } else { latest + 1 };
+            logits[begin..behind as usize].fill(OUT);
+        }
+        if history.is_empty() {
+            logits[..begin].fill(OUT);
+            if let Some(latest) = latest_first {
+                let behind = (begin + latest as usize + 1).min(WIDTH);
+                logits[behind..].fill(OUT);
+            }
+        }
+        let sum = |some: &[f64]| some.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+        let best = logits[..begin].iter().copied().fold(OUT, f64::max);
+        let gap = sum(&logits[begin..]) - best;
+        if gap > 0.0 {
+            logits[..begin].fill(OUT);
+        }
+        let total = sum(&logits);
+        (logits.iter().map(|logit| logit - total).collect(), gap)
+    }
+
+    fn check(logits: &[f32], history: &[u32], suppress: &[u32], latest_first: Option<u32>) {
+        let (expected, gap) = reference(logits, history, suppress, latest_first);
+        if gap.abs() < 1e-4 || expected.iter().all(|logprob| logprob.is_nan()) {
+            return;
+        }
+        let found = draw(&mut sampler(rules(suppress, latest_first), history), logits);
+        let left = (0..WIDTH as u32).filter(|&id| expected[id as usize] > f64::NEG_INFINITY);
+        assert_eq!(allowed(&found), left.collect(), "behind {history:?}");
+        for &(id, logprob) in &found.top {
+            let expected = expected[id as usize];
+            assert!((f64::from(logprob) - expected).abs() < 1e-4, "{id}: {logprob}, not {expected}");
+        }
+        let best = expected.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        assert!((expected[found.id as usize] - best).abs() < 1e-6, "{} is not the best", found.id);
+        // Drawn one by one, a history leaves the same behind as one that is given.
+        let mut one_by_one = sampler(rules(suppress, latest_first), &[]);
+        for &id in history {
+            one_by_one.states.get_mut(&SeqId(1)).unwrap().accept(id);
+        }
+        assert_eq!(draw(&mut one_by_one, logits), found, "behind {history:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn rules_of_time_are_those_of_the_reference(
+            logits in prop::collection::vec(-6.0f32..6.0, WIDTH),
+            lift in -4.0f32..4.0,
+            // Any history, and histories of mostly marks, that go back and come in threes.
+            history in prop::collection::vec(prop_oneof![0..END + 1, MARKS], 0..9),
+            suppress in prop::collection::vec(0..END, 0..4),
+            latest_first in prop::option::of(0u32..40),
+        ) {
+            let lifted = |(id, logit): (usize, f32)| if MARKS.contains(&(id as u32)) { logit + lift } else { logit };
+            let logits: Vec<f32> = logits.into_iter().enumerate().map(lifted).collect();
+            check(&logits, &history, &suppress, latest_first);
+        }
+    }
+}
