@@ -4,7 +4,7 @@
 mod support;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     fs,
     sync::{
         Arc, Mutex,
@@ -143,8 +143,9 @@ async fn alone(cases: &[(Vec<i16>, Options)]) -> Vec<Transcript> {
         // Nobody was there before.
         transcripts.push(transcribe(&start(EngineConfig { pages: 512, ..config() }), samples, options).await);
     }
-    let text = |transcript: &&Transcript| !transcript.text.trim().is_empty();
-    assert!(transcripts.iter().filter(text).count() > cases.len() * 3 / 4, "there is little to compare");
+    // They hear different things, or nothing could be mixed up.
+    let texts: HashSet<&str> = transcripts.iter().map(|transcript| transcript.text.as_str()).collect();
+    assert!(2 * texts.len() > cases.len(), "there is little to compare: {texts:?}");
     transcripts
 }
 
