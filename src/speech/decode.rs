@@ -36,6 +36,8 @@ pub struct Decoded {
 pub struct Heard {
     key: Key,
     sound: Sound,
+    /// The last mark of time that may be drawn, counted from the first; `None` where all may.
+    last_mark: Option<u32>,
 }
 
 impl Heard {
@@ -46,7 +48,12 @@ impl Heard {
             bytes.extend_from_slice(&(number as u64).to_le_bytes());
         }
         bytes.extend_from_slice(&sound.peak.to_le_bytes());
-        Self { key: Key::of(&bytes), sound }
+        Self { key: Key::of(&bytes), sound, last_mark: None }
+    }
+
+    /// The same, of which nothing behind `last_mark` is said: what follows belongs to others.
+    pub fn until(self, last_mark: u32) -> Self {
+        Self { last_mark: Some(last_mark), ..self }
     }
 }
 
@@ -113,7 +120,7 @@ impl Job {
         let initial = self.initial(language, previous)?;
         let room = (self.context + 1).saturating_sub(initial.tokens.len());
         let most = self.options.sample_len.unwrap_or(self.context / 2).min(room);
-        let rules = self.rules();
+        let rules = self.rules(heard);
         let (best, found) = if attempt.temperature == 0.0 && self.options.beam_size > 1 {
             self.search(heard, &initial, most, &rules, no_speech.is_none()).await?
         } else {
@@ -217,8 +224,12 @@ impl Job {
         }
     }
 
-    fn rules(&self) -> Rules {
+    fn rules(&self, heard: &Heard) -> Rules {
         let vocabulary = &self.vocabulary;
+        let mut marks = vocabulary.marks.clone();
+        if let Some(last) = heard.last_mark {
+            marks.end = marks.end.min(marks.start + last + 1);
+        }
         let timestamps = !self.options.without_timestamps;
         let listed = vocabulary.suppressed(&self.options.suppress);
         let unmarked = timestamps.then_some(vocabulary.no_timestamps);
@@ -231,7 +242,7 @@ impl Job {
             },
             only: None,
             timestamps: timestamps.then(|| TimestampRules {
-                marks: vocabulary.marks.clone(),
+                marks,
                 end_of_text: vocabulary.end,
                 latest_first: self
                     .options

@@ -17,7 +17,7 @@ pub const WINDOW: usize = 3000;
 /// Frames of a second.
 pub const FRAMES_PER_SECOND: f64 = 100.0;
 /// Frames from one mark of time to the next.
-const FRAMES_PER_MARK: usize = 2;
+pub const FRAMES_PER_MARK: usize = 2;
 /// Above this temperature a text is too doubtful to stand in front of others.
 const DOUBTFUL: f32 = 0.5;
 

@@ -24,7 +24,7 @@ use tracing::{debug, error};
 use super::{
     Mode, Options, Segment, Transcript, Update, Vocabulary,
     decode::{Attempt, Decoded, Heard, Job},
-    seek::{Clip, FRAMES_PER_SECOND, Listen, Step, WINDOW, Walk, Window},
+    seek::{Clip, FRAMES_PER_MARK, FRAMES_PER_SECOND, Listen, Step, WINDOW, Walk, Window},
     vad,
     words::WordTiming,
 };
@@ -451,13 +451,14 @@ impl Ears {
         .await
     }
 
-    /// Frames as a recording of their own, with silence behind them.
+    /// Frames as a recording of their own, with silence behind them, where no times lie.
     async fn hear_alone(&self, frames: Range<usize>) -> Result<Heard, SpeechError> {
         let (recording, mel, channel) = (Arc::clone(&self.recording), self.mel.clone(), self.channel);
         blocking(move || {
             let samples = recording.read(channel, frames.start * HOP..frames.end * HOP)?;
             let peak = mel.peak(&samples, 0..WINDOW).map_err(|error| hear(&error))?;
-            Ok(Heard::new(Sound { samples: samples.into(), frames: 0..WINDOW, peak }))
+            let last_mark = (samples.len() / HOP / FRAMES_PER_MARK) as u32;
+            Ok(Heard::new(Sound { samples: samples.into(), frames: 0..WINDOW, peak }).until(last_mark))
         })
         .await
     }
