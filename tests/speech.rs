@@ -215,13 +215,17 @@ async fn pages_of_any_size_hold_what_is_heard() {
 
 #[tokio::test]
 async fn short_of_pages_memories_are_heard_again() {
-    // One sequence of 448 rows and what it hears, and little more; two that have just begun.
-    let most = |page_size: usize| 448_usize.div_ceil(page_size) + 1500_usize.div_ceil(page_size);
+    let heard = |page_size: usize| 1500_usize.div_ceil(page_size);
+    let longest = |page_size: usize| 448_usize.div_ceil(page_size);
     let prepared = prepared(Words::Some, FEW).await;
-    for (page_size, pages) in [(16, most(16)), (16, 2 * 94 + 3), (1, most(1))] {
+    // One sequence that is as long as any, or two that have just begun, and one or the other must go.
+    let mut preemptions = 0;
+    for (page_size, pages) in [(16, longest(16) + heard(16)), (4, 2 * heard(4) + 8), (1, 2 * heard(1) + 16)] {
         let transcriber = start(EngineConfig { page_size, pages, ..config() });
         check(&transcriber, &prepared).await;
+        preemptions += transcriber.handle().status().preemptions();
     }
+    assert!(preemptions > 0, "pages were never short");
 }
 
 #[tokio::test]
@@ -274,11 +278,39 @@ fn parallel() -> Options {
     Options { mode: Mode::Parallel, ..quick() }
 }
 
-const TALK: [usize; 9] = [2, 5, 8, 50, 54, 100, 103, 106, 126];
+const TALK: [usize; 9] = [2, 5, 8, 50, 54, 100, 103, 106, 136];
+
+#[tokio::test]
+async fn windows_in_parallel_keep_to_what_is_said() {
+    let samples = talk(140, &TALK);
+    let options = Options { words: true, sample_len: Some(40), ..parallel() };
+    let transcript = transcribe(&start(config()), &samples, &options).await;
+    // Speech begins and ends half a second inside, and has 0.4 s around it. Two that are near share a window.
+    let spans = [(2.0, 11.0), (50.0, 57.0), (100.0, 109.0), (136.0, 139.0)];
+    for span in spans {
+        let inside = |segment: &&Segment| span.0 <= segment.start && segment.end <= span.1;
+        assert!(transcript.segments.iter().any(|segment| inside(&segment)), "nobody hears {span:?}");
+    }
+    let mut before = 0.0;
+    for segment in &transcript.segments {
+        assert!(segment.start >= before, "{segment:?} is behind one that starts at {before}");
+        before = segment.start;
+        assert!(segment.start <= segment.end && segment.end <= transcript.duration, "{segment:?}");
+        let span = spans.iter().find(|span| span.0 <= segment.start && segment.end <= span.1);
+        let (start, end) = span.unwrap_or_else(|| panic!("nothing is said at {segment:?}"));
+        for word in &segment.words {
+            let inside = *start <= word.start && word.start <= word.end && word.end <= *end;
+            assert!(inside, "{word:?} of {segment:?}");
+        }
+    }
+    assert!(transcript.segments.iter().any(|segment| !segment.words.is_empty()), "no words");
+    let text: String = transcript.segments.iter().map(|segment| segment.text.as_str()).collect();
+    assert!(!text.is_empty());
+}
 
 #[tokio::test]
 async fn windows_in_parallel_do_not_know_how_many_there_are_at_once() {
-    let samples = talk(130, &TALK);
+    let samples = talk(140, &TALK);
     let options = Options { temperatures: vec![0.0, 0.5], logprob_threshold: Some(-0.01), ..parallel() };
     let mut all = Vec::new();
     for sequences in [1, 3, 32] {

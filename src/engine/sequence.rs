@@ -39,7 +39,7 @@ impl Memory {
 
     /// The key of page `index`. No page of text has it, since those have tokens.
     pub(super) fn page_key(&self, index: usize) -> Key {
-        Key::chain(None, &[], std::iter::once((Key::of(b""), index)))
+        Key::chain(None, &[], std::iter::once((self.key, index)))
     }
 }
 
