@@ -77,6 +77,9 @@ def main():
     timing.add_argument(
         "--field", action="append", default=[], metavar="NAME=VALUE", help="form field for the server"
     )
+    timing.add_argument(
+        "--layout", choices=["threads", "workers"], help="only this one of faster-whisper's (default: both)"
+    )
     timing.add_argument("--no-peer", action="store_true", help="only the server")
     timing.set_defaults(run=measure)
     arguments = parser.parse_args()
@@ -404,7 +407,7 @@ def peers(arguments):
 
     cpus = os.cpu_count() or 1
     layouts = {f"faster-whisper, {cpus} threads": (cpus, 1), f"faster-whisper, {cpus} workers": (1, cpus)}
-    return {name: peer(*layout) for name, layout in layouts.items()}
+    return {name: peer(*layout) for name, layout in layouts.items() if arguments.layout in (None, name[-7:])}
 
 
 def server(arguments):
