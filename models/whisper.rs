@@ -29,6 +29,8 @@ use crate::{
 pub(crate) const ALIASES: &[(&str, &str)] = &[("model.encoder.", "encoder."), ("model.decoder.", "decoder.")];
 
 const EPS: f64 = 1e-5;
+/// Rows of an encoded window.
+const ROWS: usize = 1500;
 /// Neighbouring frames that a convolution sees.
 const TAPS: usize = 3;
 
@@ -64,7 +66,7 @@ impl Default for Config {
             decoder_ffn_dim: 1536,
             num_mel_bins: 80,
             vocab_size: 51_865,
-            max_source_positions: 1500,
+            max_source_positions: ROWS,
             max_target_positions: 448,
             activation_function: "gelu".into(),
             scale_embedding: false,
@@ -87,15 +89,17 @@ impl Config {
         if self.scale_embedding {
             return Err(LoadError::unsupported("scale_embedding", "true", "false"));
         }
-        let sizes = [
-            ("num_mel_bins", self.num_mel_bins),
-            ("max_source_positions", self.max_source_positions),
-            ("max_target_positions", self.max_target_positions),
-        ];
+        let sizes =
+            [("num_mel_bins", self.num_mel_bins), ("max_target_positions", self.max_target_positions)];
         for (key, size) in sizes {
             if size == 0 {
                 return Err(LoadError::unsupported(key, "0", "1 or more"));
             }
+        }
+        // A window has 30 seconds, and a row 20 milliseconds: what asks about windows counts on it.
+        if self.max_source_positions != ROWS {
+            let found = self.max_source_positions.to_string();
+            return Err(LoadError::unsupported("max_source_positions", &found, "1500"));
         }
         Ok(())
     }
@@ -116,7 +120,7 @@ struct GenerationConfig {
 fn alignment_heads(config: &Config, found: GenerationConfig) -> Result<Vec<Vec<usize>>, LoadError> {
     let (layers, heads) = (config.decoder_layers, config.decoder_attention_heads);
     let mut all = vec![Vec::new(); layers];
-    let Some(pairs) = found.alignment_heads else {
+    let Some(pairs) = found.alignment_heads.filter(|pairs| !pairs.is_empty()) else {
         // As the reference does without a table: all heads of the second half.
         for layer in &mut all[layers / 2..] {
             *layer = (0..heads).collect();

@@ -445,7 +445,10 @@ impl Settings {
             },
             media_memory: size(&self.image_memory, 2 << 30),
             sound: SoundConfig {
-                file_bytes: size(&self.max_audio_bytes, 1 << 30),
+                file_bytes: match size(&self.max_audio_bytes, 1 << 30) {
+                    0 => return Err(ConfigError::TooSmall { name: "max_audio_bytes", least: 1 }),
+                    bytes => bytes,
+                },
                 limits: SoundLimits {
                     seconds: count("max_audio_seconds", self.max_audio_seconds, 4 * 3600)? as f64,
                     memory_samples: SAMPLES_IN_MEMORY,

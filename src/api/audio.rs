@@ -21,7 +21,7 @@ use super::{
     wire::audio as wire,
 };
 use crate::{
-    engine::{Place, Refused},
+    engine::Refused,
     media::sound::{self, Channels, Recording, SoundError, SoundLimits},
     request::InvalidRequest,
     router::Router,
@@ -73,13 +73,14 @@ async fn respond(app: &App, endpoint: Task, headers: &HeaderMap, body: Body) -> 
         }
     };
     drop(upload);
-    let Received { fields, file, reserved } = received;
+    let Received { fields, file, model } = received;
     let Parsed { value, ignored } = fields.read::<wire::AudioRequest>(wire::HARMLESS)?;
     ignored.check(app.config.strict)?;
     let ask = Ask::parse(value, endpoint)?;
     let missing = |param: &str| InvalidRequest::Missing { param: param.into() };
-    let (model, place) = reserved.ok_or_else(|| missing("model"))?;
+    let model = model.ok_or_else(|| missing("model"))?;
     let file = file.ok_or_else(|| missing("file"))?;
+    let place = model.handle().reserve()?;
     let (options, reply) = ask.resolve(&model)?;
     let recording = decode(app, file, reply.channels()).await?;
     reply.check(&recording)?;
@@ -98,14 +99,14 @@ async fn respond(app: &App, endpoint: Task, headers: &HeaderMap, body: Body) -> 
 struct Received {
     fields: Fields,
     file: Option<fs::File>,
-    reserved: Option<(Arc<Transcriber>, Place)>,
+    model: Option<Arc<Transcriber>>,
 }
 
 impl Received {
     /// Reads a form whose parts come in any order. Where the model is in front of the file, nobody sends a file for
     /// nothing: it is known before whether there is such a model and a place in its queue.
     async fn read(form: &mut Form, models: &Router) -> Result<Self, ApiError> {
-        let mut received = Self { fields: Fields::default(), file: None, reserved: None };
+        let mut received = Self { fields: Fields::default(), file: None, model: None };
         while let Some(name) = form.part().await? {
             let (field, _) = split(&name);
             if let Some((param, reason)) = wire::REFUSED.iter().find(|(refused, _)| *refused == field) {
@@ -120,8 +121,8 @@ impl Received {
                 continue;
             }
             let text = form.text(&name).await?;
-            if name == "model" && received.reserved.is_none() {
-                received.reserved = Some(reserve(models, &text)?);
+            if name == "model" && received.model.is_none() {
+                received.model = Some(find(models, &text)?);
             }
             received.fields.push(&name, text);
         }
@@ -129,11 +130,12 @@ impl Received {
     }
 }
 
-/// A place in a model's queue.
-fn reserve(models: &Router, name: &str) -> Result<(Arc<Transcriber>, Place), ApiError> {
+/// A model that has room at present. A place is taken when the file is there: who sends slowly keeps none.
+fn find(models: &Router, name: &str) -> Result<Arc<Transcriber>, ApiError> {
     let model = models.find(name).ok_or_else(|| not_found(models, name))?;
     let speech = model.speech().ok_or_else(|| wrong_model(models, model, "transcribe"))?;
-    Ok((Arc::clone(speech), speech.handle().reserve()?))
+    drop(speech.handle().reserve()?);
+    Ok(Arc::clone(speech))
 }
 
 /// Decodes a file, and stops when nobody waits for it any more.

@@ -54,6 +54,12 @@ pub enum ApiError {
         /// How long that may be.
         seconds: u64,
     },
+    /// The body comes too slowly.
+    #[error("The request body comes more slowly than {slowest} bytes per second.")]
+    BodySlow {
+        /// How slowly it may come, on average.
+        slowest: usize,
+    },
     /// The body ended early.
     #[error("The request body could not be read to its end.")]
     BodyCut,
@@ -134,6 +140,7 @@ impl ApiError {
             | Self::ContentEncoding { .. }
             | Self::BodyCut
             | Self::BodySilent { .. }
+            | Self::BodySlow { .. }
             | Self::NoSuchPath { .. } => ("invalid_request_error", None, None),
             Self::BodyTooLarge { .. } => ("invalid_request_error", Some("request_too_large"), None),
             Self::ModelNotFound { .. } => ("invalid_request_error", Some("model_not_found"), Some("model")),
@@ -155,7 +162,7 @@ impl ApiError {
             | Self::NotForm(_)
             | Self::WrongModel { .. }
             | Self::BodyCut => StatusCode::BAD_REQUEST,
-            Self::BodySilent { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodySilent { .. } | Self::BodySlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::ContentType { .. } | Self::ContentEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ModelNotFound { .. } | Self::NoSuchPath { .. } => StatusCode::NOT_FOUND,

@@ -354,19 +354,21 @@ impl Engine {
     fn draw(&mut self, parts: &[(SeqId, usize)]) -> candle_core::Result<Step> {
         let aligns = |part: &(SeqId, usize)| matches!(self.readout(part.0), Readout::Alignment { .. });
         let (aligning, answering): (Vec<_>, Vec<_>) = parts.iter().copied().partition(aligns);
-        let Step { drawn, mut events } = self.answer(&answering)?;
-        let mut drawn = drawn.into_iter();
-        let mut all = Vec::new();
-        for &part in parts.iter().filter(|part| self.scheduler.draws(**part)) {
-            if aligning.contains(&part) {
-                events.push((part.0, self.align(part)?));
-                // Ends the sequence, which has no room for more.
-                all.push(Some(Drawn { id: 0, logprob: 0.0, top: Vec::new() }));
-            } else {
-                all.extend(drawn.next());
-            }
-        }
-        Ok(Step { drawn: all, events })
+        // First, because it changes nothing if it fails; a draw moves on what the next one depends on.
+        let mut events = aligning
+            .iter()
+            .map(|part| Ok((part.0, self.align(*part)?)))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let answered = self.answer(&answering)?;
+        events.extend(answered.events);
+        let mut drawn = answered.drawn.into_iter();
+        let draw = |part: &(SeqId, usize)| match aligning.contains(part) {
+            // Ends the sequence, which has no room for more.
+            true => Some(Some(Drawn { id: 0, logprob: 0.0, top: Vec::new() })),
+            false => drawn.next(),
+        };
+        let drawing = parts.iter().filter(|part| self.scheduler.draws(**part));
+        Ok(Step { drawn: drawing.filter_map(draw).collect(), events })
     }
 
     fn readout(&self, id: SeqId) -> Readout {

@@ -219,6 +219,14 @@ impl Scheduler {
         if fresh && self.encoded + sequence.media_rows() > self.limits.encoded {
             return false;
         }
+        // What another is about to write is found there soon.
+        let same = |other: &Sequence| match (&other.memory, &sequence.memory) {
+            (Some(other), Some(memory)) => !other.written && other.key == memory.key,
+            _ => false,
+        };
+        if self.running.iter().any(same) {
+            return false;
+        }
         // The last row is always computed: its logits are needed.
         let reusable = (sequence.tokens.len() - 1).min(sequence.reusable) / self.page_size;
         let mut found = Vec::new();
