@@ -307,7 +307,7 @@ pub async fn run(
         }
     });
     let (stopping, mut stopped) = tokio::sync::watch::channel(false);
-    let draining = Arc::clone(&app);
+    let (draining, ending) = (Arc::clone(&app), Arc::clone(&app));
     let graceful = async move {
         shutdown.await;
         info!("stopping: finishing what is running");
@@ -318,13 +318,20 @@ pub async fn run(
         let _ = stopping.send(true);
     };
     let server = axum::serve(listener, api::routes(app)).with_graceful_shutdown(graceful);
+    let finished = async move {
+        server.await?;
+        for served in ending.models().map(Router::models).unwrap_or_default() {
+            served.handle.ended().await;
+        }
+        Ok(())
+    };
     let patience = async move {
         if stopped.wait_for(|stopped| *stopped).await.is_ok() {
             tokio::time::sleep(drain).await;
         }
     };
     tokio::select! {
-        result = server => result,
+        result = finished => result,
         () = patience => {
             warn!(seconds = drain.as_secs(), "answers that did not end in time are cut off");
             Ok(())

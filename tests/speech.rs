@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use futures_util::future::join_all;
 use percept::{
     engine::{self, EngineConfig, Limits},
@@ -23,7 +23,9 @@ use percept::{
         Transcript, Transcription, Update, Vocabulary, Walk, Window, words::WordTiming,
     },
 };
-use percept_models::{Checkpoint, SpeechInfo, Task as Purpose};
+use percept_models::{
+    Aligned, Batch, CacheShape, Checkpoint, KvCache, Loaded, Model, Ragged, SpeechInfo, Task as Purpose,
+};
 use support::{fixtures, load, sound_pattern, whisper};
 
 fn config() -> EngineConfig {
@@ -356,9 +358,15 @@ struct Script {
 }
 
 impl Listen for Script {
+    type Heard = Window;
+
+    async fn hear(&self, window: Window) -> Result<Window, SpeechError> {
+        Ok(window)
+    }
+
     async fn decode(
         &self,
-        window: Window,
+        window: &Window,
         _: &[u32],
         attempt: Attempt,
         _: Option<f64>,
@@ -375,7 +383,7 @@ impl Listen for Script {
         })
     }
 
-    async fn align(&self, _: Window, _: &[u32]) -> Result<Vec<WordTiming>, SpeechError> {
+    async fn align(&self, _: &Window, _: Window, _: &[u32]) -> Result<Vec<WordTiming>, SpeechError> {
         panic!("nobody wants words")
     }
 }
@@ -388,7 +396,7 @@ async fn walk(ends: &[f64]) -> Vec<(usize, usize)> {
     let answer = |&end: &f64| vec![mark(0.0), 300, mark(end), mark(end)];
     let script = Script { answers: Mutex::new(ends.iter().map(answer).collect()), heard: Mutex::default() };
     let options = quick();
-    let mut walk = Walk::new(&script, &vocabulary, &options, 10_000, 448).unwrap();
+    let mut walk = Walk::new(&script, &vocabulary, &options, &[], (10_000, 448));
     let clip = Clip { start: 100, end: 3000, speech_end: 2500 };
     let mut segments = 0;
     walk.run(&[clip], |step| segments += usize::from(matches!(step, Step::Segment(_)))).await.unwrap();
@@ -406,13 +414,113 @@ async fn a_model_that_stops_early_is_asked_again_where_speech_is_left() {
     assert_eq!(walk(&[26.5]).await, [(100, 2900)]);
 }
 
+/// The fixture, whose alignments fail, and which counts the windows that it encodes.
+struct Broken {
+    network: Box<dyn Model>,
+    encoded: Arc<AtomicUsize>,
+}
+
+impl Model for Broken {
+    fn cache_shape(&self) -> CacheShape {
+        self.network.cache_shape()
+    }
+
+    fn encode(&self, features: &Tensor, rows: &Ragged) -> candle_core::Result<Tensor> {
+        self.encoded.fetch_add(features.dim(0)?, Relaxed);
+        self.network.encode(features, rows)
+    }
+
+    fn forward(&self, batch: &Batch, cache: &KvCache) -> candle_core::Result<Tensor> {
+        self.network.forward(batch, cache)
+    }
+
+    fn remember(&self, encoded: &Tensor, slots: &Tensor, cache: &KvCache) -> candle_core::Result<()> {
+        self.network.remember(encoded, slots, cache)
+    }
+
+    fn align(&self, _: &Batch, _: usize, _: &KvCache) -> candle_core::Result<Aligned> {
+        candle_core::bail!("nothing follows time")
+    }
+}
+
+fn broken() -> (Arc<Transcriber>, Arc<AtomicUsize>) {
+    let loaded = load(whisper(), DType::F32, None);
+    let Purpose::Transcribe(info) = loaded.task.clone() else { panic!("it transcribes") };
+    let vocabulary = Vocabulary::read(&Checkpoint::new(whisper()), &info).unwrap();
+    let encoded = Arc::<AtomicUsize>::default();
+    let model = Box::new(Broken { network: loaded.model, encoded: Arc::clone(&encoded) });
+    let handle = engine::spawn(Loaded { model, ..loaded }, config()).unwrap();
+    encoded.store(0, Relaxed);
+    (Arc::new(Transcriber::new(handle, vocabulary, info, 20.0)), encoded)
+}
+
+#[tokio::test]
+async fn an_alignment_that_fails_changes_no_other_text() {
+    let (transcriber, _) = broken();
+    let samples = sound_pattern(6 * RATE);
+    let cases: Vec<Options> = (0..12)
+        .map(|index| Options {
+            temperatures: vec![if index % 2 == 0 { 0.0 } else { 1.0 }],
+            seed: index * 1000,
+            sample_len: Some(40 + index as usize),
+            words: index % 3 == 2,
+            ..quick()
+        })
+        .collect();
+    let mut alone = Vec::new();
+    for options in &cases {
+        let without = Options { words: false, ..options.clone() };
+        alone.push(transcribe(&transcriber, &samples, &without).await);
+    }
+    for _ in 0..3 {
+        let all = cases.iter().map(|options| {
+            let mut transcription = begin(&transcriber, &samples, options);
+            async move {
+                loop {
+                    match transcription.next().await {
+                        Ok(Update::Finished(transcript)) => return Some(transcript),
+                        Ok(_) => {}
+                        Err(_) => return None,
+                    }
+                }
+            }
+        });
+        for ((found, alone), options) in join_all(all).await.into_iter().zip(&alone).zip(&cases) {
+            assert_eq!(found.as_ref(), (!options.words).then_some(alone), "{options:?}");
+        }
+    }
+    idle(&transcriber).await;
+}
+
+#[tokio::test]
+async fn samples_beams_and_attempts_share_what_was_encoded() {
+    let (transcriber, encoded) = broken();
+    let options = Options {
+        temperatures: vec![0.0, 0.5, 1.0],
+        logprob_threshold: Some(-0.01),
+        best_of: 8,
+        beam_size: 4,
+        ..quick()
+    };
+    let mut windows = 0;
+    for from in [0, 1] {
+        // One window, whatever is said in it.
+        let samples = &sound_pattern(4 * RATE)[from * RATE..][..2 * RATE];
+        let clip = Options { clips: vec![(0.0, Some(2.0))], without_timestamps: true, ..options.clone() };
+        transcribe(&transcriber, samples, &clip).await;
+        windows += 1;
+    }
+    assert_eq!(encoded.load(Relaxed), windows);
+}
+
 /// A short recording that comes later has its turn before a long one ends, however many windows that has.
 #[tokio::test]
 async fn a_long_recording_leaves_room_for_a_short_one() {
     let limits = Limits { sequences: 4, ..config().limits };
     let long = talk(150, &(0..30).map(|index| index * 5).collect::<Vec<_>>());
     let short = sound_pattern(2 * RATE);
-    for attempts in [1, 5] {
+    // More samples than sequences, too.
+    for attempts in [1, 5, 16] {
         let transcriber = start(EngineConfig { limits, ..config() });
         let hard = Options {
             temperatures: vec![0.0, 0.5],

@@ -15,8 +15,8 @@ use percept::{
     engine::{self, EngineConfig, Limits},
     media::sound::Recording,
     speech::{
-        Attempt, Clip, Decoded, Listen, Options, Segment, SpeechError, Step, Transcriber, Transcript, Update,
-        Vocabulary, Walk, Window, words::WordTiming,
+        Attempt, Clip, Decoded, Listen, Options, Segment, SpeechError, Step, Texts, Transcriber, Transcript,
+        Update, Vocabulary, Walk, Window, words::WordTiming,
     },
 };
 use percept_models::{Checkpoint, SpeechInfo, Task};
@@ -150,9 +150,15 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 impl Listen for Script {
+    type Heard = Window;
+
+    async fn hear(&self, window: Window) -> Result<Window, SpeechError> {
+        Ok(window)
+    }
+
     async fn decode(
         &self,
-        window: Window,
+        window: &Window,
         previous: &[u32],
         attempt: Attempt,
         _: Option<f64>,
@@ -184,7 +190,7 @@ impl Listen for Script {
         })
     }
 
-    async fn align(&self, _: Window, text: &[u32]) -> Result<Vec<WordTiming>, SpeechError> {
+    async fn align(&self, _: &Window, _: Window, text: &[u32]) -> Result<Vec<WordTiming>, SpeechError> {
         let script = self.window();
         let words = script["alignment"].as_array().cloned().unwrap_or_default();
         let timings: Vec<WordTiming> = words
@@ -211,7 +217,8 @@ async fn walk(file: &str) {
         let script = Script::new(&case);
         let options = speech::options(&case["options"]);
         let frames = case["frames"].as_u64().unwrap() as usize;
-        let mut walk = Walk::new(&script, &vocabulary, &options, frames, 448).unwrap();
+        let texts = Texts::of(&options, &vocabulary).unwrap();
+        let mut walk = Walk::new(&script, &vocabulary, &options, &texts.initial_prompt, (frames, 448));
         let mut segments = Vec::new();
         let tell = |step| {
             if let Step::Segment(segment) = step {

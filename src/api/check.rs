@@ -26,15 +26,21 @@ pub(super) fn decimal(
     let (param, kind) = (param.to_owned(), Number::Decimal);
     match found {
         Some(found) if found < least => {
-            let (found, limit) = (found.to_string(), least.to_string());
+            let (found, limit) = (shown(found), shown(least));
             Err(InvalidRequest::BelowMinimum { param, kind, found, limit })
         }
         Some(found) if found > most => {
-            let (found, limit) = (found.to_string(), most.to_string());
+            let (found, limit) = (shown(found), shown(most));
             Err(InvalidRequest::AboveMaximum { param, kind, found, limit })
         }
         other => Ok(other),
     }
+}
+
+/// A number in as few digits as say it.
+fn shown(number: f64) -> String {
+    // Which would be up to 309 digits.
+    if number.abs() >= 1e16 { format!("{number:e}") } else { number.to_string() }
 }
 
 /// A field that must be there is not.

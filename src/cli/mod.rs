@@ -123,6 +123,8 @@ fn log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     if let Some(unknown) = plain.find(|part| !LEVELS.contains(&part.to_lowercase().as_str())) {
         anyhow::bail!("'{unknown}' is no level of the log; levels are {}", LEVELS.join(", "));
     }
+    // Its parser logs each broken file as an error, which is the client's and is answered.
+    let filter = format!("symphonia=off,{filter}");
     let filter: EnvFilter = filter.parse()?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -7,7 +7,7 @@ use std::sync::{
 };
 
 use percept_models::nn::sample::Drawn;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::{
     cache::{Index, Pin},
@@ -124,8 +124,10 @@ pub struct Handle {
     pub(super) status: Arc<Status>,
     pub(super) context: usize,
     pub(super) sequences: usize,
-    /// The number of the next place.
+    /// The number of the next turn.
     pub(super) next: Arc<AtomicU64>,
+    /// Closed when the engine's thread ends.
+    pub(super) ended: watch::Receiver<()>,
 }
 
 /// A place in an engine's queue, for one request. Dropping it gives it up.
@@ -133,14 +135,7 @@ pub struct Handle {
 pub struct Place {
     handle: Handle,
     permit: OwnedSemaphorePermit,
-    /// Its number: all parts of its work go before those of later places.
-    number: u64,
-    /// Parts so far.
-    parts: AtomicU64,
 }
-
-/// Parts that a place's work can have: more than the steps of a beam search through a day of sound.
-const MOST_PARTS: u64 = 1 << 28;
 
 impl Place {
     /// Queues the request.
@@ -148,20 +143,37 @@ impl Place {
     /// # Errors
     /// When the engine has stopped.
     pub fn submit(self, request: Request) -> Result<Events, Refused> {
-        let id = self.name();
-        self.handle.send(id, request, Some(self.permit))
+        let Turn { handle, number, .. } = self.turn();
+        handle.send(SeqId(number * MOST_PARTS), request, Some(self.permit))
     }
 
-    /// Queues a part of larger work, which keeps the place until it is done.
+    /// A turn for a part of larger work, which keeps the place until all of it is done.
+    pub fn turn(&self) -> Turn {
+        let number = self.handle.next.fetch_add(1, Relaxed);
+        Turn { handle: self.handle.clone(), number, parts: AtomicU64::new(0) }
+    }
+}
+
+/// A place in line: what is submitted in it goes before all that is submitted in later ones.
+#[derive(Debug)]
+pub struct Turn {
+    handle: Handle,
+    number: u64,
+    /// Requests so far.
+    parts: AtomicU64,
+}
+
+/// Requests that a turn can have: more than all steps of all beams at all temperatures.
+const MOST_PARTS: u64 = 1 << 24;
+
+impl Turn {
+    /// Queues a request.
     ///
     /// # Errors
     /// When the engine has stopped.
-    pub fn submit_part(&self, request: Request) -> Result<Events, Refused> {
-        self.handle.send(self.name(), request, None)
-    }
-
-    fn name(&self) -> SeqId {
-        SeqId(self.number * MOST_PARTS + self.parts.fetch_add(1, Relaxed))
+    pub fn submit(&self, request: Request) -> Result<Events, Refused> {
+        let id = SeqId(self.number * MOST_PARTS + self.parts.fetch_add(1, Relaxed));
+        self.handle.send(id, request, None)
     }
 }
 
@@ -189,8 +201,7 @@ impl Handle {
             return Err(Refused::Stopped);
         }
         let permit = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| self.busy())?;
-        let number = self.next.fetch_add(1, Relaxed);
-        Ok(Place { handle: self.clone(), permit, number, parts: AtomicU64::new(0) })
+        Ok(Place { handle: self.clone(), permit })
     }
 
     /// Queues a request that is ready.
@@ -228,7 +239,7 @@ impl Handle {
         self.sequences
     }
 
-    /// Requests that have a place in the queue and do not run yet.
+    /// Requests that have a place in the queue: those that do not run yet, and work in several turns that is not done.
     pub fn waiting(&self) -> usize {
         self.queue_size - self.queue.available_permits()
     }
@@ -243,6 +254,12 @@ impl Handle {
         self.status.draining.store(true, Relaxed);
         // A stopped engine has nothing to finish.
         let _ = self.commands.send(Command::Drain);
+    }
+
+    /// Waits until the engine has ended, after [`Handle::drain`] or a failure.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
     }
 
     fn busy(&self) -> Refused {

@@ -28,6 +28,7 @@ use percept_models::{
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
     mpsc::{UnboundedSender, unbounded_channel},
+    watch,
 };
 use tracing::{debug, error, info, warn};
 
@@ -39,7 +40,7 @@ use self::{
 };
 pub use self::{
     cache::Pin,
-    handle::{Alignment, EngineError, Event, Events, Handle, Place, Refused, Status},
+    handle::{Alignment, EngineError, Event, Events, Handle, Place, Refused, Status, Turn},
     pages::Key,
     scheduler::{FinishReason, Limits, Outcome, Plan, Scheduler},
     sequence::{Memory, SeqId, Sequence, Span},
@@ -77,8 +78,11 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
     let engine_status = Arc::clone(&status);
     let queue = Arc::new(Semaphore::new(config.queue));
     let engine_queue = Arc::clone(&queue);
+    let (running, ended) = watch::channel(());
     let span = tracing::Span::current();
     thread::Builder::new().name("engine".into()).spawn(move || {
+        // Dropped last.
+        let _running = running;
         let _span = span.entered();
         let commands = (receiver, engine_queue);
         let engine = Engine::new(loaded, config, commands, engine_status).and_then(|mut engine| {
@@ -105,6 +109,7 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
         context: config.context.min(config.pages * config.page_size),
         sequences: config.limits.sequences,
         next: Arc::new(AtomicU64::new(1)),
+        ended,
     })
 }
 

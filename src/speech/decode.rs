@@ -10,7 +10,7 @@ use percept_models::nn::sample::Drawn;
 
 use super::{Options, SpeechError, Task, Vocabulary, words};
 use crate::{
-    engine::{Alignment, Event, Key, Place},
+    engine::{Alignment, Event, Key, Turn},
     request::{Limits, Media, Prompt, Readout, Request, Rules, Sampling, Sound, Source, TimestampRules},
 };
 
@@ -38,17 +38,19 @@ pub struct Heard {
     sound: Sound,
     /// The last mark of time that may be drawn, counted from the first; `None` where all may.
     last_mark: Option<u32>,
+    /// Its place in line, which what is asked again keeps.
+    turn: Arc<Turn>,
 }
 
 impl Heard {
     /// What is heard of `sound`.
-    pub fn new(sound: Sound) -> Self {
+    pub fn new(sound: Sound, turn: Turn) -> Self {
         let mut bytes: Vec<u8> = sound.samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
         for number in [sound.frames.start, sound.frames.end] {
             bytes.extend_from_slice(&(number as u64).to_le_bytes());
         }
         bytes.extend_from_slice(&sound.peak.to_le_bytes());
-        Self { key: Key::of(&bytes), sound, last_mark: None }
+        Self { key: Key::of(&bytes), sound, last_mark: None, turn: Arc::new(turn) }
     }
 
     /// The same, of which nothing behind `last_mark` is said: what follows belongs to others.
@@ -62,12 +64,41 @@ impl Heard {
 pub struct Job {
     /// What ids mean.
     pub vocabulary: Arc<Vocabulary>,
-    /// Kept until the recording is done.
-    pub place: Arc<Place>,
+    /// What the texts of the request are.
+    pub texts: Arc<Texts>,
     /// What is asked.
     pub options: Arc<Options>,
     /// Most tokens of prompt and answer together.
     pub context: usize,
+}
+
+/// The texts of a request as ids: encoded once, since that takes time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Texts {
+    /// In front of the first window's text.
+    pub initial_prompt: Vec<u32>,
+    /// Every window's beginning.
+    pub prefix: Vec<u32>,
+    /// In front of everything.
+    pub hotwords: Vec<u32>,
+}
+
+impl Texts {
+    /// Those of `options`. Takes time where they are long.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn of(options: &Options, vocabulary: &Vocabulary) -> Result<Self, SpeechError> {
+        let ids = |text: &Option<String>| match text {
+            Some(text) => vocabulary.encode(&format!(" {}", text.trim())),
+            None => Ok(Vec::new()),
+        };
+        Ok(Self {
+            initial_prompt: ids(&options.initial_prompt)?,
+            prefix: ids(&options.prefix)?,
+            hotwords: ids(&options.hotwords)?,
+        })
+    }
 }
 
 /// What to try.
@@ -97,7 +128,7 @@ impl Job {
             ..Sampling::greedy()
         };
         let asked = self.request(heard, vec![self.vocabulary.start], 1, sampling, Readout::Answer);
-        let answer = self.answer(asked).await?;
+        let answer = answer(heard, asked).await?;
         let Some(first) = answer.tokens.first() else { return Err(SpeechError::Nothing) };
         let of = |&(id, logprob): &(u32, f32)| {
             Some((self.vocabulary.code(id)?.to_owned(), f64::from(logprob).exp()))
@@ -117,7 +148,7 @@ impl Job {
         attempt: Attempt,
         no_speech: Option<f64>,
     ) -> Result<Decoded, SpeechError> {
-        let initial = self.initial(language, previous)?;
+        let initial = self.initial(language, previous);
         let room = (self.context + 1).saturating_sub(initial.tokens.len());
         let most = self.options.sample_len.unwrap_or(self.context / 2).min(room);
         let rules = self.rules(heard);
@@ -164,7 +195,7 @@ impl Job {
             Readout::Alignment { first, count: text.len(), ids: vocabulary.end as usize, frames: columns };
         let asked = self.request(heard, tokens, 1, Sampling::greedy(), readout);
         let Alignment { rows, attention, probabilities, .. } =
-            *self.answer(asked).await?.alignment.ok_or(SpeechError::Nothing)?;
+            *answer(heard, asked).await?.alignment.ok_or(SpeechError::Nothing)?;
         // The last row is behind the end.
         let matrix = &attention[first * columns..(rows - 1) * columns];
         Ok(words::align(matrix, rows - 1 - first, columns, &probabilities, &words))
@@ -184,14 +215,14 @@ impl Job {
         tokens
     }
 
-    fn initial(&self, language: &str, previous: &[u32]) -> Result<Initial, SpeechError> {
+    fn initial(&self, language: &str, previous: &[u32]) -> Initial {
         let half = self.context / 2;
         let mut tail = self.start(language);
         if self.options.without_timestamps {
             tail.push(self.vocabulary.no_timestamps);
         }
-        if let Some(prefix) = &self.options.prefix {
-            let prefix = self.vocabulary.encode(&format!(" {}", prefix.trim()))?;
+        let prefix = &self.texts.prefix;
+        if !prefix.is_empty() {
             let most = match half.saturating_sub(self.options.sample_len.unwrap_or(half)) {
                 // As the reference's slice does; but prompt, prefix and an answer must fit.
                 0 => half.saturating_sub(tail.len()),
@@ -200,28 +231,18 @@ impl Job {
             tail.extend_from_slice(&prefix[prefix.len().saturating_sub(most)..]);
         }
         let mut tokens = Vec::new();
-        let hotwords = self.hotwords(half)?;
+        // As in faster-whisper: in front of the previous text, unless the answer's own beginning is given.
+        let hotwords = if prefix.is_empty() { self.texts.hotwords.as_slice() } else { &[] };
+        let hotwords = &hotwords[..hotwords.len().min(half - 1)];
         if !previous.is_empty() || !hotwords.is_empty() {
             tokens.push(self.vocabulary.previous);
-            tokens.extend_from_slice(&hotwords);
+            tokens.extend_from_slice(hotwords);
             let most = half - 1 - hotwords.len();
             tokens.extend_from_slice(&previous[previous.len().saturating_sub(most)..]);
         }
         let start = tokens.len();
         tokens.extend(tail);
-        Ok(Initial { tokens, start })
-    }
-
-    /// As in faster-whisper: in front of the previous text, unless the answer's own beginning is given.
-    fn hotwords(&self, half: usize) -> Result<Vec<u32>, SpeechError> {
-        match (&self.options.hotwords, &self.options.prefix) {
-            (Some(hotwords), None) => {
-                let mut ids = self.vocabulary.encode(&format!(" {}", hotwords.trim()))?;
-                ids.truncate(half - 1);
-                Ok(ids)
-            }
-            _ => Ok(Vec::new()),
-        }
+        Initial { tokens, start }
     }
 
     fn rules(&self, heard: &Heard) -> Rules {
@@ -277,7 +298,7 @@ impl Job {
                 ..Sampling::greedy()
             };
             let readout = if probe && sample == 0 { self.probe(initial) } else { Readout::Answer };
-            self.answer(self.request(heard, initial.tokens.clone(), most, sampling, readout))
+            answer(heard, self.request(heard, initial.tokens.clone(), most, sampling, readout))
         });
         let mut answers = try_join_all(samples).await?;
         let no_speech = answers[0].probability;
@@ -317,7 +338,7 @@ impl Job {
         for length in 0..most {
             let steps = beams.iter().map(|beam| {
                 let readout = if probe && length == 0 { self.probe(initial) } else { Readout::Answer };
-                self.answer(self.step(heard, initial, rules, beam, readout))
+                answer(heard, self.step(heard, initial, rules, beam, readout))
             });
             let answers = try_join_all(steps).await?;
             no_speech = no_speech.or(answers[0].probability);
@@ -381,24 +402,6 @@ impl Job {
         }
     }
 
-    async fn answer(&self, request: Request) -> Result<Answer, SpeechError> {
-        let mut events = self.place.submit_part(request).map_err(|_| SpeechError::Stopped)?;
-        let mut answer = Answer::default();
-        loop {
-            match events.next().await {
-                Event::Started { .. } => {}
-                Event::Probability(probability) => answer.probability = Some(f64::from(probability)),
-                Event::Aligned(alignment) => answer.alignment = Some(alignment),
-                Event::Token(drawn) => answer.tokens.push(drawn),
-                Event::Finished { end, .. } => {
-                    answer.end = end;
-                    return Ok(answer);
-                }
-                Event::Failed(error) => return Err(error.into()),
-            }
-        }
-    }
-
     fn decoded(&self, answer: &Answer, temperature: f32, no_speech_prob: f64) -> Decoded {
         let (tokens, logprobs): (Vec<u32>, Vec<f32>) =
             answer.tokens.iter().map(|drawn| (drawn.id, drawn.logprob)).unzip();
@@ -409,6 +412,25 @@ impl Job {
             logprobs,
             temperature,
             no_speech_prob,
+        }
+    }
+}
+
+/// Asks about a window.
+async fn answer(heard: &Heard, request: Request) -> Result<Answer, SpeechError> {
+    let mut events = heard.turn.submit(request).map_err(|_| SpeechError::Stopped)?;
+    let mut answer = Answer::default();
+    loop {
+        match events.next().await {
+            Event::Started { .. } => {}
+            Event::Probability(probability) => answer.probability = Some(f64::from(probability)),
+            Event::Aligned(alignment) => answer.alignment = Some(alignment),
+            Event::Token(drawn) => answer.tokens.push(drawn),
+            Event::Finished { end, .. } => {
+                answer.end = end;
+                return Ok(answer);
+            }
+            Event::Failed(error) => return Err(error.into()),
         }
     }
 }

@@ -13,7 +13,7 @@ mod vocabulary;
 pub mod words;
 
 pub use self::{
-    decode::{Attempt, Decoded, compression_ratio},
+    decode::{Attempt, Decoded, Texts, compression_ratio},
     seek::{Clip, Listen, Step, Walk, Window},
     transcribe::{SpeechError, Transcriber, Transcription},
     vocabulary::Vocabulary,
@@ -109,6 +109,14 @@ impl Default for Options {
             mode: Mode::Auto,
             vad: vad::VadOptions::default(),
         }
+    }
+}
+
+impl Options {
+    /// Sequences that a window takes at once, at most.
+    pub fn width(&self) -> usize {
+        let draws = self.temperatures.iter().any(|&temperature| temperature > 0.0);
+        self.beam_size.max(if draws { self.best_of } else { 1 }).max(1)
     }
 }
 

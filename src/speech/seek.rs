@@ -32,10 +32,16 @@ pub struct Window {
 
 /// What decodes windows: an engine, or a script.
 pub trait Listen: Send + Sync {
+    /// A window that was heard, for all that is asked about it.
+    type Heard: Send + Sync;
+
+    /// Hears a window.
+    fn hear(&self, window: Window) -> impl Future<Output = Result<Self::Heard, SpeechError>> + Send;
+
     /// Decodes a window behind `previous` text. `no_speech` is what an earlier attempt at the same window found.
     fn decode(
         &self,
-        window: Window,
+        heard: &Self::Heard,
         previous: &[u32],
         attempt: Attempt,
         no_speech: Option<f64>,
@@ -44,6 +50,7 @@ pub trait Listen: Send + Sync {
     /// When each word of a window's text is said.
     fn align(
         &self,
+        heard: &Self::Heard,
         window: Window,
         text: &[u32],
     ) -> impl Future<Output = Result<Vec<WordTiming>, SpeechError>> + Send;
@@ -104,33 +111,26 @@ pub struct Walk<'a, L> {
 
 impl<'a, L: Listen> Walk<'a, L> {
     /// A walk through `content` frames of a recording, for a model whose prompt and answer have `context` tokens.
-    ///
-    /// # Errors
-    /// When the tokenizer fails.
+    /// `initial`: the ids of the initial prompt.
     pub fn new(
         listener: &'a L,
         vocabulary: &'a Vocabulary,
         options: &'a Options,
-        content: usize,
-        context: usize,
-    ) -> Result<Self, SpeechError> {
-        let tokens = match &options.initial_prompt {
-            Some(prompt) => vocabulary.encode(&format!(" {}", prompt.trim()))?,
-            None => Vec::new(),
-        };
-        let initial = tokens.len();
-        Ok(Self {
+        initial: &[u32],
+        (content, context): (usize, usize),
+    ) -> Self {
+        Self {
             listener,
             vocabulary,
             options,
             content,
             half: context / 2,
-            tokens,
-            initial,
+            tokens: initial.to_vec(),
+            initial: initial.len(),
             forgotten: 0,
             last_speech: 0.0,
             count: 0,
-        })
+        }
     }
 
     /// Walks through `clips`, telling what happens.
@@ -168,13 +168,14 @@ impl<'a, L: Listen> Walk<'a, L> {
     /// Where the next window begins, and the segments of this one.
     async fn window(&mut self, window: Window) -> Result<(usize, Vec<Segment>), SpeechError> {
         let Window { seek, size } = window;
-        let decoded = self.decode(window).await?;
+        let heard = self.listener.hear(window).await?;
+        let decoded = self.decode(&heard, window).await?;
         if self.is_silent(&decoded) {
             return Ok((seek + size, Vec::new()));
         }
         let Cut { mut segments, single_end, mut next } = self.cut(window, &decoded)?;
         if self.options.words {
-            match self.words(window, &mut segments, single_end, next).await? {
+            match self.words(&heard, window, &mut segments, single_end, next).await? {
                 Next::Keep { seek, last_speech } => {
                     next = seek;
                     self.last_speech = last_speech;
@@ -213,13 +214,13 @@ impl<'a, L: Listen> Walk<'a, L> {
     }
 
     /// Tries one temperature after the other until the text looks right. The last attempt counts in any case.
-    async fn decode(&self, window: Window) -> Result<Decoded, SpeechError> {
+    async fn decode(&self, heard: &L::Heard, window: Window) -> Result<Decoded, SpeechError> {
         let previous = self.previous();
         let mut no_speech = None;
         let mut last = None;
         for (index, &temperature) in self.options.temperatures.iter().enumerate() {
             let attempt = Attempt { index, temperature, seek: window.seek };
-            let decoded = self.listener.decode(window, &previous, attempt, no_speech).await?;
+            let decoded = self.listener.decode(heard, &previous, attempt, no_speech).await?;
             no_speech = Some(decoded.no_speech_prob);
             let failed = self.failed(&decoded);
             last = Some(decoded);
@@ -312,6 +313,7 @@ impl<'a, L: Listen> Walk<'a, L> {
 
     async fn words(
         &self,
+        heard: &L::Heard,
         window: Window,
         segments: &mut Vec<Segment>,
         single_end: bool,
@@ -320,7 +322,7 @@ impl<'a, L: Listen> Walk<'a, L> {
         let end = self.vocabulary.end;
         let text: Vec<u32> =
             segments.iter().flat_map(|segment| &segment.tokens).copied().filter(|&id| id < end).collect();
-        let timings = self.listener.align(window, &text).await?;
+        let timings = self.listener.align(heard, window, &text).await?;
         words::add_words(segments, timings, end, self.last_speech);
         let window =
             words::Window { seek: window.seek, size: window.size, content: self.content, single_end, next };

@@ -23,13 +23,13 @@ use tracing::{debug, error};
 
 use super::{
     Mode, Options, Segment, Transcript, Update, Vocabulary,
-    decode::{Attempt, Decoded, Heard, Job},
+    decode::{Attempt, Decoded, Heard, Job, Texts},
     seek::{Clip, FRAMES_PER_MARK, FRAMES_PER_SECOND, Listen, Step, WINDOW, Walk, Window},
     vad,
     words::WordTiming,
 };
 use crate::{
-    engine::{EngineError, Handle, Place},
+    engine::{EngineError, Handle, Place, Turn},
     media::sound::Recording,
     request::Sound,
     text::TokenizerError,
@@ -148,27 +148,34 @@ impl Transcriber {
         let transcriber = Arc::clone(self);
         let task = tokio::spawn(async move {
             let active = Active::new(&transcriber.active);
-            let run = Run {
-                job: Job {
-                    vocabulary: Arc::clone(&transcriber.vocabulary),
-                    place: Arc::new(place),
-                    options: Arc::new(options),
-                    context: transcriber.context(),
-                },
-                recording,
-                transcriber: &transcriber,
-                updates: &sender,
-            };
-            let last = run.transcribe().await.map(Update::Finished);
+            let last = transcriber.run(recording, options, &place, &sender).await.map(Update::Finished);
             if let Err(error) = &last {
                 error!(%error, "a transcription failed");
             }
             // Whoever hears the end finds the place free.
-            drop((run, active));
+            drop((place, active));
             // Nobody listens when the transcription was dropped.
             let _ = sender.send(last);
         });
         Transcription { updates, task: task.abort_handle() }
+    }
+}
+
+impl Transcriber {
+    async fn run(
+        &self,
+        recording: Arc<Recording>,
+        options: Options,
+        place: &Place,
+        updates: &UnboundedSender<Result<Update, SpeechError>>,
+    ) -> Result<Transcript, SpeechError> {
+        let (options, vocabulary) = (Arc::new(options), Arc::clone(&self.vocabulary));
+        let texts = {
+            let (options, vocabulary) = (Arc::clone(&options), Arc::clone(&vocabulary));
+            Arc::new(blocking(move || Texts::of(&options, &vocabulary)).await?)
+        };
+        let job = Job { vocabulary, texts, options, context: self.context() };
+        Run { job, place, recording, transcriber: self, updates }.transcribe().await
     }
 }
 
@@ -191,6 +198,7 @@ impl Drop for Active {
 /// One transcription.
 struct Run<'a> {
     job: Job,
+    place: &'a Place,
     recording: Arc<Recording>,
     transcriber: &'a Transcriber,
     updates: &'a UnboundedSender<Result<Update, SpeechError>>,
@@ -228,8 +236,9 @@ impl Run<'_> {
         let ears =
             Ears { recording: Arc::clone(&self.recording), mel: self.transcriber.mel.clone(), channel };
         let parallel = self.is_parallel();
-        let (peak, spans) = ears.survey(parallel.then(|| options.vad.clone())).await?;
-        let ear = |peak| Ear { job: &self.job, ears: &ears, peak, language: String::new() };
+        let (peak, spans) = ears.survey(parallel.then(|| options.vad.clone()), self.updates.clone()).await?;
+        let ear =
+            |peak| Ear { job: &self.job, place: self.place, ears: &ears, peak, language: String::new() };
         let language = self.language(&ear(Some(peak))).await?;
         let duration = self.recording.seconds();
         let ear = Ear { language: language.clone(), ..ear((!parallel).then_some(peak)) };
@@ -262,7 +271,7 @@ impl Run<'_> {
             Some(code) => (code.clone(), 1.0),
             None => {
                 // As in the reference: what follows the recording is silence, while windows end in nothing at all.
-                let heard = ear.ears.hear(0..WINDOW, ear.peak).await?;
+                let heard = ear.ears.hear(0..WINDOW, ear.peak, self.place.turn()).await?;
                 let found = self.job.language(&heard).await?;
                 debug!(language = ?found.first(), "language detected");
                 found.into_iter().next().ok_or(SpeechError::Nothing)?
@@ -276,10 +285,15 @@ impl Run<'_> {
     async fn sequential(&self, ear: &Ear<'_>, content: usize) -> Result<(String, Vec<Segment>), SpeechError> {
         let options = &self.job.options;
         let clips = Clip::of(&options.clips, content);
-        let mut walk = Walk::new(ear, &self.job.vocabulary, options, content, self.job.context)?;
+        let mut walk = self.walk(ear, options, content);
         let mut segments = Vec::new();
         walk.run(&clips, |step| self.step(step, ear.ears.channel, &mut segments)).await?;
         Ok((walk.text()?, segments))
+    }
+
+    fn walk<'a>(&'a self, ear: &'a Ear<'a>, options: &'a Options, content: usize) -> Walk<'a, Ear<'a>> {
+        let initial = &self.job.texts.initial_prompt;
+        Walk::new(ear, &self.job.vocabulary, options, initial, (content, self.job.context))
     }
 
     fn step(&self, step: Step, channel: usize, segments: &mut Vec<Segment>) {
@@ -310,7 +324,7 @@ impl Run<'_> {
             .flat_map(|part| windows(spans, part, content, &options.vad))
             .collect();
         let one = async |clip: Clip| {
-            let mut walk = Walk::new(ear, &self.job.vocabulary, &options, content, self.job.context)?;
+            let mut walk = self.walk(ear, &options, content);
             let mut steps = Vec::new();
             walk.run(&[clip], |step| steps.push(step)).await?;
             Ok::<_, SpeechError>((steps, walk.text()?))
@@ -342,7 +356,8 @@ impl Run<'_> {
 
     /// How many windows of this recording may be worked on at once: long recordings leave room for others.
     fn share(&self) -> usize {
-        (self.transcriber.handle.sequences() / self.transcriber.active.load(Relaxed).max(1)).max(1)
+        let active = self.transcriber.active.load(Relaxed).max(1);
+        (self.transcriber.handle.sequences() / active / self.job.options.width()).max(1)
     }
 
     fn tell(&self, update: Update) {
@@ -371,39 +386,44 @@ const TAIL: usize = 50;
 /// Hears windows of a recording through an engine.
 struct Ear<'a> {
     job: &'a Job,
+    place: &'a Place,
     ears: &'a Ears,
     /// The largest log10 mel power of the recording; `None` where each window is measured by itself.
     peak: Option<f32>,
     language: String,
 }
 
-impl Ear<'_> {
+impl Listen for Ear<'_> {
+    type Heard = Heard;
+
     async fn hear(&self, window: Window) -> Result<Heard, SpeechError> {
         let frames = window.seek..window.seek + window.size;
+        let turn = self.place.turn();
         match self.peak {
             // The reference fills a short window with zeros of the spectrum.
-            Some(_) => self.ears.hear(frames, self.peak).await,
+            Some(_) => self.ears.hear(frames, self.peak, turn).await,
             // transformers' feature extractor fills it with silence.
-            None => self.ears.hear_alone(frames).await,
+            None => self.ears.hear_alone(frames, turn).await,
         }
     }
-}
 
-impl Listen for Ear<'_> {
     async fn decode(
         &self,
-        window: Window,
+        heard: &Heard,
         previous: &[u32],
         attempt: Attempt,
         no_speech: Option<f64>,
     ) -> Result<Decoded, SpeechError> {
-        let heard = self.hear(window).await?;
-        self.job.decode(&heard, &self.language, previous, attempt, no_speech).await
+        self.job.decode(heard, &self.language, previous, attempt, no_speech).await
     }
 
-    async fn align(&self, window: Window, text: &[u32]) -> Result<Vec<WordTiming>, SpeechError> {
-        let heard = self.hear(window).await?;
-        self.job.align(&heard, &self.language, text, window.size).await
+    async fn align(
+        &self,
+        heard: &Heard,
+        window: Window,
+        text: &[u32],
+    ) -> Result<Vec<WordTiming>, SpeechError> {
+        self.job.align(heard, &self.language, text, window.size).await
     }
 }
 
@@ -416,10 +436,12 @@ struct Ears {
 }
 
 impl Ears {
-    /// The largest log10 mel power of all, and where speech is if `vad` wants to know.
+    /// The largest log10 mel power of all, and where speech is if `vad` wants to know. Ends early when nobody listens
+    /// to updates any more.
     async fn survey(
         &self,
         vad: Option<vad::VadOptions>,
+        updates: UnboundedSender<Result<Update, SpeechError>>,
     ) -> Result<(f32, Option<Vec<vad::Span>>), SpeechError> {
         let (recording, mel, channel) = (Arc::clone(&self.recording), self.mel.clone(), self.channel);
         blocking(move || {
@@ -428,6 +450,9 @@ impl Ears {
             let frames = recording.samples().div_ceil(HOP) + REACH.div_ceil(HOP) + 1;
             let mut peak = SILENCE;
             for first in (0..frames).step_by(WINDOW) {
+                if updates.is_closed() {
+                    return Err(SpeechError::Stopped);
+                }
                 let frames = first..(first + WINDOW).min(frames);
                 let (samples, stretch) = read(&recording, channel, frames.clone())?;
                 peak = peak.max(mel.peak(&samples, stretch).map_err(|error| hear(&error))?);
@@ -441,24 +466,25 @@ impl Ears {
     }
 
     /// Frames as part of the whole recording. Those behind its end are silence.
-    async fn hear(&self, frames: Range<usize>, peak: Option<f32>) -> Result<Heard, SpeechError> {
+    async fn hear(&self, frames: Range<usize>, peak: Option<f32>, turn: Turn) -> Result<Heard, SpeechError> {
         let (recording, channel) = (Arc::clone(&self.recording), self.channel);
         blocking(move || {
             let (samples, stretch) = read(&recording, channel, frames)?;
             let peak = peak.unwrap_or(SILENCE);
-            Ok(Heard::new(Sound { samples: samples.into(), frames: stretch, peak }))
+            Ok(Heard::new(Sound { samples: samples.into(), frames: stretch, peak }, turn))
         })
         .await
     }
 
     /// Frames as a recording of their own, with silence behind them, where no times lie.
-    async fn hear_alone(&self, frames: Range<usize>) -> Result<Heard, SpeechError> {
+    async fn hear_alone(&self, frames: Range<usize>, turn: Turn) -> Result<Heard, SpeechError> {
         let (recording, mel, channel) = (Arc::clone(&self.recording), self.mel.clone(), self.channel);
         blocking(move || {
             let samples = recording.read(channel, frames.start * HOP..frames.end * HOP)?;
             let peak = mel.peak(&samples, 0..WINDOW).map_err(|error| hear(&error))?;
             let last_mark = (samples.len() / HOP / FRAMES_PER_MARK) as u32;
-            Ok(Heard::new(Sound { samples: samples.into(), frames: 0..WINDOW, peak }).until(last_mark))
+            let sound = Sound { samples: samples.into(), frames: 0..WINDOW, peak };
+            Ok(Heard::new(sound, turn).until(last_mark))
         })
         .await
     }

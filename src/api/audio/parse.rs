@@ -19,6 +19,8 @@ const MOST_BEAMS: i64 = 16;
 const WINDOW: f64 = 30.0;
 /// Most milliseconds around speech, or of a silence.
 const MOST_MS: i64 = 30_000;
+/// Most bytes of all keywords together; a model takes a few hundred tokens of them.
+const LONGEST_WORDS: usize = 64 << 10;
 /// Times beyond this make no sense, in seconds.
 const LATEST: f64 = 1e7;
 
@@ -134,7 +136,7 @@ impl Ask {
                 .unwrap_or(defaults.condition_on_previous_text),
             initial_prompt: request.prompt.or(request.initial_prompt).filter(|text| !text.trim().is_empty()),
             carry_initial_prompt: request.carry_initial_prompt.unwrap_or(defaults.carry_initial_prompt),
-            hotwords: hotwords(request.keywords, request.hotwords),
+            hotwords: hotwords(request.keywords, request.hotwords)?,
             prefix: request.prefix.filter(|text| !text.trim().is_empty()),
             // What looks invented is told by its words.
             words: reply.times.words || reply.times.segment_words || hallucination.is_some(),
@@ -286,11 +288,16 @@ fn threshold(
 fn hotwords(
     keywords: Option<Items<String, { wire::MOST_ITEMS }>>,
     hotwords: Option<String>,
-) -> Option<String> {
+) -> Result<Option<String>, InvalidRequest> {
     let mut words = keywords.map_or_else(Vec::new, |keywords| keywords.0);
     words.extend(hotwords);
     words.retain(|word| !word.trim().is_empty());
-    (!words.is_empty()).then(|| words.join(", "))
+    let words = words.join(", ");
+    if words.len() > LONGEST_WORDS {
+        let (param, found, limit) = ("keywords".into(), words.len(), LONGEST_WORDS);
+        return Err(InvalidRequest::StringLength { param, found, limit });
+    }
+    Ok(Some(words).filter(|words| !words.is_empty()))
 }
 
 fn suppress(tokens: Option<Items<i64, { wire::MOST_ITEMS }>>) -> Result<Suppress, InvalidRequest> {
@@ -605,6 +612,16 @@ mod tests {
             let message = error(parts);
             assert!(message.contains(&format!("'{param}'")), "{parts:?}: {message}");
         }
+    }
+
+    #[test]
+    fn much_is_not_repeated() {
+        let word = "a".repeat(LONGEST_WORDS / 2);
+        assert!(ask(Task::Transcribe, &[("keywords[]", &word)]).is_ok());
+        let message = error(&[("keywords[]", &word), ("keywords[]", &word)]);
+        assert!(message.contains("'keywords'") && message.len() < 200, "{message}");
+        let message = error(&[("temperature", "1e308")]);
+        assert!(message.contains("1e308") && message.len() < 200, "{message}");
     }
 
     #[test]
