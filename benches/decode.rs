@@ -28,6 +28,7 @@ fn step(sequences: usize) -> Batch {
     Batch {
         tokens: same(1),
         positions: same(last),
+        long: None,
         rows: Ragged::new(&vec![1; sequences], device).unwrap(),
         text: Paging {
             slots: Tensor::from_vec(slots, sequences, device).unwrap(),
@@ -72,7 +73,7 @@ fn decode(criterion: &mut Criterion) {
         "num_key_value_heads": 16, "vocab_size": 8192, "max_position_embeddings": CONTEXT,
     }))
     .unwrap();
-    let config = config.llama().unwrap();
+    let config = config.decoder("llama").unwrap();
     let vb = VarBuilder::from_backend(Box::new(Ones), DType::F32, Device::Cpu);
     let decoder = Decoder::load(&config, &vb.pp("model"), &vb.pp("lm_head")).unwrap();
     let layer = 4 * 1024 * 1024 + 3 * 1024 * 2816;

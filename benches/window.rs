@@ -6,7 +6,9 @@ use std::{collections::HashMap, hint::black_box};
 
 use candle_core::{DType, Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
-use percept_models::{Batch, Checkpoint, KvCache, LoadOptions, Loaded, Medium, Pages, Paging, Ragged, load};
+use percept_models::{
+    Batch, Checkpoint, Features, KvCache, LoadOptions, Loaded, MediaSize, Medium, Pages, Paging, Ragged, load,
+};
 
 const WIDTH: usize = 384;
 const LAYERS: usize = 4;
@@ -101,6 +103,7 @@ fn step(sequences: usize, rows: usize) -> Batch {
     Batch {
         tokens: upload(vec![1; sequences * rows]),
         positions: upload(positions),
+        long: None,
         rows: Ragged::new(&vec![rows; sequences], device).unwrap(),
         text: Paging {
             slots: upload(all.collect()),
@@ -117,9 +120,8 @@ fn window(criterion: &mut Criterion) {
     let samples: Vec<f32> = (0..480_000).map(|index| (index as f32 * 0.05).sin() * 0.3).collect();
     let samples = Tensor::from_vec(samples, 480_000, &Device::Cpu).unwrap();
     let hear = || preprocess.run(Medium::Sound { samples: &samples, frames: 0..FRAMES, peak: 1.0 }).unwrap();
-    let features = hear();
-    let rows = Ragged::new(&[1], &Device::Cpu).unwrap();
-    let encoded = model.encode(&features, &rows).unwrap();
+    let features = [Features { tensor: hear(), size: MediaSize::Sound }];
+    let encoded = model.encode(&features).unwrap();
     let slots = upload((0..MEMORY as u32).collect());
     let pages = SIZES[2] * (TEXT / PAGE + MEMORY.div_ceil(PAGE));
     let cache = KvCache::new(model.cache_shape(), pages, PAGE, DType::F32, &Device::Cpu).unwrap();
@@ -128,7 +130,7 @@ fn window(criterion: &mut Criterion) {
     group.sample_size(10);
     group.bench_function("spectrum", |bencher| bencher.iter(|| black_box(hear())));
     group.bench_function("encoder", |bencher| {
-        bencher.iter(|| black_box(model.encode(&features, &rows).unwrap()));
+        bencher.iter(|| black_box(model.encode(&features).unwrap()));
     });
     group.bench_function("remember", |bencher| {
         bencher.iter(|| model.remember(&encoded, &slots, &cache).unwrap());

@@ -51,6 +51,19 @@ pub enum Mask {
     Full,
     /// Itself and what came before. The new rows are the last of the visible ones.
     Causal,
+    /// Like [`Self::Causal`], but no more than so many rows, itself included.
+    Window(usize),
+}
+
+impl Mask {
+    fn is_causal(self) -> bool {
+        self != Self::Full
+    }
+
+    /// The first row that is seen by one that sees none behind `end`.
+    fn first(self, end: usize) -> usize {
+        if let Self::Window(window) = self { end.saturating_sub(window) } else { 0 }
+    }
 }
 
 /// Where keys and values are.
@@ -239,17 +252,15 @@ impl Attention {
         for (sequence, ends) in offsets.windows(2).enumerate() {
             let (start, end) = (ends[0] as usize, ends[1] as usize);
             let visible = visible(sequence);
-            if self.mask == Mask::Causal && visible < end - start {
+            if self.mask.is_causal() && visible < end - start {
                 bail!("attention: sequence {sequence} has {} rows but sees {visible}", end - start)
             }
             for first in (start..end).step_by(BLOCK_ROWS) {
                 let rows = BLOCK_ROWS.min(end - first);
                 let (piece, rest) = out.split_at_mut(rows * width);
                 out = rest;
-                let seen = |row: usize| match self.mask {
-                    Mask::Full => visible,
-                    Mask::Causal => visible - (end - row) + 1,
-                };
+                let seen =
+                    |row: usize| if self.mask.is_causal() { visible - (end - row) + 1 } else { visible };
                 blocks.push(Block { out: piece, sequence, first, rows, sees: seen(first) });
             }
         }
@@ -284,7 +295,7 @@ struct Block<'a, T> {
     /// The first row, counted over the whole batch.
     first: usize,
     rows: usize,
-    /// Keys that the first row sees; under [`Mask::Causal`] each next row sees one more.
+    /// Keys up to the last one that the first row sees; under a causal mask it is the next for each next row.
     sees: usize,
 }
 
@@ -331,7 +342,8 @@ impl<T: Real> Block<'_, T> {
     ) {
         let width = q.width;
         let group = q.heads / kv_heads;
-        let sees = |row: usize| self.sees + if mask == Mask::Causal { row } else { 0 };
+        let sees = |row: usize| self.sees + if mask.is_causal() { row } else { 0 };
+        let first = mask.first(sees(0)) / BLOCK_KEYS * BLOCK_KEYS;
         let most = sees(self.rows - 1);
         let mut keys = vec![0f32; BLOCK_KEYS * width];
         let mut values = vec![0f32; BLOCK_KEYS * width];
@@ -347,7 +359,7 @@ impl<T: Real> Block<'_, T> {
             }
             sums.fill(Sum::default());
             totals.fill(0.0);
-            for start in (0..most).step_by(BLOCK_KEYS) {
+            for start in (first..most).step_by(BLOCK_KEYS) {
                 let count = BLOCK_KEYS.min(most - start);
                 for offset in 0..count {
                     let (key, value) = kv(start + offset, kv_head);
@@ -360,15 +372,18 @@ impl<T: Real> Block<'_, T> {
                     }
                 }
                 for index in 0..queries.len() / width {
-                    let Some(count) = sees(index / group).checked_sub(start).filter(|&seen| seen > 0) else {
+                    let end = sees(index / group);
+                    let seen =
+                        mask.first(end).saturating_sub(start)..end.saturating_sub(start).min(BLOCK_KEYS);
+                    if seen.is_empty() {
                         continue;
-                    };
-                    let count = count.min(BLOCK_KEYS);
+                    }
+                    let seen = seen.start * width..seen.end * width;
                     let at = index * width..(index + 1) * width;
                     sums[index].add(
                         &queries[at.clone()],
-                        &keys[..count * width],
-                        &values[..count * width],
+                        &keys[seen.clone()],
+                        &values[seen],
                         &mut totals[at],
                     );
                 }

@@ -8,8 +8,10 @@ pub use percept_kernels::{Pages, Ragged};
 pub struct Batch {
     /// u32 `[rows]`: token ids.
     pub tokens: Tensor,
-    /// u32 `[rows]`: position of each row in its sequence.
+    /// u32 `[rows]`: position of each row in its sequence; `[3, rows]` where [positions](crate::Positions) have planes.
     pub positions: Tensor,
+    /// u32 `[rows]`: 1 for rows of long sequences, 0 for others, where positions tell them apart.
+    pub long: Option<Tensor>,
     /// Which rows belong to which sequence.
     pub rows: Ragged,
     /// Where keys and values of the text are.

@@ -9,6 +9,7 @@ pub mod batch;
 pub mod cache;
 mod checkpoint;
 mod llava;
+mod llava_next;
 pub mod nn;
 mod weights;
 mod whisper;
@@ -19,7 +20,6 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
-use crate::weights::Weights;
 pub use crate::{
     batch::{Batch, Insert, Pages, Paging, Ragged},
     cache::{CacheShape, KvCache},
@@ -27,6 +27,7 @@ pub use crate::{
     nn::image::Fit,
     weights::{INDEX_FILE, Progress, SINGLE_FILE, shards_of_index},
 };
+use crate::{nn::projected, weights::Weights};
 
 /// A result whose error is a tensor library's, unless said otherwise.
 pub type Result<T, E = candle_core::Error> = std::result::Result<T, E>;
@@ -36,12 +37,11 @@ pub trait Model: Send {
     /// What it keeps per row of text.
     fn cache_shape(&self) -> CacheShape;
 
-    /// Encodes the features of several media, end to end along their first dimension as `rows` says, to
-    /// `[rows, width]`.
+    /// Encodes several media to `[rows, width]`, one after another.
     ///
     /// # Errors
-    /// When the features have another shape.
-    fn encode(&self, features: &Tensor, rows: &Ragged) -> Result<Tensor>;
+    /// When features have another shape.
+    fn encode(&self, media: &[Features]) -> Result<Tensor>;
 
     /// Logits `[wanted, vocabulary]`; writes the cache.
     ///
@@ -107,6 +107,33 @@ pub enum Medium<'a> {
     },
 }
 
+/// A medium that is ready to be encoded.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// What [`Preprocess::run`] made of it.
+    pub tensor: Tensor,
+    /// What it was before.
+    pub size: MediaSize,
+}
+
+/// The tensors of several media, end to end along their first dimension.
+fn end_to_end(media: &[Features]) -> Result<Tensor> {
+    Tensor::cat(&media.iter().map(|features| &features.tensor).collect::<Vec<_>>(), 0)
+}
+
+impl<'a> Medium<'a> {
+    /// The pixels of a picture.
+    ///
+    /// # Errors
+    /// When it is another medium.
+    fn picture(&self) -> Result<&'a Tensor> {
+        match self {
+            Self::Picture(pixels) => Ok(pixels),
+            Self::Sound { .. } => candle_core::bail!("this network sees, it does not hear"),
+        }
+    }
+}
+
 /// The size of a decoded medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MediaSize {
@@ -121,6 +148,19 @@ pub enum MediaSize {
     Sound,
 }
 
+impl MediaSize {
+    /// Width and height of a picture.
+    ///
+    /// # Errors
+    /// When it is another medium's.
+    fn picture(self) -> Result<(usize, usize)> {
+        match self {
+            Self::Image { width, height } => Ok((width, height)),
+            Self::Sound => candle_core::bail!("this network sees, it does not hear"),
+        }
+    }
+}
+
 /// What a medium takes in the prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footprint {
@@ -128,6 +168,25 @@ pub struct Footprint {
     pub tokens: Vec<u32>,
     /// Rows that it takes in the cache besides the prompt's.
     pub memory: usize,
+    /// Rows and columns in which its tokens lie, for networks whose positions tell both; see [`Positions::planes`].
+    pub grid: Option<(usize, usize)>,
+}
+
+impl Footprint {
+    /// Tokens in a line, and nothing else.
+    pub fn line(tokens: Vec<u32>) -> Self {
+        Self { tokens, memory: 0, grid: None }
+    }
+}
+
+/// How rows of text are numbered for a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Positions {
+    /// Whether a row has three positions: of time, height and width. They differ inside of media with a
+    /// [grid](Footprint::grid), whose rows count up in height and width, and the text behind goes on from the largest.
+    pub planes: bool,
+    /// A sequence with more rows than this is long: all of its rows are computed in another way, those in front, too.
+    pub long: Option<usize>,
 }
 
 /// What a network is for.
@@ -145,6 +204,14 @@ impl Task {
         match self {
             Self::Chat(info) => info.context,
             Self::Transcribe(info) => info.context,
+        }
+    }
+
+    /// How rows of its text are numbered.
+    pub fn positions(&self) -> Positions {
+        match self {
+            Self::Chat(info) => info.positions,
+            Self::Transcribe(_) => Positions::default(),
         }
     }
 
@@ -179,6 +246,26 @@ pub struct TextInfo {
     pub placeholder: u32,
     /// Ids that end an answer, from the configuration; generation config and tokenizer may know more.
     pub stops: Vec<u32>,
+    /// How its rows are numbered.
+    pub positions: Positions,
+    /// A chat template that goes before the checkpoint's: published code may write prompts in another way.
+    pub template: Option<String>,
+    /// Whether stretches of text between pictures are encoded each by itself, with the tokens that begin a text.
+    pub stretches: bool,
+}
+
+impl TextInfo {
+    /// A network that numbers its rows one by one, and whose prompts are as its checkpoint's files say.
+    pub fn new(context: usize, placeholder: u32, stops: Vec<u32>) -> Self {
+        Self {
+            context,
+            placeholder,
+            stops,
+            positions: Positions::default(),
+            template: None,
+            stretches: false,
+        }
+    }
 }
 
 /// A network ready to run.
@@ -235,7 +322,12 @@ struct Parts {
 
 /// Every architecture that can be loaded.
 pub const ARCHITECTURES: &[Architecture] = &[
-    Architecture { name: "LlavaForConditionalGeneration", aliases: llava::ALIASES, load: llava::load },
+    Architecture { name: "LlavaForConditionalGeneration", aliases: projected::ALIASES, load: llava::load },
+    Architecture {
+        name: "LlavaNextForConditionalGeneration",
+        aliases: projected::ALIASES,
+        load: llava_next::load,
+    },
     Architecture { name: "WhisperForConditionalGeneration", aliases: whisper::ALIASES, load: whisper::load },
 ];
 

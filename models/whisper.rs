@@ -12,16 +12,18 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::{
-    Aligned, CacheShape, Checkpoint, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, SpeechInfo, Task,
+    Aligned, CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model,
+    Parts, Preprocess, Result, SpeechInfo, Task,
     batch::{Batch, Ragged},
     cache::LayerCache,
+    end_to_end,
     nn::{
         attention::{AttentionShape, Biases, CrossAttention, SelfAttention},
         linear::{Bias, Linear},
         mel::Mel,
         mlp::{Activation, Mlp},
         norm::LayerNorm,
+        vit::{VitBlock, VitConfig, VitNames},
     },
 };
 
@@ -203,8 +205,8 @@ impl Model for Whisper {
         self.cache_shape
     }
 
-    fn encode(&self, features: &Tensor, _: &Ragged) -> Result<Tensor> {
-        self.encoder.forward(features)
+    fn encode(&self, media: &[Features]) -> Result<Tensor> {
+        self.encoder.forward(&end_to_end(media)?)
     }
 
     fn remember(&self, encoded: &Tensor, slots: &Tensor, cache: &KvCache) -> Result<()> {
@@ -312,18 +314,32 @@ impl DecoderLayer {
     }
 }
 
+const ENCODER_NAMES: VitNames = VitNames {
+    norms: ("self_attn_layer_norm", "final_layer_norm"),
+    biases: Biases::NOT_KEYS,
+    mlp: ("fc1", "fc2"),
+    ..VitNames::CLIP
+};
+
 struct Encoder {
     first: Convolution,
     second: Convolution,
     activation: Activation,
     positions: Tensor,
-    layers: Vec<EncoderLayer>,
+    layers: Vec<VitBlock>,
     norm: LayerNorm,
 }
 
 impl Encoder {
     fn load(config: &Config, activation: Activation, vb: &VarBuilder<'_>) -> Result<Self> {
         let width = config.d_model;
+        let layer = VitConfig {
+            hidden: width,
+            intermediate: config.encoder_ffn_dim,
+            heads: config.encoder_attention_heads,
+            eps: EPS,
+            activation,
+        };
         Ok(Self {
             first: Convolution::load(config.num_mel_bins, width, 1, &vb.pp("conv1"))?,
             second: Convolution::load(width, width, 2, &vb.pp("conv2"))?,
@@ -331,7 +347,7 @@ impl Encoder {
             positions: vb.get((config.max_source_positions, width), "embed_positions.weight")?,
             layers: (0..config.encoder_layers)
                 .into_par_iter()
-                .map(|index| EncoderLayer::load(config, activation, &vb.pp("layers").pp(index)))
+                .map(|index| VitBlock::load(&layer, &ENCODER_NAMES, &vb.pp("layers").pp(index)))
                 .collect::<Result<_>>()?,
             norm: LayerNorm::load(width, EPS, &vb.pp("layer_norm"))?,
         })
@@ -381,32 +397,6 @@ impl Convolution {
     }
 }
 
-struct EncoderLayer {
-    attention_norm: LayerNorm,
-    attention: SelfAttention,
-    mlp_norm: LayerNorm,
-    mlp: Mlp,
-}
-
-impl EncoderLayer {
-    fn load(config: &Config, activation: Activation, vb: &VarBuilder<'_>) -> Result<Self> {
-        let width = config.d_model;
-        let shape = config.shape(config.encoder_attention_heads);
-        let sizes = (width, config.encoder_ffn_dim, width);
-        Ok(Self {
-            attention_norm: LayerNorm::load(width, EPS, &vb.pp("self_attn_layer_norm"))?,
-            attention: SelfAttention::load(shape, Biases::NOT_KEYS, "out_proj", &vb.pp("self_attn"))?,
-            mlp_norm: LayerNorm::load(width, EPS, &vb.pp("final_layer_norm"))?,
-            mlp: Mlp::load(("fc1", "fc2"), sizes, Bias::Yes, activation, vb)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, rows: &Ragged) -> Result<Tensor> {
-        let x = (x + self.attention.full(&self.attention_norm.forward(x)?, rows)?)?;
-        &x + self.mlp.forward(&self.mlp_norm.forward(&x)?)?
-    }
-}
-
 /// Samples to the frames of a window.
 #[derive(Debug)]
 struct Ear {
@@ -417,7 +407,7 @@ struct Ear {
 
 impl Preprocess for Ear {
     fn footprint(&self, _: MediaSize) -> Footprint {
-        Footprint { tokens: Vec::new(), memory: self.rows }
+        Footprint { memory: self.rows, ..Footprint::line(Vec::new()) }
     }
 
     fn run(&self, medium: Medium<'_>) -> Result<Tensor> {

@@ -54,8 +54,24 @@ pub enum Readout {
 pub struct Prompt {
     /// Ids.
     pub tokens: Vec<u32>,
-    /// Positions that each medium takes.
-    pub spans: Vec<Range<usize>>,
+    /// What each medium takes.
+    pub spans: Vec<Span>,
+}
+
+/// A medium's part of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Its tokens.
+    pub rows: Range<usize>,
+    /// See [`percept_models::Footprint::grid`].
+    pub grid: Option<(usize, usize)>,
+}
+
+impl Span {
+    /// Tokens in a line.
+    pub fn line(rows: Range<usize>) -> Self {
+        Self { rows, grid: None }
+    }
 }
 
 /// A picture of a prompt, or what is heard.

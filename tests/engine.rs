@@ -17,13 +17,13 @@ use percept::{
     config::Settings,
     engine::{self, EngineConfig, EngineError, Event, Events, FinishReason, Handle, Key, Limits, Refused},
     media::Picture,
-    request::{self, Media, Prompt, Readout, Request, Sampling, Source},
+    request::{self, Media, Prompt, Readout, Request, Sampling, Source, Span},
     router::{ChatModel, Served, Work},
     text::TextModel,
 };
 use percept_models::{
-    Batch, CacheShape, Checkpoint, Footprint, KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Ragged,
-    Task, TextInfo,
+    Batch, CacheShape, Checkpoint, Features, Footprint, KvCache, Loaded, MediaSize, Medium, Model,
+    Preprocess, Task, TextInfo,
 };
 use serde_json::{Value, json};
 use support::{llava, server};
@@ -63,13 +63,14 @@ impl Model for Fake {
         CacheShape { layers: 1, kv_heads: 1, head_dim: 2 }
     }
 
-    fn encode(&self, features: &Tensor, _: &Ragged) -> candle_core::Result<Tensor> {
-        let sides = features.to_vec1::<f32>()?;
+    fn encode(&self, media: &[Features]) -> candle_core::Result<Tensor> {
+        let sides: Vec<f32> =
+            media.iter().map(|medium| medium.tensor.to_scalar()).collect::<candle_core::Result<_>>()?;
         if sides.contains(&(UNENCODED as f32)) {
             candle_core::bail!("this picture cannot be encoded");
         }
         self.counts.encoded.fetch_add(sides.len(), Relaxed);
-        Tensor::zeros((sides.len() * ROWS, 8), DType::F32, features.device())
+        Tensor::zeros((sides.len() * ROWS, 8), DType::F32, &Device::Cpu)
     }
 
     fn forward(&self, batch: &Batch, _: &KvCache) -> candle_core::Result<Tensor> {
@@ -98,7 +99,7 @@ impl Model for Fake {
 
 impl Preprocess for Counts {
     fn footprint(&self, _: MediaSize) -> Footprint {
-        Footprint { tokens: vec![PLACEHOLDER; ROWS], memory: 0 }
+        Footprint::line(vec![PLACEHOLDER; ROWS])
     }
 
     fn run(&self, medium: Medium<'_>) -> candle_core::Result<Tensor> {
@@ -107,7 +108,7 @@ impl Preprocess for Counts {
         if side == UNPREPARED {
             candle_core::bail!("this picture cannot be prepared");
         }
-        Tensor::new(&[side as f32], &Device::Cpu)
+        Tensor::new(side as f32, &Device::Cpu)
     }
 }
 
@@ -116,7 +117,7 @@ fn fake(slow: Duration) -> (Loaded, Arc<Counts>) {
     let loaded = Loaded {
         model: Box::new(Fake { counts: Arc::clone(&counts), slow }),
         preprocess: Arc::clone(&counts) as Arc<dyn Preprocess>,
-        task: Task::Chat(TextInfo { context: 4096, placeholder: PLACEHOLDER, stops: Vec::new() }),
+        task: Task::Chat(TextInfo::new(4096, PLACEHOLDER, Vec::new())),
         width: 8,
         encoder_row: 8,
         weight_bytes: 0,
@@ -147,7 +148,7 @@ fn request(prompt: &[u32], pictures: &[usize], tokens: usize) -> Request {
     let mut spans = Vec::new();
     let mut media = Vec::new();
     for &side in pictures {
-        spans.push(all.len()..all.len() + ROWS);
+        spans.push(Span::line(all.len()..all.len() + ROWS));
         all.extend([PLACEHOLDER; ROWS]);
         let picture = Picture::new(side, side, vec![0; side * side * 3]);
         media.push(Media { key: Key::of(&side.to_le_bytes()), source: Source::Pixels(picture) });

@@ -6,7 +6,8 @@ mod support;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use percept_kernels::{Canvas, Filter, Region, Resize};
 use percept_models::{
-    Aligned, Batch, Fit, Insert, KvCache, Loaded, Medium, Pages, Paging, Ragged, nn, nn::mel::Mel,
+    Aligned, Batch, Features, Fit, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged, nn,
+    nn::mel::Mel,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -17,18 +18,17 @@ use support::{
 
 const PAGE: usize = 16;
 
+fn features(loaded: &Loaded, name: &str) -> Features {
+    let pixels = picture(name);
+    let (height, width, _) = pixels.dims3().unwrap();
+    let tensor = loaded.preprocess.run(Medium::Picture(&pixels)).unwrap();
+    Features { tensor, size: MediaSize::Image { width, height } }
+}
+
 /// Encoder rows of a case's pictures, all pictures in one call.
 fn encode(loaded: &Loaded, case: &Case) -> Option<Tensor> {
-    let features: Vec<Tensor> = case
-        .images
-        .iter()
-        .map(|name| loaded.preprocess.run(Medium::Picture(&picture(name))).unwrap())
-        .collect();
-    if features.is_empty() {
-        return None;
-    }
-    let rows = Ragged::new(&vec![1; features.len()], &Device::Cpu).unwrap();
-    Some(loaded.model.encode(&Tensor::cat(&features, 0).unwrap(), &rows).unwrap())
+    let features: Vec<_> = case.images.iter().map(|name| features(loaded, name)).collect();
+    (!features.is_empty()).then(|| loaded.model.encode(&features).unwrap())
 }
 
 /// Logits of every row of a prompt, computed in one step.
@@ -47,8 +47,9 @@ fn logits(loaded: &Loaded, case: &Case, encoded: Option<&Tensor>) -> Tensor {
         Insert { at, rows: encoded.unwrap().narrow(0, from - length, length).unwrap() }
     });
     let batch = Batch {
-        tokens: Tensor::from_slice(&case.input_ids, rows, device).unwrap(),
+        tokens: Tensor::from_vec(case.ids(), rows, device).unwrap(),
         positions: Tensor::arange(0u32, rows as u32, device).unwrap(),
+        long: None,
         rows: Ragged::new(&[rows], device).unwrap(),
         memory: None,
         inserts: inserts.collect(),
@@ -290,8 +291,8 @@ fn whisper_windows_are_encoded_as_the_reference_does() {
     // One ends where the recording does, with nothing behind it; the other goes on with silence.
     let windows = [("file", 300), ("zero_samples", 3000)];
     let features = windows.map(|(_, frames)| hear(&loaded, "short", frames));
-    let ragged = Ragged::new(&[1, 1], &Device::Cpu).unwrap();
-    let encoded = loaded.model.encode(&Tensor::cat(&features, 0).unwrap(), &ragged).unwrap();
+    let features = features.map(|tensor| Features { tensor, size: MediaSize::Sound });
+    let encoded = loaded.model.encode(&features).unwrap();
     for (index, (name, _)) in windows.iter().enumerate() {
         let window = encoded.narrow(0, 1500 * index, 1500).unwrap();
         let found = rows(&window, &manifest["encoder"]["rows"]);
@@ -310,7 +311,8 @@ struct Forced<'a> {
 impl<'a> Forced<'a> {
     fn new(loaded: &'a Loaded, window: &Tensor, tokens: &[u32]) -> Self {
         let device = &Device::Cpu;
-        let encoded = loaded.model.encode(window, &Ragged::new(&[1], device).unwrap()).unwrap();
+        let window = Features { tensor: window.clone(), size: MediaSize::Sound };
+        let encoded = loaded.model.encode(&[window]).unwrap();
         let heard = encoded.dim(0).unwrap();
         let count = tokens.len();
         let [of_text, of_memory] = [count, heard].map(|rows| rows.div_ceil(PAGE));
@@ -332,6 +334,7 @@ impl<'a> Forced<'a> {
         let batch = Batch {
             tokens: Tensor::from_slice(tokens, count, device).unwrap(),
             positions: all(),
+            long: None,
             rows: Ragged::new(&[count], device).unwrap(),
             memory: Some(pages(&memory, heard)),
             inserts: Vec::new(),

@@ -16,7 +16,7 @@ use percept::{
     router::Served,
     text::{Message, Part, Role, TextModel},
 };
-use percept_models::{Checkpoint, LoadOptions, Loaded, MediaSize, Medium, Ragged, Task};
+use percept_models::{Checkpoint, Features, LoadOptions, Loaded, MediaSize, Medium, Task};
 use serde_json::{Value, json};
 use support::{largest_difference, llava, picture};
 use tempfile::TempDir;
@@ -101,8 +101,8 @@ fn load(folder: &Path) -> Result<Loaded, String> {
 
 /// Encoder rows of a picture: they depend on the tower and the projector.
 fn encode(loaded: &Loaded) -> Tensor {
-    let features = loaded.preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
-    loaded.model.encode(&features, &Ragged::new(&[1], &Device::Cpu).unwrap()).unwrap()
+    let tensor = loaded.preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
+    loaded.model.encode(&[Features { tensor, size: MediaSize::Image { width: 90, height: 60 } }]).unwrap()
 }
 
 fn same(copy: &Copy) {
@@ -346,7 +346,28 @@ fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_name() {
         ),
         (
             |c| c["text_config"]["rope_parameters"] = json!({"rope_type": "llama3"}),
-            "text_config rope type llama3",
+            "rope parameters without factor",
+        ),
+        (
+            |c| {
+                let factors = json!({"type": "su", "short_factor": [1.0], "long_factor": [1.0]});
+                c["text_config"]["rope_scaling"] = factors;
+                c["text_config"]["original_max_position_embeddings"] = json!(64);
+            },
+            "short_factor of length 1",
+        ),
+        (
+            |c| c["text_config"]["rope_scaling"] = json!({"type": "mrope", "mrope_section": [1, 2, 3]}),
+            "mrope_section [1, 2, 3]",
+        ),
+        (|c| c["text_config"]["sliding_window"] = json!(0), "text_config sliding_window 0"),
+        (|c| c["text_config"]["partial_rotary_factor"] = json!(0.5), "text_config partial_rotary_factor 0.5"),
+        (
+            |c| {
+                c["text_config"]["model_type"] = json!("qwen2");
+                c["text_config"]["use_sliding_window"] = json!(true);
+            },
+            "text_config use_sliding_window true",
         ),
         (|c| c["text_config"]["num_key_value_heads"] = json!(3), "kv heads that divide"),
         (|c| c["text_config"]["num_attention_heads"] = json!(0), "kv heads that divide"),

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use percept::{
     engine::{self, EngineConfig, Event, Handle, Key, Limits},
     media::Picture,
-    request::{self, Media, Prompt, Readout, Request, Sampling, Source},
+    request::{self, Media, Prompt, Readout, Request, Sampling, Source, Span},
 };
 use support::{Case, Golden, llava, load, picture};
 
@@ -47,9 +47,9 @@ fn request(case: &Case, sampling: Sampling) -> Request {
         let rgb = pixels.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         Media { key: Key::of(name.as_bytes()), source: Source::Pixels(Picture::new(width, height, rgb)) }
     });
-    let spans = case.image_spans.iter().map(|&(start, length)| start..start + length);
+    let spans = case.image_spans.iter().map(|&(start, length)| Span::line(start..start + length));
     Request {
-        prompt: Prompt { tokens: case.input_ids.clone(), spans: spans.collect() },
+        prompt: Prompt { tokens: case.ids(), spans: spans.collect() },
         media: media.collect(),
         memory: None,
         sampling,

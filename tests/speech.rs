@@ -24,7 +24,7 @@ use percept::{
     },
 };
 use percept_models::{
-    Aligned, Batch, CacheShape, Checkpoint, KvCache, Loaded, Model, Ragged, SpeechInfo, Task as Purpose,
+    Aligned, Batch, CacheShape, Checkpoint, Features, KvCache, Loaded, Model, SpeechInfo, Task as Purpose,
 };
 use support::{fixtures, load, sound_pattern, whisper};
 
@@ -425,9 +425,9 @@ impl Model for Broken {
         self.network.cache_shape()
     }
 
-    fn encode(&self, features: &Tensor, rows: &Ragged) -> candle_core::Result<Tensor> {
-        self.encoded.fetch_add(features.dim(0)?, Relaxed);
-        self.network.encode(features, rows)
+    fn encode(&self, media: &[Features]) -> candle_core::Result<Tensor> {
+        self.encoded.fetch_add(media.len(), Relaxed);
+        self.network.encode(media)
     }
 
     fn forward(&self, batch: &Batch, cache: &KvCache) -> candle_core::Result<Tensor> {

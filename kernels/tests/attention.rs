@@ -40,9 +40,10 @@ fn reference(
         for head in 0..heads {
             let kv_head = head / (heads / kv_heads);
             let visible = if mask == Mask::Full { seen } else { seen - rows + row + 1 };
+            let first = if let Mask::Window(window) = mask { visible.saturating_sub(window) } else { 0 };
             let at = |data: usize, count: usize, head: usize| (data * count + head) * width;
             let query = &q[at(row, heads, head)..][..width];
-            let scores: Vec<f64> = (0..visible)
+            let scores: Vec<f64> = (first..visible)
                 .map(|key| {
                     let key = &k[at(key, kv_heads, kv_head)..][..width];
                     scale * query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>()
@@ -51,7 +52,7 @@ fn reference(
             let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let total: f64 = weights.iter().sum();
-            for (key, weight) in weights.iter().enumerate() {
+            for (key, weight) in (first..).zip(&weights) {
                 for i in 0..width {
                     out[at(row, heads, head) + i] += weight / total * v[at(key, kv_heads, kv_head) + i];
                 }
@@ -82,7 +83,7 @@ const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 fn fresh_rows_match_the_formula() {
     for (heads, kv_heads, width) in SHAPES {
         for dtype in DTYPES {
-            for mask in [Mask::Full, Mask::Causal] {
+            for mask in [Mask::Full, Mask::Causal, Mask::Window(1), Mask::Window(20), Mask::Window(64)] {
                 let lengths = [1, 17, 0, 33, 64, 3];
                 let rows: usize = lengths.iter().sum();
                 let q = tensor((rows, heads, width), 1, dtype);
@@ -161,7 +162,7 @@ fn pages_match_the_formula() {
     for (heads, kv_heads, width) in SHAPES {
         for dtype in DTYPES {
             for size in [1, 4, 16] {
-                for mask in [Mask::Causal, Mask::Full] {
+                for mask in [Mask::Causal, Mask::Full, Mask::Window(1), Mask::Window(17), Mask::Window(500)] {
                     // New rows and rows that are seen: decoding, a whole prompt, chunks, a page more or less.
                     let cases = [(1, 1), (1, 15), (1, 16), (1, 17), (40, 40), (3, 33), (7, 64), (1, 100)];
                     let rows: Vec<usize> = cases.iter().map(|case| case.0).collect();
@@ -204,6 +205,12 @@ fn pages_match_the_formula() {
 /// What a row gives does not depend on the rows that are computed with it, to the bit.
 #[test]
 fn a_row_is_the_same_in_any_company() {
+    for mask in [Mask::Causal, Mask::Window(45)] {
+        same_in_any_company(mask);
+    }
+}
+
+fn same_in_any_company(mask: Mask) {
     let (heads, kv_heads, width, seen) = (8, 2, 64, 75);
     let (k, v) =
         (tensor((seen, kv_heads, width), 5, DType::F32), tensor((seen, kv_heads, width), 6, DType::F32));
@@ -223,7 +230,7 @@ fn a_row_is_the_same_in_any_company() {
         rows.extend(vec![40; strangers]);
         let ragged = Ragged::new(&rows, CPU).unwrap();
         let from = Kv::Paged { k: &paged.k, v: &paged.v, pages: &paged.pages };
-        let out = attention(&Tensor::cat(&q, 0).unwrap(), from, &ragged, Mask::Causal, 0.125).unwrap();
+        let out = attention(&Tensor::cat(&q, 0).unwrap(), from, &ragged, mask, 0.125).unwrap();
         out.narrow(0, 0, rows[0]).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
     let whole = run(16, 0, seen, 0);

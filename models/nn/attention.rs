@@ -41,6 +41,17 @@ impl Biases {
     pub const NOT_KEYS: Self = Self { qkv: [Bias::Yes, Bias::No, Bias::Yes], output: Bias::Yes };
 }
 
+/// How queries, keys and values are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Qkv {
+    /// Three layers of these names.
+    Apart(&'static str, &'static str, &'static str),
+    /// One layer: all queries, all keys, all values.
+    Packed(&'static str),
+    /// One layer: for each key head its queries, its key and its value, as in InternLM2.
+    Grouped(&'static str),
+}
+
 impl AttentionShape {
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
@@ -53,6 +64,7 @@ pub struct SelfAttention {
     qkv: Linear,
     output: Linear,
     shape: AttentionShape,
+    window: Option<usize>,
 }
 
 impl SelfAttention {
@@ -61,26 +73,73 @@ impl SelfAttention {
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn load(shape: AttentionShape, biases: Biases, output: &str, vb: &VarBuilder<'_>) -> Result<Self> {
+        Self::load_named(shape, biases, Qkv::Apart("q_proj", "k_proj", "v_proj"), output, vb)
+    }
+
+    /// Loads what `qkv` names and the output layer named `output`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load_named(
+        shape: AttentionShape,
+        biases: Biases,
+        qkv: Qkv,
+        output: &str,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Self> {
         let AttentionShape { hidden, heads, kv_heads, head_dim } = shape;
         let [q, k, v] = biases.qkv;
-        let parts = [
-            ("q_proj", heads * head_dim, q),
-            ("k_proj", kv_heads * head_dim, k),
-            ("v_proj", kv_heads * head_dim, v),
-        ];
+        let all = (heads + 2 * kv_heads) * head_dim;
+        let qkv = match qkv {
+            Qkv::Apart(queries, keys, values) => {
+                let parts = [
+                    (queries, heads * head_dim, q),
+                    (keys, kv_heads * head_dim, k),
+                    (values, kv_heads * head_dim, v),
+                ];
+                Linear::fused(hidden, &parts, vb)?
+            }
+            Qkv::Packed(name) => Linear::load(hidden, all, q, &vb.pp(name))?,
+            Qkv::Grouped(name) => {
+                let group = heads / kv_heads;
+                // Rows of one key head: its queries, its key, its value.
+                let regrouped = |rows: Tensor| {
+                    let rest = rows.elem_count() / all;
+                    let rows = rows.reshape((kv_heads, group + 2, head_dim, rest))?;
+                    let part = |first, count| rows.narrow(1, first, count)?.flatten_to(2);
+                    Tensor::cat(&[part(0, group)?, part(group, 1)?, part(group + 1, 1)?], 0)
+                };
+                let weight = regrouped(vb.pp(name).get((all, hidden), "weight")?)?;
+                let bias = match q {
+                    Bias::Yes => Some(regrouped(vb.pp(name).get(all, "bias")?)?.flatten_all()?),
+                    Bias::No => None,
+                };
+                Linear::of(weight, bias)
+            }
+        };
         Ok(Self {
-            qkv: Linear::fused(hidden, &parts, vb)?,
+            qkv,
             output: Linear::load(heads * head_dim, hidden, biases.output, &vb.pp(output))?,
             shape,
+            window: None,
         })
     }
 
-    /// Every row sees all rows of its sequence. `x`: `[rows, hidden]`.
+    /// The same where a row sees no more than so many rows, itself included.
+    pub fn within(self, window: Option<usize>) -> Self {
+        Self { window, ..self }
+    }
+
+    /// Every row sees all rows of its sequence. Queries and keys are rotated where positions are told that way. `x`:
+    /// `[rows, hidden]`.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn full(&self, x: &Tensor, rows: &Ragged) -> Result<Tensor> {
-        let (q, k, v) = self.project(x)?;
+    pub fn full(&self, x: &Tensor, rotation: Option<&Rotation>, rows: &Ragged) -> Result<Tensor> {
+        let (mut q, mut k, v) = self.project(x)?;
+        if let Some(rotation) = rotation {
+            (q, k) = (rotation.apply(&q)?, rotation.apply(&k)?);
+        }
         self.output(&attention(&q, Kv::Fresh { k: &k, v: &v }, rows, Mask::Full, self.shape.scale())?)
     }
 
@@ -103,7 +162,8 @@ impl SelfAttention {
         kv_write(&cache.k, &k, &batch.text.slots)?;
         kv_write(&cache.v, &v, &batch.text.slots)?;
         let kv = Kv::Paged { k: &cache.k, v: &cache.v, pages: &batch.text.pages };
-        self.output(&attention(&q, kv, &batch.rows, Mask::Causal, self.shape.scale())?)
+        let mask = self.window.map_or(Mask::Causal, Mask::Window);
+        self.output(&attention(&q, kv, &batch.rows, mask, self.shape.scale())?)
     }
 
     fn project(&self, x: &Tensor) -> Result<(Tensor, Tensor, Tensor)> {

@@ -7,10 +7,11 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::{
-    attention::{AttentionShape, Biases, SelfAttention},
-    linear::{Bias, Linear},
-    mlp::{Activation, Mlp},
+    linear::Bias,
+    mlp::Activation,
     norm::LayerNorm,
+    patches::PatchEmbedding,
+    vit::{VitBlock, VitConfig, VitNames},
 };
 use crate::{LoadError, Result};
 
@@ -74,10 +75,19 @@ impl ClipConfig {
         self.side() * self.side()
     }
 
-    /// Numbers of one row that are alive at once, at most: the row itself, normalised and as query, key, value and
-    /// attended, or both sides of the feed-forward part.
-    pub fn row_size(&self) -> usize {
-        6 * self.hidden_size + 2 * self.intermediate_size
+    /// Sizes of a layer.
+    ///
+    /// # Errors
+    /// When the activation is not known, or heads do not divide the width.
+    pub fn layer(&self) -> Result<VitConfig, LoadError> {
+        let config = VitConfig {
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            heads: self.num_attention_heads,
+            eps: self.layer_norm_eps,
+            activation: Activation::parse("vision_config hidden_act", &self.hidden_act)?,
+        };
+        config.check().map(|()| config)
     }
 
     /// The index of a hidden state counted as transformers does: 0 is the embedding, -1 the last layer's output.
@@ -113,9 +123,7 @@ impl ClipConfig {
         if self.patch_size == 0 || self.image_size < self.patch_size {
             return unsupported("patch_size", &self.patch_size, "1 to image_size");
         }
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return unsupported("num_attention_heads", &self.num_attention_heads, "a divisor of hidden_size");
-        }
+        self.layer()?;
         Ok(())
     }
 }
@@ -123,13 +131,12 @@ impl ClipConfig {
 /// The tower, without the layers behind the last state that is wanted.
 #[derive(Debug)]
 pub struct ClipTower {
-    patch: Linear,
+    patches: PatchEmbedding,
     class: Tensor,
     positions: Tensor,
     pre_norm: LayerNorm,
-    layers: Vec<Layer>,
-    side: usize,
-    patch_size: usize,
+    layers: Vec<VitBlock>,
+    rows: usize,
 }
 
 impl ClipTower {
@@ -139,30 +146,22 @@ impl ClipTower {
     /// # Errors
     /// When a tensor does not fit.
     pub fn load(config: &ClipConfig, last: usize, vb: &VarBuilder<'_>) -> Result<Self, LoadError> {
-        let hidden = config.hidden_size;
-        let activation = Activation::parse("vision_config hidden_act", &config.hidden_act)?;
+        let (hidden, rows) = (config.hidden_size, config.patches() + 1);
+        let layer = config.layer()?;
         let embeddings = vb.pp("embeddings");
-        let size = config.patch_size;
         let layers = (0..last)
             .into_par_iter()
-            .map(|index| Layer::load(config, activation, &vb.pp("encoder.layers").pp(index)))
+            .map(|index| VitBlock::load(&layer, &VitNames::CLIP, &vb.pp("encoder.layers").pp(index)))
             .collect::<Result<_>>()?;
-        let positions = config.patches() + 1;
+        let patches = embeddings.pp("patch_embedding");
         Ok(Self {
-            // A convolution whose stride is its size is a matrix product over patches.
-            patch: Linear::of(
-                embeddings
-                    .get((hidden, 3, size, size), "patch_embedding.weight")?
-                    .reshape((hidden, 3 * size * size))?,
-                None,
-            ),
+            patches: PatchEmbedding::load(config.patch_size, hidden, Bias::No, &patches)?,
             class: embeddings.get(hidden, "class_embedding")?,
-            positions: embeddings.get((positions, hidden), "position_embedding.weight")?,
+            positions: embeddings.get((rows, hidden), "position_embedding.weight")?,
             // Published with this spelling.
             pre_norm: LayerNorm::load(hidden, config.layer_norm_eps, &vb.pp("pre_layrnorm"))?,
             layers,
-            side: config.side(),
-            patch_size: size,
+            rows,
         })
     }
 
@@ -174,7 +173,7 @@ impl ClipTower {
     pub fn states(&self, pixels: &Tensor, wanted: &[usize]) -> Result<Vec<Tensor>> {
         let pictures = pixels.dim(0)?;
         let mut x = self.pre_norm.forward(&self.embed(pixels)?.flatten_to(1)?)?;
-        let rows = Ragged::new(&vec![self.side * self.side + 1; pictures], x.device())?;
+        let rows = Ragged::new(&vec![self.rows; pictures], x.device())?;
         let mut states = vec![None; wanted.len()];
         let mut keep = |state: usize, x: &Tensor| {
             for (kept, _) in states.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted == state) {
@@ -183,11 +182,10 @@ impl ClipTower {
         };
         keep(0, &x);
         for (index, layer) in self.layers.iter().enumerate() {
-            x = (&x + layer.attention.full(&layer.norm1.forward(&x)?, &rows)?)?;
-            x = (&x + layer.mlp.forward(&layer.norm2.forward(&x)?)?)?;
+            x = layer.forward(&x, &rows)?;
             keep(index + 1, &x);
         }
-        let shape = (pictures, self.side * self.side + 1, ());
+        let shape = (pictures, self.rows, ());
         let state = |(state, kept): (&usize, Option<Tensor>)| match kept {
             Some(kept) => kept.reshape(shape),
             None => candle_core::bail!("the tower was loaded without hidden state {state}"),
@@ -196,40 +194,8 @@ impl ClipTower {
     }
 
     fn embed(&self, pixels: &Tensor) -> Result<Tensor> {
-        let (pictures, _, _, _) = pixels.dims4()?;
-        let (side, size) = (self.side, self.patch_size);
-        let patches = pixels
-            .to_dtype(self.class.dtype())?
-            // A size that is no multiple of the patch loses the rest, as in the convolution.
-            .narrow(2, 0, side * size)?
-            .narrow(3, 0, side * size)?
-            .reshape((pictures, 3, side, size, side, size))?
-            .permute((0, 2, 4, 1, 3, 5))?
-            .reshape((pictures * side * side, 3 * size * size))?;
-        let patches = self.patch.forward(&patches)?.reshape((pictures, side * side, ()))?;
-        let class = self.class.reshape((1, 1, ()))?.repeat((pictures, 1, 1))?;
+        let patches = self.patches.forward(pixels)?;
+        let class = self.class.reshape((1, 1, ()))?.repeat((patches.dim(0)?, 1, 1))?;
         Tensor::cat(&[&class, &patches], 1)?.broadcast_add(&self.positions)
-    }
-}
-
-#[derive(Debug)]
-struct Layer {
-    norm1: LayerNorm,
-    attention: SelfAttention,
-    norm2: LayerNorm,
-    mlp: Mlp,
-}
-
-impl Layer {
-    fn load(config: &ClipConfig, activation: Activation, vb: &VarBuilder<'_>) -> Result<Self> {
-        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
-        let shape = AttentionShape { hidden, heads, kv_heads: heads, head_dim: hidden / heads };
-        let sizes = (hidden, config.intermediate_size, hidden);
-        Ok(Self {
-            norm1: LayerNorm::load(hidden, config.layer_norm_eps, &vb.pp("layer_norm1"))?,
-            attention: SelfAttention::load(shape, Biases::ALL, "out_proj", &vb.pp("self_attn"))?,
-            norm2: LayerNorm::load(hidden, config.layer_norm_eps, &vb.pp("layer_norm2"))?,
-            mlp: Mlp::load(("fc1", "fc2"), sizes, Bias::Yes, activation, &vb.pp("mlp"))?,
-        })
     }
 }

@@ -1,27 +1,27 @@
-//! The pre-norm decoder that Llama, Vicuna and their relatives share.
+//! The pre-norm decoder that Llama, Mistral, Qwen2, Phi-3 and InternLM2 share.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{
-    attention::{AttentionShape, Biases, SelfAttention},
+    attention::{AttentionShape, Biases, Qkv, SelfAttention},
     linear::{Bias, Linear},
-    mlp::{Activation, GatedMlp},
+    mlp::{Activation, GateUp, GatedMlp},
     norm::RmsNorm,
-    rope::Rope,
+    rope::{Rope, RopeConfig, RopeParameters, Rotation},
 };
 use crate::{
-    LoadError, Result,
+    LoadError, Positions, Result,
     batch::Batch,
-    cache::{CacheShape, KvCache},
+    cache::{CacheShape, KvCache, LayerCache},
 };
 
 /// `text_config` as checkpoints write it: a key that equals its class's default may be absent.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct TextConfig {
-    /// Which defaults hold.
+    /// Which defaults hold, and how weights are named.
     pub model_type: Option<String>,
     hidden_size: Option<usize>,
     intermediate_size: Option<usize>,
@@ -33,26 +33,148 @@ pub struct TextConfig {
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeParameters>,
     rope_parameters: Option<RopeParameters>,
+    partial_rotary_factor: Option<f64>,
     max_position_embeddings: Option<usize>,
+    original_max_position_embeddings: Option<usize>,
+    /// The outer one is absent where the key is, the inner one where its value is null.
+    #[serde(default, deserialize_with = "present")]
+    sliding_window: Option<Option<usize>>,
+    use_sliding_window: Option<bool>,
     hidden_act: Option<String>,
     vocab_size: Option<usize>,
     attention_bias: Option<bool>,
     mlp_bias: Option<bool>,
+    /// InternLM2's name for biases.
+    bias: Option<bool>,
     /// Whether the output layer is the embedding.
     pub tie_word_embeddings: Option<bool>,
     /// Ids that end an answer.
     pub eos_token_id: Option<serde_json::Value>,
 }
 
-/// `rope_scaling` of older files, `rope_parameters` of transformers 5.
-#[derive(Debug, Clone, Deserialize)]
-struct RopeParameters {
-    rope_theta: Option<f64>,
-    rope_type: Option<String>,
-    /// The older name; some tools save both.
-    #[serde(rename = "type")]
-    kind: Option<String>,
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<usize>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
+
+/// A family of decoders: what its configuration class has where a file says nothing, and its names.
+struct Family {
+    model_type: &'static str,
+    hidden: usize,
+    intermediate: usize,
+    layers: usize,
+    heads: usize,
+    /// As many as heads where it is absent.
+    kv_heads: Option<usize>,
+    eps: f64,
+    theta: f64,
+    positions: usize,
+    window: Option<usize>,
+    vocabulary: usize,
+    /// Whether queries, keys and values have a bias.
+    qkv_bias: Bias,
+    names: Names,
+}
+
+/// Names of weights.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// The embedding, in the model.
+    embedding: &'static str,
+    /// The norms of a layer, in front of attention and of the feed-forward part.
+    norms: (&'static str, &'static str),
+    attention: &'static str,
+    qkv: Qkv,
+    output: &'static str,
+    mlp: &'static str,
+    gate_up: GateUp,
+    down: &'static str,
+}
+
+const LLAMA_NAMES: Names = Names {
+    embedding: "embed_tokens",
+    norms: ("input_layernorm", "post_attention_layernorm"),
+    attention: "self_attn",
+    qkv: Qkv::Apart("q_proj", "k_proj", "v_proj"),
+    output: "o_proj",
+    mlp: "mlp",
+    gate_up: GateUp::Apart("gate_proj", "up_proj"),
+    down: "down_proj",
+};
+
+/// `LlamaConfig` of transformers.
+const LLAMA: Family = Family {
+    model_type: "llama",
+    hidden: 4096,
+    intermediate: 11008,
+    layers: 32,
+    heads: 32,
+    kv_heads: None,
+    eps: 1e-6,
+    theta: 10_000.0,
+    positions: 2048,
+    window: None,
+    vocabulary: 32_000,
+    qkv_bias: Bias::No,
+    names: LLAMA_NAMES,
+};
+
+/// Each with the defaults of its configuration class.
+const FAMILIES: [Family; 6] = [
+    LLAMA,
+    Family {
+        model_type: "mistral",
+        intermediate: 14_336,
+        kv_heads: Some(8),
+        positions: 131_072,
+        window: Some(4096),
+        ..LLAMA
+    },
+    Family {
+        model_type: "qwen2",
+        intermediate: 22_016,
+        kv_heads: Some(32),
+        positions: 32_768,
+        vocabulary: 151_936,
+        qkv_bias: Bias::Yes,
+        ..LLAMA
+    },
+    Family {
+        model_type: "phi3",
+        hidden: 3072,
+        intermediate: 8192,
+        eps: 1e-5,
+        positions: 4096,
+        vocabulary: 32_064,
+        names: Names { qkv: Qkv::Packed("qkv_proj"), gate_up: GateUp::Packed("gate_up_proj"), ..LLAMA_NAMES },
+        ..LLAMA
+    },
+    Family {
+        model_type: "internlm2",
+        vocabulary: 103_168,
+        names: Names {
+            embedding: "tok_embeddings",
+            norms: ("attention_norm", "ffn_norm"),
+            attention: "attention",
+            qkv: Qkv::Grouped("wqkv"),
+            output: "wo",
+            mlp: "feed_forward",
+            gate_up: GateUp::Apart("w1", "w3"),
+            down: "w2",
+        },
+        ..LLAMA
+    },
+    Family {
+        model_type: "mllama_text_model",
+        intermediate: 14_336,
+        layers: 40,
+        kv_heads: Some(8),
+        eps: 1e-5,
+        theta: 500_000.0,
+        positions: 131_072,
+        vocabulary: 128_256,
+        ..LLAMA
+    },
+];
 
 /// Sizes and constants of a decoder.
 #[derive(Debug, Clone)]
@@ -65,41 +187,50 @@ pub struct DecoderConfig {
     pub layers: usize,
     /// Epsilon of the norms.
     pub eps: f64,
-    /// Base of the rotary angles.
-    pub rope_theta: f64,
+    /// How positions are told.
+    pub rope: RopeConfig,
     /// Positions that the model was trained for.
     pub positions: usize,
+    /// Rows that a row sees at most, itself included.
+    pub window: Option<usize>,
     /// Rows of the embedding and of the output, padding included.
     pub vocabulary: usize,
     /// Whether the output layer is the embedding, where the file has none.
     pub tied: bool,
-    activation: Activation,
+    /// Of the feed-forward part.
+    pub activation: Activation,
+    qkv_bias: Bias,
+    names: Names,
 }
 
 impl TextConfig {
-    /// The decoder of Llama and Vicuna, with `LlamaConfig`'s defaults.
+    /// The decoder that is described, with the defaults of its family: `family` where the file names none.
     ///
     /// # Errors
     /// When the configuration asks for something this decoder does not do.
-    pub fn llama(&self) -> Result<DecoderConfig, LoadError> {
-        let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        match rope.and_then(|rope| rope.rope_type.as_deref().or(rope.kind.as_deref())) {
-            None | Some("default") => {}
-            Some(other) => {
-                return Err(LoadError::unsupported("text_config rope type", other, "default"));
-            }
-        }
-        for (key, value) in [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)] {
+    pub fn decoder(&self, family: &str) -> Result<DecoderConfig, LoadError> {
+        let family = self.model_type.as_deref().unwrap_or(family);
+        let Some(family) = FAMILIES.iter().find(|known| known.model_type == family) else {
+            let known = FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
+            return Err(LoadError::unsupported("text_config model_type", family, &known));
+        };
+        let flags =
+            [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias), ("bias", self.bias)];
+        for (key, value) in flags {
             if value == Some(true) {
                 return Err(LoadError::unsupported(&format!("text_config {key}"), "true", "false"));
             }
         }
-        let hidden = self.hidden_size.unwrap_or(4096);
-        let heads = self.num_attention_heads.unwrap_or(32);
+        if let Some(factor) = self.partial_rotary_factor.filter(|&factor| factor != 1.0) {
+            let value = factor.to_string();
+            return Err(LoadError::unsupported("text_config partial_rotary_factor", &value, "1"));
+        }
+        let hidden = self.hidden_size.unwrap_or(family.hidden);
+        let heads = self.num_attention_heads.unwrap_or(family.heads);
         let attention = AttentionShape {
             hidden,
             heads,
-            kv_heads: self.num_key_value_heads.unwrap_or(heads),
+            kv_heads: self.num_key_value_heads.or(family.kv_heads).unwrap_or(heads),
             head_dim: self.head_dim.unwrap_or(hidden / heads.max(1)),
         };
         let divides = attention.kv_heads > 0 && heads > 0 && heads.is_multiple_of(attention.kv_heads);
@@ -109,20 +240,43 @@ impl TextConfig {
                 supported: "kv heads that divide the heads, and an even head size".into(),
             });
         }
+        let positions = self.max_position_embeddings.unwrap_or(family.positions);
+        let parameters = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let theta = parameters.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(family.theta);
+        let lengths = (self.original_max_position_embeddings, positions);
         Ok(DecoderConfig {
             attention,
-            intermediate: self.intermediate_size.unwrap_or(11008),
-            layers: self.num_hidden_layers.unwrap_or(32),
-            eps: self.rms_norm_eps.unwrap_or(1e-6),
-            rope_theta: rope.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0),
-            positions: self.max_position_embeddings.unwrap_or(2048),
-            vocabulary: self.vocab_size.unwrap_or(32_000),
+            intermediate: self.intermediate_size.unwrap_or(family.intermediate),
+            layers: self.num_hidden_layers.unwrap_or(family.layers),
+            eps: self.rms_norm_eps.unwrap_or(family.eps),
+            rope: RopeConfig::new(attention.head_dim, theta, parameters, lengths)?,
+            positions,
+            window: self.window(family, positions)?,
+            vocabulary: self.vocab_size.unwrap_or(family.vocabulary),
             tied: self.tie_word_embeddings.unwrap_or(false),
             activation: Activation::parse(
                 "text_config hidden_act",
                 self.hidden_act.as_deref().unwrap_or("silu"),
             )?,
+            qkv_bias: family.qkv_bias,
+            names: family.names,
         })
+    }
+
+    fn window(&self, family: &Family, positions: usize) -> Result<Option<usize>, LoadError> {
+        let window = match self.use_sliding_window {
+            Some(false) => None,
+            None if family.model_type == "qwen2" => None,
+            Some(true) if family.model_type == "qwen2" => {
+                return Err(LoadError::unsupported("text_config use_sliding_window", "true", "false"));
+            }
+            _ => self.sliding_window.unwrap_or(family.window),
+        };
+        if window == Some(0) {
+            return Err(LoadError::unsupported("text_config sliding_window", "0", "null, or 1 and more"));
+        }
+        // One that shows everything is none.
+        Ok(window.filter(|&window| window < positions))
     }
 }
 
@@ -135,42 +289,34 @@ impl DecoderConfig {
             head_dim: self.attention.head_dim,
         }
     }
+
+    /// How its rows are numbered.
+    pub fn numbering(&self) -> Positions {
+        Positions { planes: self.rope.has_planes(), long: self.rope.long() }
+    }
 }
 
 /// Embedding, layers, final norm and output.
 #[derive(Debug)]
 pub struct Decoder {
-    embedding: Tensor,
-    layers: Vec<Layer>,
-    norm: RmsNorm,
-    output: Linear,
+    ends: Ends,
+    blocks: Vec<Block>,
     rope: Rope,
 }
 
 impl Decoder {
-    /// Loads `embed_tokens`, `layers.N` and `norm` below `model`, and the output layer `lm_head`.
+    /// Loads the embedding, `layers.N` and `norm` below `model`, and the output layer `lm_head`.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
     pub fn load(config: &DecoderConfig, model: &VarBuilder<'_>, lm_head: &VarBuilder<'_>) -> Result<Self> {
-        let hidden = config.attention.hidden;
-        let embedding = model.get((config.vocabulary, hidden), "embed_tokens.weight")?;
-        let output = if config.tied && !lm_head.contains_tensor("weight") {
-            Linear::of(embedding.clone(), None)
-        } else {
-            Linear::load(hidden, config.vocabulary, Bias::No, lm_head)?
-        };
-        let layers = (0..config.layers)
-            .into_par_iter()
-            .map(|index| Layer::load(config, &model.pp("layers").pp(index)))
-            .collect::<Result<_>>()?;
-        let head_dim = config.attention.head_dim;
         Ok(Self {
-            rope: Rope::new(head_dim, config.rope_theta, config.positions, model.dtype(), model.device())?,
-            embedding,
-            layers,
-            norm: RmsNorm::load(hidden, config.eps, &model.pp("norm"))?,
-            output,
+            rope: Rope::new(&config.rope, model.dtype(), model.device())?,
+            ends: Ends::load(config, config.vocabulary, model, lm_head)?,
+            blocks: (0..config.layers)
+                .into_par_iter()
+                .map(|index| Block::load(config, &model.pp("layers").pp(index)))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -179,41 +325,109 @@ impl Decoder {
     /// # Errors
     /// When the batch does not fit the cache.
     pub fn forward(&self, batch: &Batch, cache: &KvCache) -> Result<Tensor> {
-        let mut x = self.embedding.index_select(&batch.tokens, 0)?;
+        let mut x = self.ends.embed(batch)?;
+        let rotation = self.rope.at(batch)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, &rotation, batch, cache.layer(index))?;
+        }
+        self.ends.logits(&x, batch)
+    }
+}
+
+/// What is in front of the layers and behind them.
+#[derive(Debug)]
+pub struct Ends {
+    embedding: Tensor,
+    norm: RmsNorm,
+    output: Linear,
+}
+
+impl Ends {
+    /// Loads the embedding of `ids` rows and `norm` below `model`, and the output layer `lm_head`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(
+        config: &DecoderConfig,
+        ids: usize,
+        model: &VarBuilder<'_>,
+        lm_head: &VarBuilder<'_>,
+    ) -> Result<Self> {
+        let hidden = config.attention.hidden;
+        let embedding = model.pp(config.names.embedding).get((ids, hidden), "weight")?;
+        let output = if config.tied && !lm_head.contains_tensor("weight") {
+            Linear::of(embedding.narrow(0, 0, config.vocabulary)?, None)
+        } else {
+            Linear::load(hidden, config.vocabulary, Bias::No, lm_head)?
+        };
+        Ok(Self { embedding, norm: RmsNorm::load(hidden, config.eps, &model.pp("norm"))?, output })
+    }
+
+    /// The batch's rows `[rows, hidden]`, those of media included.
+    ///
+    /// # Errors
+    /// When an id has no row.
+    pub fn embed(&self, batch: &Batch) -> Result<Tensor> {
+        let x = self.embedding.index_select(&batch.tokens, 0)?;
         for insert in &batch.inserts {
             x.slice_set(&insert.rows.to_dtype(x.dtype())?.contiguous()?, 0, insert.at)?;
         }
-        let rotation = self.rope.at(&batch.positions)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let attended = layer.attention.causal(
-                &layer.input_norm.forward(&x)?,
-                Some(&rotation),
-                batch,
-                cache.layer(index),
-            )?;
-            x = (x + attended)?;
-            x = (&x + layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?)?;
-        }
+        Ok(x)
+    }
+
+    /// Logits `[wanted, vocabulary]` of the rows that the batch wants.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn logits(&self, x: &Tensor, batch: &Batch) -> Result<Tensor> {
         self.output.forward(&self.norm.forward(&x.index_select(&batch.last, 0)?)?)
     }
 }
 
+/// A layer: attention to the text so far, then the feed-forward part.
 #[derive(Debug)]
-struct Layer {
+pub struct Block {
     input_norm: RmsNorm,
     attention: SelfAttention,
     mlp_norm: RmsNorm,
     mlp: GatedMlp,
 }
 
-impl Layer {
-    fn load(config: &DecoderConfig, vb: &VarBuilder<'_>) -> Result<Self> {
-        let hidden = config.attention.hidden;
+impl Block {
+    /// Loads what is below `vb`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load(config: &DecoderConfig, vb: &VarBuilder<'_>) -> Result<Self> {
+        let (shape, names) = (config.attention, config.names);
+        let biases = Biases { qkv: [config.qkv_bias; 3], ..Biases::NONE };
+        let attention = vb.pp(names.attention);
         Ok(Self {
-            input_norm: RmsNorm::load(hidden, config.eps, &vb.pp("input_layernorm"))?,
-            attention: SelfAttention::load(config.attention, Biases::NONE, "o_proj", &vb.pp("self_attn"))?,
-            mlp_norm: RmsNorm::load(hidden, config.eps, &vb.pp("post_attention_layernorm"))?,
-            mlp: GatedMlp::load(hidden, config.intermediate, config.activation, &vb.pp("mlp"))?,
+            input_norm: RmsNorm::load(shape.hidden, config.eps, &vb.pp(names.norms.0))?,
+            attention: SelfAttention::load_named(shape, biases, names.qkv, names.output, &attention)?
+                .within(config.window),
+            mlp_norm: RmsNorm::load(shape.hidden, config.eps, &vb.pp(names.norms.1))?,
+            mlp: GatedMlp::load(
+                (shape.hidden, config.intermediate),
+                (names.gate_up, names.down, Bias::No),
+                config.activation,
+                &vb.pp(names.mlp),
+            )?,
         })
+    }
+
+    /// `x`: `[rows, hidden]`; writes the cache.
+    ///
+    /// # Errors
+    /// When the batch does not fit the cache.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        batch: &Batch,
+        cache: &LayerCache,
+    ) -> Result<Tensor> {
+        let x = (x + self.attention.causal(&self.input_norm.forward(x)?, Some(rotation), batch, cache)?)?;
+        &x + self.mlp.forward(&self.mlp_norm.forward(&x)?)?
     }
 }

@@ -1,7 +1,8 @@
 //! From decoded pixels to encoder input, as the checkpoint's image processor describes it.
 
 use candle_core::Tensor;
-use percept_kernels::{Canvas, Filter, Region, Resize, normalise, resize};
+pub use percept_kernels::Filter;
+use percept_kernels::{Canvas, Region, Resize, normalise, resize};
 use serde::{Deserialize, Deserializer};
 
 use crate::{LoadError, Result};
@@ -59,15 +60,122 @@ enum Size {
 const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
+impl ImageProcessorConfig {
+    /// How pictures are resampled; `default` where the file does not say.
+    ///
+    /// # Errors
+    /// When it is in a way that is not done here.
+    pub fn filter(&self, default: Filter) -> Result<Filter, LoadError> {
+        if !self.do_resize {
+            return Err(LoadError::unsupported("image processor do_resize", "false", "true"));
+        }
+        match self.resample {
+            None => Ok(default),
+            Some(1) => Ok(Filter::Lanczos),
+            Some(2) => Ok(Filter::Bilinear),
+            Some(3) => Ok(Filter::Bicubic),
+            Some(other) => {
+                let supported = "1 (Lanczos), 2 (bilinear), 3 (bicubic)";
+                Err(LoadError::unsupported("image processor resample", &other.to_string(), supported))
+            }
+        }
+    }
+
+    /// How levels become numbers.
+    pub fn levels(&self) -> Levels {
+        let (mean, std) = if self.do_normalize {
+            let mean = self.image_mean.unwrap_or(CLIP_MEAN).map(|mean| mean as f32);
+            (mean, self.image_std.unwrap_or(CLIP_STD).map(|std| std as f32))
+        } else {
+            ([0.0; 3], [1.0; 3])
+        };
+        let scale = if self.do_rescale { self.rescale_factor.unwrap_or(1.0 / 255.0) } else { 1.0 };
+        Levels { scale, mean, std }
+    }
+
+    /// The side of the square that pictures are brought to, where there is one.
+    pub fn side(&self) -> Option<usize> {
+        let size = if self.do_center_crop { self.crop_size.or(self.size) } else { self.size };
+        match size? {
+            Size::Exact { height, width } if height == width => Some(height),
+            Size::Side(side) | Size::ShortestEdge { shortest_edge: side } => Some(side),
+            Size::Exact { .. } => None,
+        }
+    }
+}
+
+/// How levels of 0 to 255 become numbers: `(level · scale - mean) / std`.
+#[derive(Debug, Clone, Copy)]
+pub struct Levels {
+    scale: f64,
+    mean: [f32; 3],
+    std: [f32; 3],
+}
+
+impl Levels {
+    /// u8 `[height, width, 3]` to f32 `[3, height, width]`.
+    ///
+    /// # Errors
+    /// When `picture` is none.
+    pub fn numbers(&self, picture: &Tensor) -> Result<Tensor> {
+        normalise(picture, self.scale, self.mean, self.std)
+    }
+}
+
+/// A picture resized to `width` × `height`, whatever its shape: u8 `[h, w, 3]` to u8 `[height, width, 3]`.
+///
+/// # Errors
+/// When `picture` is none.
+pub fn stretch(picture: &Tensor, width: usize, height: usize, filter: Filter) -> Result<Tensor> {
+    let (rows, columns, _) = picture.dims3()?;
+    let canvas = Canvas { width: columns, height: rows, left: 0, top: 0, fill: [0; 3] };
+    resize(
+        picture,
+        Resize { canvas, width, height, region: Region { left: 0, top: 0, width, height }, filter },
+    )
+}
+
+/// A picture on a larger area of one level: u8 `[h, w, 3]` to u8 `[height, width, 3]`.
+///
+/// # Errors
+/// When it does not fit there.
+pub fn place(
+    picture: &Tensor,
+    (width, height): (usize, usize),
+    (left, top): (usize, usize),
+    level: u8,
+) -> Result<Tensor> {
+    let (rows, columns, _) = picture.dims3()?;
+    if left + columns > width || top + rows > height {
+        candle_core::bail!("{columns} × {rows} pixels at {left}, {top} do not fit {width} × {height}")
+    }
+    let area = |rows: usize, columns: usize| Tensor::full(level, (rows, columns, 3), picture.device());
+    let (right, bottom) = (width - left - columns, height - top - rows);
+    let wide = Tensor::cat(&[&area(rows, left)?, picture, &area(rows, right)?], 1)?;
+    Tensor::cat(&[&area(top, width)?, &wide, &area(bottom, width)?], 0)
+}
+
+/// Squares of `side` pixels, row by row: `[3, height, width]` to `[tiles, 3, side, side]`.
+///
+/// # Errors
+/// When the size is no multiple of the side.
+pub fn tiles(pixels: &Tensor, side: usize) -> Result<Tensor> {
+    let (channels, height, width) = pixels.dims3()?;
+    pixels.reshape((channels, height / side, side, width / side, side))?.permute((1, 3, 0, 2, 4))?.reshape((
+        height / side * (width / side),
+        channels,
+        side,
+        side,
+    ))
+}
+
 /// The processor of a tower that sees one square picture.
 #[derive(Debug, Clone)]
 pub struct SquareProcessor {
     side: usize,
     fit: Fit,
     filter: Filter,
-    scale: f64,
-    mean: [f32; 3],
-    std: [f32; 3],
+    levels: Levels,
     fill: [u8; 3],
 }
 
@@ -83,9 +191,7 @@ impl SquareProcessor {
                 supported: supported.into(),
             })
         };
-        if !config.do_resize {
-            return unsupported("do_resize false", "true");
-        }
+        let filter = config.filter(Filter::Bicubic)?;
         let is_side = |size: Size| match size {
             Size::ShortestEdge { shortest_edge } => shortest_edge == side,
             Size::Exact { height, width } => (height, width) == (side, side),
@@ -106,33 +212,17 @@ impl SquareProcessor {
                 "a centre crop, or height and width",
             );
         }
-        let filter = match config.resample.unwrap_or(3) {
-            1 => Filter::Lanczos,
-            2 => Filter::Bilinear,
-            3 => Filter::Bicubic,
-            other => {
-                return unsupported(&format!("resample {other}"), "1 (Lanczos), 2 (bilinear), 3 (bicubic)");
-            }
-        };
         let own = match (config.do_pad, square) {
             (true, _) => Fit::Pad,
             (false, true) => Fit::Stretch,
             (false, false) => Fit::Crop,
         };
-        let image_mean = config.image_mean.unwrap_or(CLIP_MEAN);
-        let (mean, std) = if config.do_normalize {
-            (image_mean.map(|mean| mean as f32), config.image_std.unwrap_or(CLIP_STD).map(|std| std as f32))
-        } else {
-            ([0.0; 3], [1.0; 3])
-        };
         Ok(Self {
             side,
             fit: fit.unwrap_or(own),
             filter,
-            scale: if config.do_rescale { config.rescale_factor.unwrap_or(1.0 / 255.0) } else { 1.0 },
-            mean,
-            std,
-            fill: image_mean.map(|mean| (255.0 * mean) as u8),
+            levels: config.levels(),
+            fill: config.image_mean.unwrap_or(CLIP_MEAN).map(|mean| (255.0 * mean) as u8),
         })
     }
 
@@ -150,7 +240,7 @@ impl SquareProcessor {
     /// # Errors
     /// When `square` is not a picture.
     pub fn normalise(&self, square: &Tensor) -> Result<Tensor> {
-        normalise(square, self.scale, self.mean, self.std)?.unsqueeze(0)
+        self.levels.numbers(square)?.unsqueeze(0)
     }
 
     /// Encoder input: u8 `[height, width, 3]` to f32 `[1, 3, side, side]`.
@@ -191,4 +281,13 @@ impl SquareProcessor {
             }
         }
     }
+}
+
+/// Rows of `all` in this order.
+///
+/// # Errors
+/// When there is no such row.
+pub fn gather(all: &Tensor, order: Vec<u32>) -> Result<Tensor> {
+    let count = order.len();
+    all.index_select(&Tensor::from_vec(order, count, all.device())?, 0)
 }

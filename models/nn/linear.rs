@@ -1,6 +1,6 @@
 //! A linear layer, also as several that share their input and were stored apart.
 
-use candle_core::{IndexOp as _, Tensor};
+use candle_core::{DType, IndexOp as _, Tensor};
 use candle_nn::VarBuilder;
 use percept_kernels::linear;
 
@@ -61,6 +61,11 @@ impl Linear {
     /// embedding.
     pub fn of(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
+    }
+
+    /// The type of its numbers.
+    pub fn dtype(&self) -> DType {
+        self.weight.dtype()
     }
 
     /// `x`: `[rows, input]`; returns `[rows, output]`. A row's result does not depend on the other rows, to the bit.

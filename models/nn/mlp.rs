@@ -13,6 +13,8 @@ pub enum Activation {
     Silu,
     /// `x · Φ(x)`, exact.
     Gelu,
+    /// `x · Φ(x)` by the usual tanh approximation.
+    GeluTanh,
     /// `x · sigmoid(1.702 x)`.
     QuickGelu,
 }
@@ -26,10 +28,11 @@ impl Activation {
         match name {
             "silu" => Ok(Self::Silu),
             "gelu" => Ok(Self::Gelu),
+            "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
             "quick_gelu" => Ok(Self::QuickGelu),
             _ => Err(LoadError::Unsupported {
                 what: format!("{key} `{name}`"),
-                supported: "silu, gelu and quick_gelu".into(),
+                supported: "silu, gelu, gelu_pytorch_tanh and quick_gelu".into(),
             }),
         }
     }
@@ -43,9 +46,19 @@ impl Activation {
             Self::Silu => x.silu(),
             // candle's `gelu` is the tanh approximation.
             Self::Gelu => x.gelu_erf(),
+            Self::GeluTanh => x.gelu(),
             Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
         }
     }
+}
+
+/// How the layers in front of the product are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum GateUp {
+    /// Two layers of these names.
+    Apart(&'static str, &'static str),
+    /// One layer, the gate first.
+    Packed(&'static str),
 }
 
 /// `down(act(gate(x)) · up(x))`, gate and up multiplied at once.
@@ -58,21 +71,21 @@ pub struct GatedMlp {
 }
 
 impl GatedMlp {
-    /// Loads `gate_proj`, `up_proj` and `down_proj`.
+    /// Loads layers from `hidden` to `width` and back, by their names and whether they have biases.
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn load(hidden: usize, width: usize, activation: Activation, vb: &VarBuilder<'_>) -> Result<Self> {
-        Ok(Self {
-            gate_up: Linear::fused(
-                hidden,
-                &[("gate_proj", width, Bias::No), ("up_proj", width, Bias::No)],
-                vb,
-            )?,
-            down: Linear::load(width, hidden, Bias::No, &vb.pp("down_proj"))?,
-            activation,
-            width,
-        })
+    pub fn load(
+        (hidden, width): (usize, usize),
+        (gate_up, down, bias): (GateUp, &str, Bias),
+        activation: Activation,
+        vb: &VarBuilder<'_>,
+    ) -> Result<Self> {
+        let gate_up = match gate_up {
+            GateUp::Apart(gate, up) => Linear::fused(hidden, &[(gate, width, bias), (up, width, bias)], vb)?,
+            GateUp::Packed(name) => Linear::load(hidden, 2 * width, bias, &vb.pp(name))?,
+        };
+        Ok(Self { gate_up, down: Linear::load(width, hidden, bias, &vb.pp(down))?, activation, width })
     }
 
     /// `x`: `[rows, hidden]`.

@@ -8,5 +8,8 @@ pub mod linear;
 pub mod mel;
 pub mod mlp;
 pub mod norm;
+pub mod patches;
+pub mod projected;
 pub mod rope;
 pub mod sample;
+pub mod vit;

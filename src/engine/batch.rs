@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
-use percept_models::{Batch, Insert, Pages, Paging, Ragged};
+use percept_models::{Batch, Insert, Pages, Paging, Positions, Ragged};
 
 use super::{
     pages::Page,
@@ -18,6 +18,8 @@ pub(super) struct Batcher {
     pub(super) page_size: usize,
     /// The id whose rows come from the encoder, for networks that take them into the text.
     pub(super) placeholder: Option<u32>,
+    /// How rows are numbered.
+    pub(super) positions: Positions,
 }
 
 impl Batcher {
@@ -34,7 +36,8 @@ impl Batcher {
         extra: impl Fn(SeqId) -> Range<usize>,
     ) -> Result<Batch> {
         let mut tokens = Vec::new();
-        let mut positions = Vec::new();
+        let mut positions = [const { Vec::new() }; 3];
+        let mut long = Vec::new();
         let mut slots = Vec::new();
         let mut lengths = Vec::with_capacity(parts.len());
         let mut visible = Vec::with_capacity(parts.len());
@@ -49,7 +52,12 @@ impl Batcher {
             let first = tokens.len();
             self.insert(sequence, first, rows, &encoded, &mut inserts)?;
             tokens.extend_from_slice(&sequence.tokens[new.clone()]);
-            positions.extend(new.clone().map(|row| row as u32));
+            for row in new.clone() {
+                for (positions, position) in positions.iter_mut().zip(sequence.position(row)) {
+                    positions.push(position as u32);
+                }
+                long.push(u32::from(sequence.long));
+            }
             slots.extend(new.clone().map(|row| self.slot(&sequence.pages, row)));
             lengths.push(rows);
             visible.push(new.end as u32);
@@ -76,7 +84,8 @@ impl Batcher {
             text: Paging { slots: self.upload(slots)?, pages: self.pages(&tables, visible)? },
             memory,
             tokens: self.upload(tokens)?,
-            positions: self.upload(positions)?,
+            positions: self.positions(positions)?,
+            long: self.positions.long.map(|_| self.upload(long)).transpose()?,
             inserts,
             last: self.upload(last)?,
         })
@@ -100,6 +109,15 @@ impl Batcher {
         }
         let table = Tensor::from_vec(table, (tables.len(), widest), &self.device)?;
         Ok(Pages { table, lengths: self.upload(lengths)? })
+    }
+
+    fn positions(&self, positions: [Vec<u32>; 3]) -> Result<Tensor> {
+        let rows = positions[0].len();
+        if self.positions.planes {
+            return Tensor::from_vec(positions.concat(), (3, rows), &self.device);
+        }
+        let [positions, ..] = positions;
+        self.upload(positions)
     }
 
     fn upload(&self, list: Vec<u32>) -> Result<Tensor> {

@@ -22,7 +22,7 @@ use std::{
 
 use candle_core::Tensor;
 use percept_models::{
-    KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Ragged, Task,
+    Features, Footprint, KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Task,
     nn::sample::{Drawn, probabilities},
 };
 use tokio::sync::{
@@ -153,11 +153,11 @@ struct ClientMedia {
 }
 
 /// A medium that is ready to be encoded.
-struct Features {
+struct Fresh {
     key: Key,
     /// Rows that it will have.
     rows: usize,
-    tensor: Tensor,
+    features: Features,
 }
 
 impl Engine {
@@ -177,7 +177,12 @@ impl Engine {
             model,
             preprocess,
             cache,
-            batcher: Batcher { device, page_size: config.page_size, placeholder: task.placeholder() },
+            batcher: Batcher {
+                device,
+                page_size: config.page_size,
+                placeholder: task.placeholder(),
+                positions: task.positions(),
+            },
             scheduler: Scheduler::new(config.limits, config.pages, config.page_size),
             sampler: Sampler::new(config.vocabulary),
             encoded: EncoderCache::new(config.limits.encoded, config.limits.spare),
@@ -251,7 +256,12 @@ impl Engine {
         place: Option<OwnedSemaphorePermit>,
     ) {
         let spans = request.prompt.spans.into_iter().zip(&request.media);
-        let spans = spans.map(|(rows, medium)| Span { rows, key: medium.key }).collect();
+        let span = |(span, medium): (request::Span, &Media)| Span {
+            rows: span.rows,
+            grid: span.grid,
+            key: medium.key,
+        };
+        let spans = spans.map(span).collect();
         let tokens = request.prompt.tokens;
         let most = tokens.len() + request.limits.tokens;
         let memory = request.memory.map(|medium| (medium.key, medium.source));
@@ -260,6 +270,7 @@ impl Engine {
             _ => (None, None),
         };
         let mut sequence = Sequence::new(id, tokens, spans, most, request.limits.stops).attending(memory);
+        sequence.long_behind = self.batcher.positions.long;
         match request.readout {
             Readout::Answer => {}
             // That row is computed here, or its logits would not be seen.
@@ -476,7 +487,7 @@ impl Engine {
 
     /// Encodes the plan's media. Sequences whose media cannot be encoded leave the plan.
     fn encode(&mut self, plan: &mut Plan) -> Vec<(SeqId, Event)> {
-        let mut fresh: Vec<Features> = Vec::new();
+        let mut all: Vec<Fresh> = Vec::new();
         for &(id, index) in &plan.encode {
             let Some(medium) = self.clients.get_mut(&id).map(|client| &mut client.media[index]) else {
                 continue;
@@ -484,15 +495,15 @@ impl Engine {
             let (key, pixels) = (medium.key, medium.pixels.take());
             // Two requests may have brought the same picture. Held from here on, it is not thrown out for another.
             medium.encoded = self.encoded.get(&key);
-            if medium.encoded.is_some() || fresh.iter().any(|features| features.key == key) {
+            if medium.encoded.is_some() || all.iter().any(|fresh| fresh.key == key) {
                 continue;
             }
             match guarded(|| self.features(id, index, pixels)) {
-                Ok(features) => fresh.push(features),
+                Ok(fresh) => all.push(fresh),
                 Err(error) => error!(sequence = id.0, %error, "a medium could not be prepared"),
             }
         }
-        self.encode_features(&fresh);
+        self.encode_all(&all);
         let mut lost = BTreeSet::new();
         for &(id, index) in &plan.encode {
             let Some(medium) = self.clients.get_mut(&id).map(|client| &mut client.media[index]) else {
@@ -512,7 +523,7 @@ impl Engine {
     }
 
     /// Uploads and prepares a medium.
-    fn features(&self, id: SeqId, index: usize, pixels: Option<Picture>) -> candle_core::Result<Features> {
+    fn features(&self, id: SeqId, index: usize, pixels: Option<Picture>) -> candle_core::Result<Fresh> {
         let (Some(pixels), Some(sequence)) = (pixels, self.scheduler.sequence(id)) else {
             candle_core::bail!("it has neither pixels nor rows")
         };
@@ -521,7 +532,12 @@ impl Engine {
         let rows = tokens.iter().filter(|&&token| Some(token) == self.batcher.placeholder).count();
         let Picture { width, height, rgb, .. } = pixels;
         let pixels = Tensor::from_vec(rgb, (height, width, 3), &self.batcher.device)?;
-        Ok(Features { key: span.key, rows, tensor: self.preprocess.run(Medium::Picture(&pixels))? })
+        let tensor = self.preprocess.run(Medium::Picture(&pixels))?;
+        Ok(Fresh {
+            key: span.key,
+            rows,
+            features: Features { tensor, size: MediaSize::Image { width, height } },
+        })
     }
 
     /// Encodes the plan's memories and writes them to their pages, all at once or, when that fails, one by one.
@@ -542,8 +558,7 @@ impl Engine {
     fn try_remember(&mut self, ids: &[SeqId]) -> bool {
         let written = guarded(|| {
             let features = ids.iter().map(|id| self.heard(*id)).collect::<Result<Vec<_>, _>>()?;
-            let rows = Ragged::new(&vec![1; features.len()], &self.batcher.device)?;
-            let encoded = self.model.encode(&Tensor::cat(&features, 0)?, &rows)?;
+            let encoded = self.model.encode(&features)?;
             let memories = ids.iter().filter_map(|id| self.scheduler.sequence(*id)?.memory.as_ref());
             let slots = self.batcher.memory_slots(memories)?;
             self.model.remember(&encoded, &slots, &self.cache)
@@ -556,36 +571,34 @@ impl Engine {
     }
 
     /// Uploads and prepares what a sequence hears.
-    fn heard(&self, id: SeqId) -> candle_core::Result<Tensor> {
+    fn heard(&self, id: SeqId) -> candle_core::Result<Features> {
         let Some(sound) = self.clients.get(&id).and_then(|client| client.sound.as_ref()) else {
             candle_core::bail!("there is nothing to hear")
         };
         let samples = Tensor::from_slice(&sound.samples, sound.samples.len(), &self.batcher.device)?;
         let (frames, peak) = (sound.frames.clone(), sound.peak);
-        self.preprocess.run(Medium::Sound { samples: &samples, frames, peak })
+        let tensor = self.preprocess.run(Medium::Sound { samples: &samples, frames, peak })?;
+        Ok(Features { tensor, size: MediaSize::Sound })
     }
 
     /// Encodes media into the cache, all at once or, when that fails, one by one.
-    fn encode_features(&mut self, all: &[Features]) {
+    fn encode_all(&mut self, all: &[Fresh]) {
         if all.is_empty() {
             return;
         }
         let encoded = guarded(|| {
-            let tensors: Vec<&Tensor> = all.iter().map(|features| &features.tensor).collect();
-            let lengths = tensors.iter().map(|tensor| tensor.dim(0)).collect::<Result<Vec<_>, _>>()?;
-            let ragged = Ragged::new(&lengths, &self.batcher.device)?;
-            self.model.encode(&Tensor::cat(&tensors, 0)?, &ragged)
+            self.model.encode(&all.iter().map(|fresh| fresh.features.clone()).collect::<Vec<_>>())
         });
         let cached = encoded.and_then(|rows| {
-            let expected: usize = all.iter().map(|features| features.rows).sum();
+            let expected: usize = all.iter().map(|fresh| fresh.rows).sum();
             if rows.dim(0)? != expected {
                 candle_core::bail!("{:?} rows were encoded, the prompt has {expected}", rows.shape())
             }
             let mut first = 0;
-            for features in all {
+            for fresh in all {
                 // A copy, so that one medium in the cache does not keep the memory of all.
-                self.encoded.insert(features.key, rows.narrow(0, first, features.rows)?.copy()?);
-                first += features.rows;
+                self.encoded.insert(fresh.key, rows.narrow(0, first, fresh.rows)?.copy()?);
+                first += fresh.rows;
             }
             Ok(())
         });
@@ -593,7 +606,7 @@ impl Engine {
         error!(media = all.len(), %error, "encoding failed");
         if all.len() > 1 {
             for single in all.chunks(1) {
-                self.encode_features(single);
+                self.encode_all(single);
             }
         }
     }
@@ -673,13 +686,14 @@ impl Engine {
     /// A prompt of a picture, where it has room.
     fn gray_picture(&self, room: usize) -> (Prompt, Vec<Media>) {
         const SIDE: usize = 32;
-        let tokens = self.preprocess.footprint(MediaSize::Image { width: SIDE, height: SIDE }).tokens;
+        let footprint = self.preprocess.footprint(MediaSize::Image { width: SIDE, height: SIDE });
+        let Footprint { tokens, grid, .. } = footprint;
         if tokens.len() > room {
             return (Prompt { tokens: Vec::new(), spans: Vec::new() }, Vec::new());
         }
         let gray = Picture::new(SIDE, SIDE, vec![128; SIDE * SIDE * 3]);
         let media = Media { key: Key::of(b"warm-up"), source: Source::Pixels(gray) };
-        (Prompt { spans: std::iter::once(0..tokens.len()).collect(), tokens }, vec![media])
+        (Prompt { spans: vec![request::Span { rows: 0..tokens.len(), grid }], tokens }, vec![media])
     }
 }
 

@@ -98,8 +98,10 @@ impl Scheduler {
     }
 
     /// Adds a sequence behind all with smaller names. It must [fit](Self::fits), and its name be its own.
-    pub fn submit(&mut self, sequence: Sequence) {
+    pub fn submit(&mut self, mut sequence: Sequence) {
         debug_assert!(self.fits(&sequence));
+        // It has no pages yet.
+        sequence.lengthen();
         debug_assert!(self.names().all(|id| id != sequence.id), "a name is given twice");
         self.wait(sequence);
     }
@@ -173,6 +175,11 @@ impl Scheduler {
     /// Plans a step.
     pub fn schedule(&mut self) -> Plan {
         let preemptions = self.preemptions;
+        for sequence in &mut self.running {
+            for page in sequence.lengthen() {
+                self.pages.release(page);
+            }
+        }
         self.grow();
         if self.preemptions == preemptions {
             self.admit();
@@ -499,7 +506,7 @@ mod tests {
             let mut media = Vec::new();
             if let Some((rows, content)) = self.medium {
                 tokens.resize(rows, 9);
-                media.push(Span { rows: 0..rows, key: Key::of(&[content]) });
+                media.push(Span { rows: 0..rows, grid: None, key: Key::of(&[content]) });
             }
             tokens.extend(&self.prompt);
             let most = tokens.len() + self.answer;

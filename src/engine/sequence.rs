@@ -13,6 +13,8 @@ pub struct SeqId(pub u64);
 pub struct Span {
     /// Positions in the prompt.
     pub rows: Range<usize>,
+    /// See [`percept_models::Footprint::grid`].
+    pub grid: Option<(usize, usize)>,
     /// Of the medium's content.
     pub key: Key,
 }
@@ -68,6 +70,10 @@ pub struct Sequence {
     pub reusable: usize,
     /// Whether all rows must be computed in one step.
     pub whole: bool,
+    /// With more rows than this it is long; see [`percept_models::Positions::long`].
+    pub long_behind: Option<usize>,
+    /// Whether its rows are computed as those of a long sequence.
+    pub long: bool,
     /// Most tokens of prompt and answer.
     pub most: usize,
     /// Ids that end the answer.
@@ -93,6 +99,8 @@ impl Sequence {
             memory: None,
             reusable: usize::MAX,
             whole: false,
+            long_behind: None,
+            long: false,
             most,
             stops,
             keys: Vec::new(),
@@ -137,6 +145,38 @@ impl Sequence {
         self.media.iter().map(|span| span.rows.len()).sum()
     }
 
+    /// Where a row is in time, height and width.
+    pub(super) fn position(&self, row: usize) -> [usize; 3] {
+        // How many positions less than rows there are.
+        let mut saved = 0;
+        for span in &self.media {
+            let Some((rows, columns)) = span.grid else { continue };
+            if row < span.rows.start {
+                break;
+            }
+            if row < span.rows.end {
+                let (start, index) = (span.rows.start - saved, row - span.rows.start);
+                return [start, start + index / columns, start + index % columns];
+            }
+            saved += span.rows.len() - rows.max(columns);
+        }
+        [row - saved; 3]
+    }
+
+    /// Becomes long when it has so many rows, and gives up those of its text, which were computed as a short one's.
+    /// Their pages are returned, the last first.
+    pub(super) fn lengthen(&mut self) -> Vec<Page> {
+        if self.long || self.long_behind.is_none_or(|most| self.tokens.len() <= most) {
+            return Vec::new();
+        }
+        self.long = true;
+        (self.computed, self.published) = (0, 0);
+        self.keys.clear();
+        let mut pages = std::mem::take(&mut self.pages);
+        pages.reverse();
+        pages
+    }
+
     /// The key of full page `index`.
     pub(super) fn key(&mut self, index: usize, page_size: usize) -> Key {
         while self.keys.len() <= index {
@@ -145,8 +185,12 @@ impl Sequence {
                 let first = rows.start.max(span.rows.start);
                 (first < rows.end.min(span.rows.end)).then(|| (span.key, first - span.rows.start))
             });
-            // What a row holds depends on the memory as well.
-            let before = self.keys.last().copied().or(self.memory.as_ref().map(|memory| memory.key));
+            // What a row holds depends on the memory as well, and on the length.
+            let before = self.keys.last().copied().or_else(|| {
+                let memory = self.memory.as_ref().map(|memory| memory.key);
+                let long = || Key::chain(memory, &[], std::iter::once((Key::of(b"long"), 0)));
+                if self.long { Some(long()) } else { memory }
+            });
             self.keys.push(Key::chain(before, &self.tokens[rows.clone()], media));
         }
         self.keys[index]

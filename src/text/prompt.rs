@@ -9,7 +9,7 @@ use super::{
     template::{self, ChatTemplate, Message, Part, TemplateError},
     tokenizer::{Tokenizer, TokenizerError},
 };
-use crate::request::Prompt;
+use crate::request::{Prompt, Span};
 
 /// The text side of a model: tokenizer, template and what ends an answer.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct TextModel {
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
     placeholder: u32,
+    /// The text of the placeholder, where what is between placeholders is encoded each by itself.
+    divider: Option<String>,
     stops: Arc<[u32]>,
     defaults: Defaults,
 }
@@ -116,12 +118,16 @@ impl TextModel {
         let source = match template {
             Some(file) => fs::read_to_string(file)
                 .map_err(|error| TextError::TemplateFile { file: file.display().to_string(), error })?,
-            None => template::find(checkpoint)?.ok_or_else(|| TemplateError::Missing {
-                folder: checkpoint.folder().display().to_string(),
-            })?,
+            None => match info.template.clone() {
+                Some(template) => template,
+                None => template::find(checkpoint)?.ok_or_else(|| TemplateError::Missing {
+                    folder: checkpoint.folder().display().to_string(),
+                })?,
+            },
         };
         let id = info.placeholder;
         let placeholder = tokenizer.token(id).ok_or(TextError::NoPlaceholder { id })?;
+        let divider = info.stretches.then(|| placeholder.clone());
         let eos = SpecialToken::text(tokens.eos_token);
         let template =
             ChatTemplate::new(&source, placeholder, SpecialToken::text(tokens.bos_token), eos.clone())?;
@@ -139,6 +145,7 @@ impl TextModel {
             tokenizer: Arc::new(tokenizer),
             template,
             placeholder: id,
+            divider,
             stops: stops.into(),
             defaults: config.defaults,
         })
@@ -162,7 +169,7 @@ impl TextModel {
         // Before anything long is worked on.
         check(pictures + self.tokenizer.least_tokens(words(messages)))?;
         let text = self.template.render(&self.marked(messages))?;
-        let ids = self.tokenizer.encode(&text, !self.template.begins(&text))?;
+        let ids = self.ids(&text)?;
         let shown = ids.iter().filter(|&&id| id == self.placeholder).count();
         if shown != footprints.len() {
             return Err(PromptError::Pictures { shown, sent: footprints.len() });
@@ -178,13 +185,29 @@ impl TextModel {
             match footprints.as_slice().first().filter(|_| id == self.placeholder) {
                 Some(footprint) => {
                     footprints.next();
-                    spans.push(tokens.len()..tokens.len() + footprint.tokens.len());
+                    let rows = tokens.len()..tokens.len() + footprint.tokens.len();
+                    spans.push(Span { rows, grid: footprint.grid });
                     tokens.extend_from_slice(&footprint.tokens);
                 }
                 None => tokens.push(id),
             }
         }
         Ok(Prompt { tokens, spans })
+    }
+
+    fn ids(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encode = |text: &str| self.tokenizer.encode(text, !self.template.begins(text));
+        let Some(divider) = self.divider.as_ref().filter(|divider| text.contains(divider.as_str())) else {
+            return encode(text);
+        };
+        let mut ids = Vec::new();
+        for (index, stretch) in text.split(divider).enumerate() {
+            if index > 0 {
+                ids.push(self.placeholder);
+            }
+            ids.extend(encode(stretch)?);
+        }
+        Ok(ids)
     }
 
     /// What turns tokens into text.
@@ -259,7 +282,7 @@ mod tests {
 
     fn model() -> TextModel {
         let checkpoint = Checkpoint::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llava"));
-        let info = TextInfo { context: 4096, placeholder: PLACEHOLDER, stops: Vec::new() };
+        let info = TextInfo::new(4096, PLACEHOLDER, Vec::new());
         TextModel::read(&checkpoint, &info, None).unwrap()
     }
 
@@ -271,11 +294,11 @@ mod tests {
     #[test]
     fn placeholders_become_runs() {
         let model = model();
-        let footprint = Footprint { tokens: vec![PLACEHOLDER; 16], memory: 0 };
+        let footprint = Footprint::line(vec![PLACEHOLDER; 16]);
         let messages = [turn(Role::User, &["P", "P", "compare the two images."])];
         let prompt = model.prompt(&messages, &[footprint.clone(), footprint.clone()], 4096).unwrap();
         assert_eq!(prompt.tokens.len(), 66);
-        assert_eq!(prompt.spans, [8..24, 26..42]);
+        assert_eq!(prompt.spans, [Span::line(8..24), Span::line(26..42)]);
         assert!(prompt.tokens[26..42].iter().all(|&id| id == PLACEHOLDER));
 
         let error = model.prompt(&messages, &[footprint.clone(), footprint.clone()], 66).unwrap_err();

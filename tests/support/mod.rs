@@ -96,8 +96,9 @@ pub struct Case {
     pub rendered: String,
     #[serde(default)]
     pub images: Vec<String>,
+    /// Pictures may be counted below zero.
     #[serde(default)]
-    pub input_ids: Vec<u32>,
+    pub input_ids: Vec<i64>,
     #[serde(default)]
     pub image_spans: Vec<(usize, usize)>,
     #[serde(default)]
@@ -107,6 +108,9 @@ pub struct Case {
     #[serde(default)]
     pub preprocess: String,
     pub uint8_stage: Option<HashMap<String, Digest>>,
+    /// What only one family has.
+    #[serde(flatten)]
+    pub extra: HashMap<String, serde_json::Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -116,6 +120,11 @@ pub struct Digest {
 }
 
 impl Case {
+    /// The prompt, where no id is below zero.
+    pub fn ids(&self) -> Vec<u32> {
+        self.input_ids.iter().map(|&id| id.try_into().unwrap()).collect()
+    }
+
     /// The picture treatment that the case was made with.
     pub fn fit(&self) -> Fit {
         if self.preprocess.starts_with("pad") { Fit::Pad } else { Fit::Crop }

@@ -1,0 +1,437 @@
+//! Every network that sees pictures, against what PyTorch computed: prompts, pixels, encoded rows, logits and greedy
+//! answers, alone and in company, and through the API.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use candle_core::{DType, Device, Tensor};
+use futures_util::future::join_all;
+use percept::{
+    config::Settings,
+    engine::{self, EngineConfig, Event, Handle, Key, Limits},
+    media::Picture,
+    request::{self, Media, Prompt, Readout, Request, Sampling, Source},
+    text::{Message, Part, Role, TextModel},
+};
+use percept_models::{
+    Batch, Checkpoint, Features, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged, Task,
+};
+use serde_json::Value;
+use support::{Case, Golden, fixtures, largest_difference, load, picture, server, sha256};
+
+const PAGE: usize = 16;
+const CONTEXT: usize = 1024;
+
+/// A model with its goldens.
+struct Family {
+    name: &'static str,
+    golden: Golden,
+    loaded: Loaded,
+    text: TextModel,
+}
+
+impl Family {
+    fn read(name: &'static str, dtype: DType) -> Self {
+        let folder = fixtures().join(name);
+        let loaded = load(folder.clone(), dtype, None);
+        let Task::Chat(info) = &loaded.task else { panic!("{name} is no chat model") };
+        let text = TextModel::read(&Checkpoint::new(folder), info, None).unwrap();
+        Self { name, golden: Golden::read(name), loaded, text }
+    }
+
+    /// Cases that the server's own rules lead to; the others force a choice that is not a client's.
+    fn cases(&self) -> Vec<&Case> {
+        self.golden.prompts().filter(|case| !case.name.contains('@')).collect()
+    }
+
+    fn prompt(&self, case: &Case) -> Prompt {
+        let footprints: Vec<_> = case
+            .images
+            .iter()
+            .map(|name| {
+                let (height, width, _) = picture(name).dims3().unwrap();
+                self.loaded.preprocess.footprint(MediaSize::Image { width, height })
+            })
+            .collect();
+        self.text.prompt(&messages(case), &footprints, 4096).unwrap()
+    }
+
+    fn placeholder(&self) -> u32 {
+        let Task::Chat(info) = &self.loaded.task else { unreachable!() };
+        info.placeholder
+    }
+
+    fn features(&self, name: &str) -> Features {
+        let pixels = picture(name);
+        let (height, width, _) = pixels.dims3().unwrap();
+        let tensor = self.loaded.preprocess.run(Medium::Picture(&pixels)).unwrap();
+        Features { tensor, size: MediaSize::Image { width, height } }
+    }
+
+    /// Encoder rows of a case's pictures, all pictures in one call.
+    fn encode(&self, case: &Case) -> Option<Tensor> {
+        let features: Vec<_> = case.images.iter().map(|name| self.features(name)).collect();
+        (!features.is_empty()).then(|| self.loaded.model.encode(&features).unwrap())
+    }
+
+    /// Logits of every row of a prompt, computed in one step.
+    fn logits(&self, case: &Case) -> Tensor {
+        let device = &Device::Cpu;
+        let Prompt { tokens, .. } = self.prompt(case);
+        let rows = tokens.len();
+        let pages = rows.div_ceil(PAGE);
+        let model = &self.loaded.model;
+        let cache = KvCache::new(model.cache_shape(), pages + 1, PAGE, self.loaded.dtype, device).unwrap();
+        // Pages in falling order, so that a mistake in their use shows.
+        let table: Vec<u32> = (0..pages as u32).rev().collect();
+        let slots: Vec<u32> =
+            (0..rows).map(|row| table[row / PAGE] * PAGE as u32 + (row % PAGE) as u32).collect();
+        let encoded = self.encode(case);
+        let positions = match self.golden.tensor(&case.name, "position_ids") {
+            Some(positions) => positions.reshape((3, rows)).unwrap().to_dtype(DType::U32).unwrap(),
+            None => Tensor::arange(0u32, rows as u32, device).unwrap(),
+        };
+        let long = case.extra.get("rope").map(|rope| {
+            let forced = rope["mode"].as_str().unwrap();
+            let long = forced == "long" || forced == "auto" && rope["long_at_prompt"].as_bool().unwrap();
+            Tensor::full(u32::from(long), rows, device).unwrap()
+        });
+        let seen = tokens.iter().enumerate().filter(|(_, token)| **token == self.placeholder());
+        let inserts = seen.enumerate().map(|(index, (at, _))| Insert {
+            at,
+            rows: encoded.as_ref().unwrap().narrow(0, index, 1).unwrap(),
+        });
+        let inserts: Vec<_> = inserts.collect();
+        assert_eq!(inserts.len(), encoded.as_ref().map_or(0, |rows| rows.dim(0).unwrap()), "{}", case.name);
+        let batch = Batch {
+            positions,
+            long,
+            rows: Ragged::new(&[rows], device).unwrap(),
+            memory: None,
+            inserts,
+            text: Paging {
+                slots: Tensor::from_vec(slots, rows, device).unwrap(),
+                pages: Pages {
+                    table: Tensor::from_vec(table, (1, pages), device).unwrap(),
+                    lengths: Tensor::new(&[rows as u32], device).unwrap(),
+                },
+            },
+            tokens: Tensor::from_vec(tokens, rows, device).unwrap(),
+            last: Tensor::arange(0u32, rows as u32, device).unwrap(),
+        };
+        model.forward(&batch, &cache).unwrap()
+    }
+
+    fn tolerance(&self, of: &str) -> f64 {
+        self.golden.tolerance(of)
+    }
+
+    fn request(&self, case: &Case, sampling: Sampling) -> Request {
+        let media = case.images.iter().map(|name| {
+            let pixels = picture(name);
+            let (height, width, _) = pixels.dims3().unwrap();
+            let rgb = pixels.flatten_all().unwrap().to_vec1().unwrap();
+            Media { key: Key::of(name.as_bytes()), source: Source::Pixels(Picture::new(width, height, rgb)) }
+        });
+        Request {
+            prompt: self.prompt(case),
+            media: media.collect(),
+            memory: None,
+            sampling,
+            limits: request::Limits { tokens: self.length(case), stops: Arc::clone(self.text.stops()) },
+            readout: Readout::Answer,
+        }
+    }
+
+    /// Tokens that the reference drew.
+    fn length(&self, case: &Case) -> usize {
+        case.greedy_tokens.len().max(12)
+    }
+
+    fn start(&self, config: EngineConfig) -> Handle {
+        engine::spawn(load(fixtures().join(self.name), DType::F32, None), config).unwrap()
+    }
+
+    fn config(&self) -> EngineConfig {
+        EngineConfig {
+            limits: Limits {
+                sequences: 64,
+                rows: 4096,
+                chunk: 4096,
+                encoded: CONTEXT,
+                spare: CONTEXT / 8,
+                encode: 1024,
+            },
+            pages: 1024,
+            page_size: PAGE,
+            queue: 256,
+            context: CONTEXT,
+            vocabulary: self.text.tokenizer().size(),
+        }
+    }
+
+    /// Cases at once, each compared with the reference.
+    async fn check(&self, handle: &Handle, cases: &[&Case]) {
+        let answers = cases.iter().map(|case| answer(handle, self.request(case, Sampling::greedy())));
+        for (case, tokens) in cases.iter().zip(join_all(answers).await) {
+            let last = case.greedy_tokens.last().filter(|last| self.text.stops().contains(last));
+            let expected = &case.greedy_tokens[..case.greedy_tokens.len() - usize::from(last.is_some())];
+            assert_eq!(tokens, expected, "{}", case.name);
+        }
+    }
+}
+
+fn messages(case: &Case) -> Vec<Message> {
+    let part = |part: &Value| match part["type"].as_str().unwrap() {
+        "image" => Part::Picture,
+        _ => Part::Text(part["text"].as_str().unwrap().to_owned()),
+    };
+    let message = |message: &Value| Message {
+        role: match message["role"].as_str().unwrap() {
+            "system" => Role::System,
+            "user" => Role::User,
+            _ => Role::Assistant,
+        },
+        parts: match &message["content"] {
+            Value::String(text) => vec![Part::Text(text.clone())],
+            parts => parts.as_array().unwrap().iter().map(part).collect(),
+        },
+    };
+    case.messages.as_array().unwrap().iter().map(message).collect()
+}
+
+async fn answer(handle: &Handle, request: Request) -> Vec<u32> {
+    let mut events = handle.submit(request).unwrap();
+    let mut tokens = Vec::new();
+    loop {
+        match events.next().await {
+            Event::Started { .. } => {}
+            Event::Token(drawn) => tokens.push(drawn.id),
+            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
+            Event::Finished { .. } => return tokens,
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Bytes of the pixels that `features` were made of: what normalising did is undone.
+fn levels(features: &Tensor, config: &Value) -> Vec<u8> {
+    let of = |key: &str| -> Vec<f64> {
+        config[key].as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+    };
+    let (mean, std) = (of("image_mean"), of("image_std"));
+    let (_, channels, height, width) = features.dims4().unwrap();
+    let numbers = features.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let level = |(index, number): (usize, &f32)| {
+        let channel = index / (height * width) % channels;
+        let level = (f64::from(*number) * std[channel] + mean[channel]) * 255.0;
+        assert!((level - level.round()).abs() < 1e-3, "{level} is no level");
+        level.round() as u8
+    };
+    numbers.iter().enumerate().map(level).collect()
+}
+
+fn prompts_equal_the_reference(name: &'static str) {
+    let family = Family::read(name, DType::F32);
+    let mut compared = 0;
+    for case in family.cases() {
+        let found = family.prompt(case);
+        // Published code counts pictures below zero where this has its placeholder.
+        let expected = case.input_ids.iter().map(|&id| u32::try_from(id).unwrap_or(family.placeholder()));
+        assert_eq!(found.tokens, expected.collect::<Vec<_>>(), "{}", case.name);
+        assert_eq!(found.spans.len(), case.images.len(), "{}", case.name);
+        compared += case.images.len();
+    }
+    assert!(compared >= 8);
+}
+
+fn pixels_equal_the_reference(name: &'static str) {
+    let family = Family::read(name, DType::F32);
+    let config: Value = Checkpoint::new(fixtures().join(name)).image_processor().unwrap();
+    let mut compared = 0;
+    for case in family.cases() {
+        for (index, image) in case.images.iter().enumerate() {
+            let features = family.features(image).tensor;
+            let stage = case.uint8_stage.as_ref();
+            let expected = stage.and_then(|stage| {
+                stage
+                    .get(&format!("pixel_u8_{index}"))
+                    .or_else(|| stage.get("pixel_u8").filter(|_| index == 0))
+            });
+            if let Some(expected) = expected.filter(|_| case.images.len() == 1 || index > 0) {
+                assert_eq!(features.dims(), expected.shape, "{} {image}", case.name);
+                assert_eq!(sha256(&levels(&features, &config)), expected.sha256, "{} {image}", case.name);
+                compared += 1;
+            }
+            let floats = family.golden.tensor(&case.name, "pixel_values").filter(|_| case.images.len() == 1);
+            if let Some(expected) = floats {
+                let expected = expected.reshape(features.dims()).unwrap();
+                let difference = largest_difference(&features, &expected);
+                assert!(difference <= family.tolerance("pixel_f32"), "{}: {difference}", case.name);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 0);
+}
+
+fn rows_and_logits_equal_the_reference(name: &'static str) {
+    let family = Family::read(name, DType::F32);
+    let mut compared = BTreeSet::new();
+    for case in family.golden.prompts() {
+        if let Some(found) = family.encode(case) {
+            let whole = family.golden.tensor(&case.name, "image_features").cloned();
+            let parts: Vec<_> = (0..case.images.len())
+                .filter_map(|index| {
+                    family.golden.tensor(&case.name, &format!("image_features_{index}")).cloned()
+                })
+                .collect();
+            let expected =
+                whole.or_else(|| (parts.len() == case.images.len()).then(|| Tensor::cat(&parts, 0).unwrap()));
+            if let Some(expected) = expected {
+                let expected = expected.reshape(found.dims()).unwrap();
+                let difference = largest_difference(&found, &expected);
+                assert!(difference <= family.tolerance("features"), "{}: features {difference}", case.name);
+                compared.insert("features");
+            }
+        }
+        let found = family.logits(case);
+        let last = found.get(found.dim(0).unwrap() - 1).unwrap();
+        let difference = largest_difference(&last, family.golden.tensor(&case.name, "logits_last").unwrap());
+        assert!(difference <= family.tolerance("logits"), "{}: last logits {difference}", case.name);
+        if let Some(all) = family.golden.tensor(&case.name, "logits_all") {
+            let difference = largest_difference(&found, &all.reshape(found.dims()).unwrap());
+            assert!(difference <= family.tolerance("logits"), "{}: all logits {difference}", case.name);
+            compared.insert("all logits");
+        }
+    }
+    assert_eq!(compared.len(), 2, "{compared:?}");
+}
+
+fn bf16_stays_near_the_reference(name: &'static str) {
+    let family = Family::read(name, DType::BF16);
+    for case in family.golden.prompts() {
+        let found = family.logits(case);
+        let last = found.get(found.dim(0).unwrap() - 1).unwrap();
+        let difference = largest_difference(&last, family.golden.tensor(&case.name, "logits_last").unwrap());
+        assert!(difference <= family.tolerance("logits_bf16_guide"), "{}: {difference}", case.name);
+        assert!(difference > family.tolerance("logits"), "{}: bf16 cannot be this near", case.name);
+    }
+}
+
+/// Each alone, all at once, and again with warm caches.
+async fn answers_equal_the_reference_in_any_company(name: &'static str) {
+    let family = Family::read(name, DType::F32);
+    let cases = family.cases();
+    let handle = family.start(family.config());
+    for case in &cases {
+        family.check(&handle, &[case]).await;
+    }
+    let handle = family.start(family.config());
+    let many: Vec<&Case> = cases.iter().cycle().take(4 * cases.len()).copied().collect();
+    family.check(&handle, &many).await;
+    family.check(&handle, &cases).await;
+    assert_eq!(handle.status().pages().0, 0);
+}
+
+async fn answers_do_not_depend_on_chunks(name: &'static str) {
+    let family = Family::read(name, DType::F32);
+    for chunk in [7, 1] {
+        let config = family.config();
+        let config = EngineConfig { limits: Limits { chunk, ..config.limits }, ..config };
+        family.check(&family.start(config), &family.cases()).await;
+    }
+}
+
+/// So few pages that sequences give up their rows for others.
+async fn answers_do_not_depend_on_pages(name: &'static str) {
+    let family = Family::read(name, DType::F32);
+    let cases = family.cases();
+    for page_size in [4, 1] {
+        let most = cases.iter().map(|case| family.pages(case, page_size)).max().unwrap();
+        let handle = family.start(EngineConfig { page_size, pages: most + 2, ..family.config() });
+        let many: Vec<&Case> = cases.iter().cycle().take(3 * cases.len()).copied().collect();
+        family.check(&handle, &many).await;
+        assert!(handle.status().preemptions() > 0, "pages were not short: {page_size}");
+        assert_eq!(handle.status().pages().0, 0);
+    }
+}
+
+impl Family {
+    /// Pages that a case takes.
+    fn pages(&self, case: &Case, page_size: usize) -> usize {
+        (self.prompt(case).tokens.len() + self.length(case)).div_ceil(page_size)
+    }
+}
+
+async fn the_api_answers_as_the_reference(name: &'static str) {
+    let golden = Golden::read(name);
+    let model = fixtures().join(name).to_str().unwrap().to_owned();
+    let server = server::start(Settings { model: vec![model], ..Settings::default() }).await;
+    for case in golden.prompts().filter(|case| !case.name.contains('@')) {
+        let mut body = server::golden_request(case);
+        body["model"] = name.into();
+        body["max_tokens"] = case.greedy_tokens.len().into();
+        // What a checkpoint suggests may be something else.
+        body["repetition_penalty"] = 1.0.into();
+        let whole = server.ask(&body).await;
+        assert_eq!(whole["choices"][0]["message"]["content"], case.greedy_text, "{}", case.name);
+        assert_eq!(whole["usage"]["prompt_tokens"], case.input_ids.len(), "{}", case.name);
+        let (pieces, done) = server.stream(&body).await;
+        assert!(done);
+        assert_eq!(server::text(&pieces), case.greedy_text, "{}", case.name);
+    }
+    server.idle().await;
+}
+
+macro_rules! families {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            const NAME: &str = stringify!($name);
+
+            #[test]
+            fn prompts_equal_the_reference() {
+                super::prompts_equal_the_reference(NAME);
+            }
+
+            #[test]
+            fn pixels_equal_the_reference() {
+                super::pixels_equal_the_reference(NAME);
+            }
+
+            #[test]
+            fn rows_and_logits_equal_the_reference() {
+                super::rows_and_logits_equal_the_reference(NAME);
+            }
+
+            #[test]
+            fn bf16_stays_near_the_reference() {
+                super::bf16_stays_near_the_reference(NAME);
+            }
+
+            #[tokio::test]
+            async fn answers_equal_the_reference_in_any_company() {
+                super::answers_equal_the_reference_in_any_company(NAME).await;
+            }
+
+            #[tokio::test]
+            async fn answers_do_not_depend_on_chunks() {
+                super::answers_do_not_depend_on_chunks(NAME).await;
+            }
+
+            #[tokio::test]
+            async fn answers_do_not_depend_on_pages() {
+                super::answers_do_not_depend_on_pages(NAME).await;
+            }
+
+            #[tokio::test]
+            async fn the_api_answers_as_the_reference() {
+                super::the_api_answers_as_the_reference(NAME).await;
+            }
+        })*
+    };
+}
+
+families![llava_next];
