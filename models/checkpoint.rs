@@ -58,6 +58,27 @@ impl Checkpoint {
         self.json(NAME)?.ok_or_else(|| LoadError::MissingFile { file: self.folder.join(NAME) })
     }
 
+    /// The id of a token that `tokenizer.json` adds to its vocabulary, by its text; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the file is missing or is not what is expected.
+    pub fn added_token(&self, text: &str) -> Result<Option<u32>, LoadError> {
+        #[derive(Deserialize)]
+        struct Tokenizer {
+            #[serde(default)]
+            added_tokens: Vec<Token>,
+        }
+        #[derive(Deserialize)]
+        struct Token {
+            id: u32,
+            content: String,
+        }
+        const NAME: &str = "tokenizer.json";
+        let tokenizer: Option<Tokenizer> = self.json(NAME)?;
+        let tokenizer = tokenizer.ok_or_else(|| LoadError::MissingFile { file: self.folder.join(NAME) })?;
+        Ok(tokenizer.added_tokens.into_iter().find(|token| token.content == text).map(|token| token.id))
+    }
+
     /// The image processor: `preprocessor_config.json`, or its place in the newer `processor_config.json`.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod checkpoint;
 mod llava;
 mod llava_next;
 pub mod nn;
+mod phi3_v;
 mod weights;
 mod whisper;
 
@@ -328,6 +329,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
         aliases: projected::ALIASES,
         load: llava_next::load,
     },
+    Architecture { name: "Phi3VForCausalLM", aliases: phi3_v::ALIASES, load: phi3_v::load },
     Architecture { name: "WhisperForConditionalGeneration", aliases: whisper::ALIASES, load: whisper::load },
 ];
 

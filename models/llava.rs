@@ -28,14 +28,15 @@ pub(crate) fn load(
 ) -> Result<Parts, LoadError> {
     let config: ProjectedConfig = checkpoint.config()?;
     let decoder = config.decoder()?;
+    config.vision_config.check()?;
     let hidden = decoder.attention.hidden;
     let processor: ImageProcessorConfig = checkpoint.image_processor()?;
-    let tower = ProjectedTower::load(&config, hidden, vb)?;
     let preprocess = LlavaPreprocess {
         processor: SquareProcessor::new(&processor, config.vision_config.image_size, fit.or(config.fit()?))?,
         rows: config.rows(),
         placeholder: config.image_token(),
     };
+    let tower = ProjectedTower::load(&config, hidden, vb)?;
     Ok(Parts {
         width: hidden,
         encoder_row: tower.row_size,

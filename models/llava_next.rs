@@ -35,6 +35,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     let decoder = config.decoder()?;
     let hidden = decoder.attention.hidden;
     let vision = &config.vision_config;
+    vision.check()?;
     if config.rows() != vision.patches() {
         return Err(LoadError::unsupported("vision_feature_select_strategy", "full", "default"));
     }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use futures_util::future::join_all;
@@ -20,30 +20,48 @@ use percept_models::{
 };
 use serde_json::Value;
 use support::{Case, Golden, fixtures, largest_difference, load, picture, server, sha256};
+use tempfile::TempDir;
 
 const PAGE: usize = 16;
 const CONTEXT: usize = 1024;
 
 /// A model with its goldens.
 struct Family {
-    name: &'static str,
+    folder: PathBuf,
+    /// Keeps a changed copy of the fixture.
+    _copy: Option<TempDir>,
+    /// Most tiles, in cases that say how many.
+    crops: Option<u64>,
     golden: Golden,
     loaded: Loaded,
     text: TextModel,
 }
 
 impl Family {
-    fn read(name: &'static str, dtype: DType) -> Self {
-        let folder = fixtures().join(name);
-        let loaded = load(folder.clone(), dtype, None);
-        let Task::Chat(info) = &loaded.task else { panic!("{name} is no chat model") };
-        let text = TextModel::read(&Checkpoint::new(folder), info, None).unwrap();
-        Self { name, golden: Golden::read(name), loaded, text }
+    /// One for each number of tiles that cases were made with.
+    fn all(name: &str, dtype: DType) -> Vec<Self> {
+        let golden = Golden::read(name);
+        let crops: BTreeSet<_> = golden.prompts().map(crops).collect();
+        crops.into_iter().map(|crops| Self::read(name, dtype, crops)).collect()
     }
 
-    /// Cases that the server's own rules lead to; the others force a choice that is not a client's.
+    fn read(name: &str, dtype: DType, crops: Option<u64>) -> Self {
+        let copy = crops.map(|crops| with_crops(name, crops));
+        let folder = copy.as_ref().map_or_else(|| fixtures().join(name), |copy| copy.path().join(name));
+        let loaded = load(folder.clone(), dtype, None);
+        let Task::Chat(info) = &loaded.task else { panic!("{name} is no chat model") };
+        let text = TextModel::read(&Checkpoint::new(&folder), info, None).unwrap();
+        Self { folder, _copy: copy, crops, golden: Golden::read(name), loaded, text }
+    }
+
+    /// Cases of this number of tiles.
+    fn all_cases(&self) -> impl Iterator<Item = &Case> {
+        self.golden.prompts().filter(|case| crops(case) == self.crops)
+    }
+
+    /// Those that the server's own rules lead to; the others force a choice that is not a client's.
     fn cases(&self) -> Vec<&Case> {
-        self.golden.prompts().filter(|case| !case.name.contains('@')).collect()
+        self.all_cases().filter(|case| !case.name.contains('@')).collect()
     }
 
     fn prompt(&self, case: &Case) -> Prompt {
@@ -151,7 +169,7 @@ impl Family {
     }
 
     fn start(&self, config: EngineConfig) -> Handle {
-        engine::spawn(load(fixtures().join(self.name), DType::F32, None), config).unwrap()
+        engine::spawn(load(self.folder.clone(), DType::F32, None), config).unwrap()
     }
 
     fn config(&self) -> EngineConfig {
@@ -181,6 +199,26 @@ impl Family {
             assert_eq!(tokens, expected, "{}", case.name);
         }
     }
+}
+
+fn crops(case: &Case) -> Option<u64> {
+    case.extra.get("num_crops").map(|crops| crops.as_u64().unwrap())
+}
+
+/// A copy of the fixture whose pictures have at most so many tiles.
+fn with_crops(name: &str, crops: u64) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    let folder = copy.path().join(name);
+    std::fs::create_dir(&folder).unwrap();
+    for file in std::fs::read_dir(fixtures().join(name)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+    }
+    let file = folder.join("preprocessor_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    config["num_crops"] = crops.into();
+    std::fs::write(file, config.to_string()).unwrap();
+    copy
 }
 
 fn messages(case: &Case) -> Vec<Message> {
@@ -233,25 +271,43 @@ fn levels(features: &Tensor, config: &Value) -> Vec<u8> {
     numbers.iter().enumerate().map(level).collect()
 }
 
+/// The area that tiles were cut from, the first being the whole picture: `[1, 3, height, width]`.
+fn canvas(features: &Tensor, shape: &[usize]) -> Tensor {
+    let (tiles, channels, side, _) = features.dims4().unwrap();
+    let (height, width) = (shape[1], shape[2]);
+    features
+        .narrow(0, 1, tiles - 1)
+        .unwrap()
+        .reshape((height / side, width / side, channels, side, side))
+        .unwrap()
+        .permute((2, 0, 3, 1, 4))
+        .unwrap()
+        .reshape((1, channels, height, width))
+        .unwrap()
+}
+
 fn prompts_equal_the_reference(name: &'static str) {
-    let family = Family::read(name, DType::F32);
     let mut compared = 0;
-    for case in family.cases() {
-        let found = family.prompt(case);
-        // Published code counts pictures below zero where this has its placeholder.
-        let expected = case.input_ids.iter().map(|&id| u32::try_from(id).unwrap_or(family.placeholder()));
-        assert_eq!(found.tokens, expected.collect::<Vec<_>>(), "{}", case.name);
-        assert_eq!(found.spans.len(), case.images.len(), "{}", case.name);
-        compared += case.images.len();
+    for family in Family::all(name, DType::F32) {
+        for case in family.all_cases() {
+            let found = family.prompt(case);
+            // Published code counts pictures below zero where this has its placeholder.
+            let expected = case.input_ids.iter().map(|&id| u32::try_from(id).unwrap_or(family.placeholder()));
+            assert_eq!(found.tokens, expected.collect::<Vec<_>>(), "{}", case.name);
+            assert_eq!(found.spans.len(), case.images.len(), "{}", case.name);
+            compared += case.images.len();
+        }
     }
     assert!(compared >= 8);
 }
 
 fn pixels_equal_the_reference(name: &'static str) {
-    let family = Family::read(name, DType::F32);
     let config: Value = Checkpoint::new(fixtures().join(name)).image_processor().unwrap();
+    let families = Family::all(name, DType::F32);
     let mut compared = 0;
-    for case in family.cases() {
+    for (family, case) in
+        families.iter().flat_map(|family| family.cases().into_iter().map(move |case| (family, case)))
+    {
         for (index, image) in case.images.iter().enumerate() {
             let features = family.features(image).tensor;
             let stage = case.uint8_stage.as_ref();
@@ -263,6 +319,16 @@ fn pixels_equal_the_reference(name: &'static str) {
             if let Some(expected) = expected.filter(|_| case.images.len() == 1 || index > 0) {
                 assert_eq!(features.dims(), expected.shape, "{} {image}", case.name);
                 assert_eq!(sha256(&levels(&features, &config)), expected.sha256, "{} {image}", case.name);
+                compared += 1;
+            }
+            if let Some(expected) = stage.and_then(|stage| stage.get(&format!("canvas_u8_{index}"))) {
+                let found = levels(&canvas(&features, &expected.shape), &config);
+                assert_eq!(sha256(&found), expected.sha256, "{} {image}", case.name);
+                compared += 1;
+            }
+            if let Some(expected) = family.golden.tensor(&case.name, &format!("global_{index}")) {
+                let difference = largest_difference(&features.get(0).unwrap(), expected);
+                assert!(difference <= 2e-5, "{} {image}: {difference}", case.name);
                 compared += 1;
             }
             let floats = family.golden.tensor(&case.name, "pixel_values").filter(|_| case.images.len() == 1);
@@ -278,9 +344,11 @@ fn pixels_equal_the_reference(name: &'static str) {
 }
 
 fn rows_and_logits_equal_the_reference(name: &'static str) {
-    let family = Family::read(name, DType::F32);
+    let families = Family::all(name, DType::F32);
     let mut compared = BTreeSet::new();
-    for case in family.golden.prompts() {
+    for (family, case) in
+        families.iter().flat_map(|family| family.all_cases().map(move |case| (family, case)))
+    {
         if let Some(found) = family.encode(case) {
             let whole = family.golden.tensor(&case.name, "image_features").cloned();
             let parts: Vec<_> = (0..case.images.len())
@@ -311,8 +379,10 @@ fn rows_and_logits_equal_the_reference(name: &'static str) {
 }
 
 fn bf16_stays_near_the_reference(name: &'static str) {
-    let family = Family::read(name, DType::BF16);
-    for case in family.golden.prompts() {
+    let families = Family::all(name, DType::BF16);
+    for (family, case) in
+        families.iter().flat_map(|family| family.cases().into_iter().map(move |case| (family, case)))
+    {
         let found = family.logits(case);
         let last = found.get(found.dim(0).unwrap() - 1).unwrap();
         let difference = largest_difference(&last, family.golden.tensor(&case.name, "logits_last").unwrap());
@@ -323,39 +393,44 @@ fn bf16_stays_near_the_reference(name: &'static str) {
 
 /// Each alone, all at once, and again with warm caches.
 async fn answers_equal_the_reference_in_any_company(name: &'static str) {
-    let family = Family::read(name, DType::F32);
-    let cases = family.cases();
-    let handle = family.start(family.config());
-    for case in &cases {
-        family.check(&handle, &[case]).await;
+    for family in Family::all(name, DType::F32) {
+        let cases = family.cases();
+        let handle = family.start(family.config());
+        for case in &cases {
+            family.check(&handle, &[case]).await;
+        }
+        let handle = family.start(family.config());
+        let many: Vec<&Case> = cases.iter().cycle().take(4 * cases.len()).copied().collect();
+        family.check(&handle, &many).await;
+        family.check(&handle, &cases).await;
+        assert_eq!(handle.status().pages().0, 0);
     }
-    let handle = family.start(family.config());
-    let many: Vec<&Case> = cases.iter().cycle().take(4 * cases.len()).copied().collect();
-    family.check(&handle, &many).await;
-    family.check(&handle, &cases).await;
-    assert_eq!(handle.status().pages().0, 0);
 }
 
 async fn answers_do_not_depend_on_chunks(name: &'static str) {
-    let family = Family::read(name, DType::F32);
-    for chunk in [7, 1] {
-        let config = family.config();
-        let config = EngineConfig { limits: Limits { chunk, ..config.limits }, ..config };
-        family.check(&family.start(config), &family.cases()).await;
+    for family in Family::all(name, DType::F32) {
+        for chunk in [7, 1] {
+            let config = family.config();
+            let config = EngineConfig { limits: Limits { chunk, ..config.limits }, ..config };
+            family.check(&family.start(config), &family.cases()).await;
+        }
     }
 }
 
 /// So few pages that sequences give up their rows for others.
 async fn answers_do_not_depend_on_pages(name: &'static str) {
-    let family = Family::read(name, DType::F32);
-    let cases = family.cases();
-    for page_size in [4, 1] {
-        let most = cases.iter().map(|case| family.pages(case, page_size)).max().unwrap();
-        let handle = family.start(EngineConfig { page_size, pages: most + 2, ..family.config() });
-        let many: Vec<&Case> = cases.iter().cycle().take(3 * cases.len()).copied().collect();
-        family.check(&handle, &many).await;
-        assert!(handle.status().preemptions() > 0, "pages were not short: {page_size}");
-        assert_eq!(handle.status().pages().0, 0);
+    for family in Family::all(name, DType::F32) {
+        let cases = family.cases();
+        for page_size in [4, 1] {
+            let most = cases.iter().map(|case| family.pages(case, page_size)).max().unwrap();
+            let handle = family.start(EngineConfig { page_size, pages: most + 2, ..family.config() });
+            let many: Vec<&Case> = cases.iter().cycle().take(3 * cases.len()).copied().collect();
+            family.check(&handle, &many).await;
+            // One alone has all it needs.
+            let short = handle.status().preemptions() > 0;
+            assert!(short || cases.len() == 1, "pages were not short: {page_size}");
+            assert_eq!(handle.status().pages().0, 0);
+        }
     }
 }
 
@@ -367,23 +442,28 @@ impl Family {
 }
 
 async fn the_api_answers_as_the_reference(name: &'static str) {
-    let golden = Golden::read(name);
-    let model = fixtures().join(name).to_str().unwrap().to_owned();
-    let server = server::start(Settings { model: vec![model], ..Settings::default() }).await;
-    for case in golden.prompts().filter(|case| !case.name.contains('@')) {
-        let mut body = server::golden_request(case);
-        body["model"] = name.into();
-        body["max_tokens"] = case.greedy_tokens.len().into();
-        // What a checkpoint suggests may be something else.
-        body["repetition_penalty"] = 1.0.into();
-        let whole = server.ask(&body).await;
-        assert_eq!(whole["choices"][0]["message"]["content"], case.greedy_text, "{}", case.name);
-        assert_eq!(whole["usage"]["prompt_tokens"], case.input_ids.len(), "{}", case.name);
-        let (pieces, done) = server.stream(&body).await;
-        assert!(done);
-        assert_eq!(server::text(&pieces), case.greedy_text, "{}", case.name);
+    for family in Family::all(name, DType::F32) {
+        let model = format!("{name}={}", family.folder.display());
+        let server = server::start(Settings { model: vec![model], ..Settings::default() }).await;
+        for case in family.cases() {
+            check_answer(&server, name, case).await;
+        }
+        server.idle().await;
     }
-    server.idle().await;
+}
+
+async fn check_answer(server: &server::Server, name: &str, case: &Case) {
+    let mut body = server::golden_request(case);
+    body["model"] = name.into();
+    body["max_tokens"] = case.greedy_tokens.len().into();
+    // What a checkpoint suggests may be something else.
+    body["repetition_penalty"] = 1.0.into();
+    let whole = server.ask(&body).await;
+    assert_eq!(whole["choices"][0]["message"]["content"], case.greedy_text, "{}", case.name);
+    assert_eq!(whole["usage"]["prompt_tokens"], case.input_ids.len(), "{}", case.name);
+    let (pieces, done) = server.stream(&body).await;
+    assert!(done);
+    assert_eq!(server::text(&pieces), case.greedy_text, "{}", case.name);
 }
 
 macro_rules! families {
@@ -434,4 +514,4 @@ macro_rules! families {
     };
 }
 
-families![llava_next];
+families![llava_next, phi3_v];

@@ -18,7 +18,7 @@ use percept::{
 };
 use percept_models::{Checkpoint, Features, LoadOptions, Loaded, MediaSize, Medium, Task};
 use serde_json::{Value, json};
-use support::{largest_difference, llava, picture};
+use support::{fixtures, largest_difference, picture};
 use tempfile::TempDir;
 
 /// A copy of the fixture that a test may change.
@@ -28,8 +28,12 @@ struct Copy {
 
 impl Copy {
     fn new() -> Self {
+        Self::of("llava")
+    }
+
+    fn of(name: &str) -> Self {
         let folder = TempDir::new().unwrap();
-        for entry in fs::read_dir(llava()).unwrap() {
+        for entry in fs::read_dir(fixtures().join(name)).unwrap() {
             let entry = entry.unwrap();
             fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
         }
@@ -106,7 +110,7 @@ fn encode(loaded: &Loaded) -> Tensor {
 }
 
 fn same(copy: &Copy) {
-    let (found, expected) = (copy.load().unwrap(), load(&llava()).unwrap());
+    let (found, expected) = (copy.load().unwrap(), load(&fixtures().join("llava")).unwrap());
     assert!(largest_difference(&encode(&found), &encode(&expected)) == 0.0);
 }
 
@@ -157,7 +161,7 @@ fn weights_in_f16_are_read_as_what_is_asked_for() {
     copy.save("model.safetensors", &weights);
     let loaded = copy.load().unwrap();
     assert_eq!(loaded.dtype, DType::F32);
-    assert!(largest_difference(&encode(&loaded), &encode(&load(&llava()).unwrap())) < 0.02);
+    assert!(largest_difference(&encode(&loaded), &encode(&load(&fixtures().join("llava")).unwrap())) < 0.02);
 }
 
 #[test]
@@ -168,7 +172,7 @@ fn tensors_that_nothing_asks_for_do_not_matter() {
     weights.insert("vision_tower.vision_model.embeddings.position_ids".into(), ids.clone());
     copy.save("model.safetensors", &weights);
     same(&copy);
-    assert_eq!(copy.load().unwrap().weight_bytes, load(&llava()).unwrap().weight_bytes);
+    assert_eq!(copy.load().unwrap().weight_bytes, load(&fixtures().join("llava")).unwrap().weight_bytes);
 
     let name = "language_model.model.norm.weight";
     weights.insert(name.into(), ids);
@@ -182,15 +186,21 @@ fn tensors_that_nothing_asks_for_do_not_matter() {
 
 #[test]
 fn weights_that_are_too_large_are_not_read() {
-    let needed = load(&llava()).unwrap().weight_bytes;
-    assert_eq!(percept_models::weight_bytes(&Checkpoint::new(llava()), DType::F32).unwrap(), needed);
-    assert_eq!(percept_models::weight_bytes(&Checkpoint::new(llava()), DType::BF16).unwrap(), needed / 2);
+    let needed = load(&fixtures().join("llava")).unwrap().weight_bytes;
+    assert_eq!(
+        percept_models::weight_bytes(&Checkpoint::new(fixtures().join("llava")), DType::F32).unwrap(),
+        needed
+    );
+    assert_eq!(
+        percept_models::weight_bytes(&Checkpoint::new(fixtures().join("llava")), DType::BF16).unwrap(),
+        needed / 2
+    );
     let open = |most_bytes| {
         let read = Arc::new(Mutex::new(0));
         let heard = Arc::clone(&read);
         let progress = Box::new(move |read, _| *heard.lock().unwrap() = read);
         let options = LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, most_bytes, progress };
-        let result = percept_models::load(&Checkpoint::new(llava()), options);
+        let result = percept_models::load(&Checkpoint::new(fixtures().join("llava")), options);
         let read = *read.lock().unwrap();
         (result.err().map(|error| error.to_string()), read)
     };
@@ -203,7 +213,10 @@ fn weights_that_are_too_large_are_not_read() {
 /// Two models with this much memory, or why there are none, and the names of those whose weights were read.
 fn serve_two(second: &Path, memory: u64) -> (Result<Vec<Served>, String>, Vec<String>) {
     let settings = Settings {
-        model: vec![format!("first={}", llava().display()), format!("second={}", second.display())],
+        model: vec![
+            format!("first={}", fixtures().join("llava").display()),
+            format!("second={}", second.display()),
+        ],
         memory: Some(memory.to_string().parse().unwrap()),
         max_sequences: Some(4),
         max_context: Some(1024),
@@ -223,9 +236,9 @@ fn serve_two(second: &Path, memory: u64) -> (Result<Vec<Served>, String>, Vec<St
 
 #[test]
 fn several_models_share_one_budget() {
-    let weights = load(&llava()).unwrap().weight_bytes;
+    let weights = load(&fixtures().join("llava")).unwrap().weight_bytes;
     let pages = |memory| {
-        let (served, read) = serve_two(&llava(), memory);
+        let (served, read) = serve_two(&fixtures().join("llava"), memory);
         assert_eq!(read, ["first", "second"]);
         served.unwrap().iter().map(|model| model.handle.status().pages().1).collect::<Vec<_>>()
     };
@@ -234,10 +247,15 @@ fn several_models_share_one_budget() {
     let short = pages(14_000_000);
     assert!(short[0] == short[1] && (16..256).contains(&short[0]), "{short:?}");
 
-    let (served, read) = serve_two(&llava(), 2 * weights - 1);
+    let (served, read) = serve_two(&fixtures().join("llava"), 2 * weights - 1);
     assert!(served.unwrap_err().contains("the weights take 1.4 MiB"));
     assert!(read.is_empty(), "weights of {read:?} were read");
-    assert!(serve_two(&llava(), 2 * weights).0.unwrap_err().contains("the smallest useful cache"));
+    assert!(
+        serve_two(&fixtures().join("llava"), 2 * weights)
+            .0
+            .unwrap_err()
+            .contains("the smallest useful cache")
+    );
 }
 
 #[test]
@@ -262,7 +280,7 @@ fn progress_counts_to_the_end() {
     let progress = Box::new(move |read, total| heard.lock().unwrap().push((read, total)));
     let options =
         LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, most_bytes: u64::MAX, progress };
-    percept_models::load(&Checkpoint::new(llava()), options).unwrap();
+    percept_models::load(&Checkpoint::new(fixtures().join("llava")), options).unwrap();
     let seen = seen.lock().unwrap();
     let total = seen[0].1;
     assert!(seen.iter().all(|step| step.1 == total) && seen.len() > 30);
@@ -365,6 +383,7 @@ fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_name() {
         (
             |c| {
                 c["text_config"]["model_type"] = json!("qwen2");
+                c["text_config"]["num_key_value_heads"] = json!(2);
                 c["text_config"]["use_sliding_window"] = json!(true);
             },
             "text_config use_sliding_window true",
@@ -409,6 +428,58 @@ fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_name() {
     let copy = Copy::new();
     fs::remove_file(copy.path("config.json")).unwrap();
     assert!(copy.error().contains("config.json is missing"));
+}
+
+#[test]
+fn each_family_refuses_by_name_what_it_does_not_do() {
+    type Change = fn(&mut Value);
+    const CONFIG: &str = "config.json";
+    const PROCESSOR: &str = "preprocessor_config.json";
+    let changes: &[(&str, &str, Change, &str)] = &[
+        (
+            "llava_next",
+            CONFIG,
+            |c| c["vision_feature_select_strategy"] = json!("full"),
+            "vision_feature_select_strategy full",
+        ),
+        ("llava_next", CONFIG, |c| c["image_grid_pinpoints"] = json!([[56, 100]]), "image_grid_pinpoints"),
+        ("llava_next", CONFIG, |c| c["image_grid_pinpoints"] = json!([]), "image_grid_pinpoints []"),
+        ("llava_next", PROCESSOR, |c| c["crop_size"] = json!(336), "image processor size 336"),
+        ("llava_next", PROCESSOR, |c| c["resample"] = json!(4), "image processor resample 4"),
+        (
+            "phi3_v",
+            CONFIG,
+            |c| c["embd_layer"]["hd_transform_order"] = json!("glb_sub"),
+            "hd_transform_order glb_sub",
+        ),
+        ("phi3_v", CONFIG, |c| c["embd_layer"]["projection_cls"] = json!("linear"), "projection_cls linear"),
+        ("phi3_v", CONFIG, |c| c["embd_layer"]["use_hd_transform"] = json!(false), "use_hd_transform false"),
+        (
+            "phi3_v",
+            CONFIG,
+            |c| c["embd_layer"]["with_learnable_separator"] = json!(false),
+            "learnable_separator",
+        ),
+        ("phi3_v", CONFIG, |c| c["img_processor"]["name"] = json!("siglip"), "img_processor name siglip"),
+        (
+            "phi3_v",
+            CONFIG,
+            |c| c["img_processor"]["type_feature"] = json!("cls_patch"),
+            "type_feature cls_patch",
+        ),
+        ("phi3_v", CONFIG, |c| c["img_processor"]["num_img_tokens"] = json!(144), "num_img_tokens 144"),
+        ("phi3_v", CONFIG, |c| c["img_processor"]["layer_idx"] = json!(9), "vision_feature_layer 9"),
+        ("phi3_v", CONFIG, |c| c["rope_scaling"]["type"] = json!("yarn"), "rope type yarn"),
+        ("phi3_v", CONFIG, |c| c["rope_scaling"]["long_factor"] = json!([1.0]), "long_factor of length 1"),
+        ("phi3_v", PROCESSOR, |c| c["num_crops"] = json!(0), "num_crops 0"),
+        ("phi3_v", "tokenizer.json", |c| c["added_tokens"] = json!([]), "a tokenizer without <|image|>"),
+    ];
+    for (name, file, change, expected) in changes {
+        let copy = Copy::of(name);
+        copy.edit(file, change);
+        let error = copy.error();
+        assert!(error.contains(expected), "{name} {expected}: {error}");
+    }
 }
 
 #[test]
@@ -457,8 +528,11 @@ fn configurations_of_newer_and_older_files_mean_the_same() {
     copy.edit("preprocessor_config.json", |config| config["do_pad"] = json!(true));
     let also = copy.load().unwrap().preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
     assert!(largest_difference(&padded, &also) == 0.0);
-    let cropped =
-        load(&llava()).unwrap().preprocess.run(Medium::Picture(&picture("land_90x60.png"))).unwrap();
+    let cropped = load(&fixtures().join("llava"))
+        .unwrap()
+        .preprocess
+        .run(Medium::Picture(&picture("land_90x60.png")))
+        .unwrap();
     assert!(largest_difference(&padded, &cropped) > 0.1);
 }
 

@@ -431,3 +431,40 @@ impl Block {
         &x + self.mlp.forward(&self.mlp_norm.forward(&x)?)?
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(json: serde_json::Value) -> DecoderConfig {
+        let config: TextConfig = serde_json::from_value(json).expect("a configuration");
+        config.decoder("llama").expect("a decoder")
+    }
+
+    #[test]
+    fn a_window_is_absent_where_it_is_null_and_the_default_where_it_is_absent() {
+        use serde_json::json;
+        let window = |json| config(json).window;
+        assert_eq!(window(json!({"model_type": "mistral"})), Some(4096));
+        assert_eq!(window(json!({"model_type": "mistral", "sliding_window": null})), None);
+        assert_eq!(window(json!({"model_type": "mistral", "sliding_window": 100})), Some(100));
+        let short = json!({"model_type": "mistral", "sliding_window": 512, "max_position_embeddings": 512});
+        assert_eq!(window(short), None);
+        assert_eq!(window(json!({})), None);
+        let qwen = json!({"model_type": "qwen2", "use_sliding_window": false, "sliding_window": 100});
+        assert_eq!(window(qwen), None);
+    }
+
+    #[test]
+    fn what_is_absent_is_as_in_the_family() {
+        use serde_json::json;
+        let mistral = config(json!({"model_type": "mistral"}));
+        assert_eq!(
+            (mistral.attention.kv_heads, mistral.intermediate, mistral.positions),
+            (8, 14_336, 131_072)
+        );
+        let llama = config(json!({}));
+        assert_eq!((llama.attention.kv_heads, llama.intermediate, llama.positions), (32, 11_008, 2048));
+        assert_eq!(config(json!({"head_dim": 128, "hidden_size": 5120})).attention.head_dim, 128);
+    }
+}

@@ -291,3 +291,43 @@ pub fn gather(all: &Tensor, order: Vec<u32>) -> Result<Tensor> {
     let count = order.len();
     all.index_select(&Tensor::from_vec(order, count, all.device())?, 0)
 }
+
+/// PyTorch's `interpolate(mode="bicubic", align_corners=False)` without antialiasing: four taps along each axis, cubic
+/// with a = -0.75, what lies outside being the edge. `x`: f32 `[channels, h, w]`; returns `[channels, height, width]`.
+///
+/// # Errors
+/// When `x` has another shape.
+pub fn bicubic(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    let (_, rows, columns) = x.dims3()?;
+    let narrow = cubic_taps(x, 2, columns, width)?;
+    cubic_taps(&narrow, 1, rows, height)
+}
+
+fn cubic_taps(x: &Tensor, axis: usize, from: usize, to: usize) -> Result<Tensor> {
+    const A: f32 = -0.75;
+    let near = |x: f32| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
+    let far = |x: f32| ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A;
+    let scale = from as f32 / to as f32;
+    let mut taps = [const { (Vec::new(), Vec::new()) }; 4];
+    for index in 0..to {
+        let center = scale * (index as f32 + 0.5) - 0.5;
+        let base = center.floor();
+        let t = center - base;
+        let weights = [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)];
+        for ((tap, (places, all)), weight) in (-1i64..).zip(&mut taps).zip(weights) {
+            places.push((base as i64 + tap).clamp(0, from as i64 - 1) as u32);
+            all.push(weight);
+        }
+    }
+    let shape = if axis == 2 { vec![1, 1, to] } else { vec![1, to, 1] };
+    let tap = |(places, weights): (Vec<u32>, Vec<f32>)| {
+        let places = Tensor::from_vec(places, to, x.device())?;
+        x.index_select(&places, axis)?.broadcast_mul(&Tensor::from_vec(
+            weights,
+            shape.as_slice(),
+            x.device(),
+        )?)
+    };
+    let [first, second, third, fourth] = taps;
+    ((tap(first)? + tap(second)?)? + tap(third)?)? + tap(fourth)?
+}

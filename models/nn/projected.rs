@@ -157,13 +157,13 @@ pub struct ProjectedTower {
 }
 
 impl ProjectedTower {
-    /// Loads `vision_tower.vision_model` and `multi_modal_projector` for a text of width `hidden`.
+    /// Loads `vision_tower.vision_model` and `multi_modal_projector` for a text of width `hidden`. The tower's
+    /// configuration must have been [checked](ClipConfig::check).
     ///
     /// # Errors
     /// When a tensor does not fit, or the configuration asks for what is not done.
     pub fn load(config: &ProjectedConfig, hidden: usize, vb: &VarBuilder<'_>) -> Result<Self, LoadError> {
         let vision = &config.vision_config;
-        vision.check()?;
         let states = config.states()?;
         let last = states.iter().copied().max().unwrap_or(0);
         let width = vision.hidden_size * states.len();

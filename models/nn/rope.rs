@@ -215,3 +215,61 @@ impl Rotation {
         rope_thd(&x.contiguous()?.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(parameters: serde_json::Value, lengths: (Option<usize>, usize)) -> RopeConfig {
+        let parameters: RopeParameters = serde_json::from_value(parameters).expect("parameters");
+        RopeConfig::new(64, 500_000.0, Some(&parameters), lengths).expect("a configuration")
+    }
+
+    fn near(found: &[f32], expected: impl Fn(f64) -> f64) {
+        for (i, &found) in found.iter().enumerate() {
+            let expected = expected(500_000_f64.powf(-2.0 * i as f64 / 64.0));
+            assert!((f64::from(found) - expected).abs() <= 1e-6 * expected, "{i}: {found}, not {expected}");
+        }
+    }
+
+    /// Meta's `apply_scaling` of llama-models, which speaks of wave lengths.
+    #[test]
+    fn long_waves_are_slowed_down_as_in_llama_3() {
+        let parameters = serde_json::json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        near(&config(parameters, (None, 131_072)).frequencies[0], |frequency| {
+            let wave = std::f64::consts::TAU / frequency;
+            let smooth = (8192.0 / wave - 1.0) / (4.0 - 1.0);
+            match wave {
+                wave if wave < 8192.0 / 4.0 => frequency,
+                wave if wave > 8192.0 => frequency / 8.0,
+                _ => (1.0 - smooth) * frequency / 8.0 + smooth * frequency,
+            }
+        });
+    }
+
+    #[test]
+    fn long_sequences_have_factors_of_their_own() {
+        let parameters = serde_json::json!({
+            "type": "su", "short_factor": vec![2.0; 32], "long_factor": vec![3.0; 32],
+        });
+        let config = config(parameters, (Some(4096), 131_072));
+        near(&config.frequencies[0], |frequency| frequency / 2.0);
+        near(&config.frequencies[1], |frequency| frequency / 3.0);
+        assert_eq!(config.long(), Some(4096));
+        // What the published checkpoints have.
+        assert!((config.scale - 1.190_238_071_423_808_3).abs() < 1e-12);
+    }
+
+    #[test]
+    fn simple_kinds() {
+        let linear = serde_json::json!({"type": "linear", "factor": 4.0});
+        near(&config(linear, (None, 4096)).frequencies[0], |frequency| frequency / 4.0);
+        for kind in ["default", "dynamic"] {
+            let plain = serde_json::json!({"type": kind, "factor": 2.0});
+            near(&config(plain, (None, 4096)).frequencies[0], |frequency| frequency);
+        }
+    }
+}
