@@ -1,5 +1,6 @@
 """A server of its own for the clients, on a free port, ended with the tests."""
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -11,8 +12,18 @@ FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 def serve(model, *more):
     """Runs a server with a model of the fixtures, and yields its base URL."""
+    yield from run(str(FIXTURES / model), *more)
+
+
+@contextlib.contextmanager
+def serve_all(models):
+    """A server of several, each under the name of its folder."""
+    yield from run(*(f"{model}={FIXTURES / model}" for model in models), "--max-sequences", "16")
+
+
+def run(*arguments):
     program = os.environ["PERCEPT"]
-    command = [program, "serve", str(FIXTURES / model), "--port", "0", "--log", "warn", *more]
+    command = [program, "serve", *arguments, "--port", "0", "--log", "warn"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
