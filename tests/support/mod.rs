@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+pub mod internvl;
 pub mod server;
 pub mod speech;
 
@@ -123,6 +124,13 @@ impl Case {
     /// The prompt, where no id is below zero.
     pub fn ids(&self) -> Vec<u32> {
         self.input_ids.iter().map(|&id| id.try_into().unwrap()).collect()
+    }
+
+    /// The conversation, with the system's turn where it was told apart.
+    pub fn turns(&self) -> Vec<serde_json::Value> {
+        let system = self.extra.get("system").filter(|system| system.is_string());
+        let system = system.map(|text| serde_json::json!({"role": "system", "content": text}));
+        system.into_iter().chain(self.messages.as_array().unwrap().iter().cloned()).collect()
     }
 
     /// The picture treatment that the case was made with.
