@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod cache;
 mod checkpoint;
+mod internvl;
 mod llava;
 mod llava_next;
 pub mod nn;
@@ -329,6 +330,8 @@ pub const ARCHITECTURES: &[Architecture] = &[
         aliases: projected::ALIASES,
         load: llava_next::load,
     },
+    Architecture { name: internvl::PUBLISHED, aliases: &[], load: internvl::load },
+    Architecture { name: internvl::NATIVE, aliases: projected::ALIASES, load: internvl::load },
     Architecture { name: "Phi3VForCausalLM", aliases: phi3_v::ALIASES, load: phi3_v::load },
     Architecture { name: "WhisperForConditionalGeneration", aliases: whisper::ALIASES, load: whisper::load },
 ];

@@ -40,10 +40,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
         return Err(LoadError::unsupported("vision_feature_select_strategy", "full", "default"));
     }
     let processor: ImageProcessorConfig = checkpoint.image_processor()?;
-    if let Some(side) = processor.side().filter(|&side| side != vision.image_size) {
-        let supported = format!("the vision tower's {}", vision.image_size);
-        return Err(LoadError::unsupported("image processor size", &side.to_string(), &supported));
-    }
+    processor.check_side(vision.image_size)?;
     let grid = Grid {
         side: vision.image_size,
         patches: vision.side(),

@@ -19,7 +19,11 @@ use percept_models::{
     Batch, Checkpoint, Features, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged, Task,
 };
 use serde_json::Value;
-use support::{Case, Golden, fixtures, largest_difference, load, picture, server, sha256};
+use support::{
+    Case, Golden, fixtures,
+    internvl::{Layout, converted},
+    largest_difference, load, picture, server, sha256,
+};
 use tempfile::TempDir;
 
 const PAGE: usize = 16;
@@ -48,10 +52,15 @@ impl Family {
     fn read(name: &str, dtype: DType, crops: Option<u64>) -> Self {
         let copy = crops.map(|crops| with_crops(name, crops));
         let folder = copy.as_ref().map_or_else(|| fixtures().join(name), |copy| copy.path().join(name));
+        Self { _copy: copy, crops, ..Self::of(folder, name, dtype) }
+    }
+
+    /// A checkpoint in `folder` with the goldens of `name`.
+    fn of(folder: PathBuf, name: &str, dtype: DType) -> Self {
         let loaded = load(folder.clone(), dtype, None);
         let Task::Chat(info) = &loaded.task else { panic!("{name} is no chat model") };
         let text = TextModel::read(&Checkpoint::new(&folder), info, None).unwrap();
-        Self { folder, _copy: copy, crops, golden: Golden::read(name), loaded, text }
+        Self { folder, _copy: None, crops: None, golden: Golden::read(name), loaded, text }
     }
 
     /// Cases of this number of tiles.
@@ -237,7 +246,7 @@ fn messages(case: &Case) -> Vec<Message> {
             parts => parts.as_array().unwrap().iter().map(part).collect(),
         },
     };
-    case.messages.as_array().unwrap().iter().map(message).collect()
+    case.turns().iter().map(message).collect()
 }
 
 async fn answer(handle: &Handle, request: Request) -> Vec<u32> {
@@ -286,9 +295,9 @@ fn canvas(features: &Tensor, shape: &[usize]) -> Tensor {
         .unwrap()
 }
 
-fn prompts_equal_the_reference(name: &'static str) {
+fn prompts_equal_the_reference(families: &[Family]) {
     let mut compared = 0;
-    for family in Family::all(name, DType::F32) {
+    for family in families {
         for case in family.all_cases() {
             let found = family.prompt(case);
             // Published code counts pictures below zero where this has its placeholder.
@@ -343,8 +352,7 @@ fn pixels_equal_the_reference(name: &'static str) {
     assert!(compared > 0);
 }
 
-fn rows_and_logits_equal_the_reference(name: &'static str) {
-    let families = Family::all(name, DType::F32);
+fn rows_and_logits_equal_the_reference(families: &[Family]) {
     let mut compared = BTreeSet::new();
     for (family, case) in
         families.iter().flat_map(|family| family.all_cases().map(move |case| (family, case)))
@@ -473,7 +481,7 @@ macro_rules! families {
 
             #[test]
             fn prompts_equal_the_reference() {
-                super::prompts_equal_the_reference(NAME);
+                super::prompts_equal_the_reference(&super::Family::all(NAME, super::DType::F32));
             }
 
             #[test]
@@ -483,7 +491,7 @@ macro_rules! families {
 
             #[test]
             fn rows_and_logits_equal_the_reference() {
-                super::rows_and_logits_equal_the_reference(NAME);
+                super::rows_and_logits_equal_the_reference(&super::Family::all(NAME, super::DType::F32));
             }
 
             #[test]
@@ -514,4 +522,20 @@ macro_rules! families {
     };
 }
 
-families![llava_next, phi3_v];
+families![internvl2, llava_next, phi3_v];
+
+/// One network under other names, with another text: what the original repository and transformers make of it.
+#[test]
+fn internvl2_is_the_same_in_every_layout() {
+    for layout in [
+        Layout::Published("llama"),
+        Layout::Published("qwen2"),
+        Layout::Native("llama"),
+        Layout::Renamed("qwen2"),
+    ] {
+        let folder = converted(layout);
+        let family = [Family::of(folder.path().to_owned(), "internvl2", DType::F32)];
+        prompts_equal_the_reference(&family);
+        rows_and_logits_equal_the_reference(&family);
+    }
+}

@@ -18,7 +18,7 @@ use percept::{
 };
 use percept_models::{Checkpoint, Features, LoadOptions, Loaded, MediaSize, Medium, Task};
 use serde_json::{Value, json};
-use support::{fixtures, largest_difference, picture};
+use support::{fixtures, internvl, largest_difference, picture};
 use tempfile::TempDir;
 
 /// A copy of the fixture that a test may change.
@@ -87,7 +87,7 @@ impl Copy {
 
     fn text(&self) -> Result<TextModel, String> {
         let loaded = self.load()?;
-        let Task::Chat(info) = &loaded.task else { panic!("LLaVA chats") };
+        let Task::Chat(info) = &loaded.task else { panic!("it does not chat") };
         TextModel::read(&Checkpoint::new(self.folder.path()), info, None).map_err(|error| error.to_string())
     }
 }
@@ -437,6 +437,57 @@ fn each_family_refuses_by_name_what_it_does_not_do() {
     const PROCESSOR: &str = "preprocessor_config.json";
     let changes: &[(&str, &str, Change, &str)] = &[
         (
+            "internvl2",
+            CONFIG,
+            |c| c["vision_config"]["norm_type"] = json!("rms_norm"),
+            "vision_config norm_type rms_norm",
+        ),
+        ("internvl2", CONFIG, |c| c["vision_config"]["qk_normalization"] = json!(true), "qk_normalization"),
+        // The class's defaults are those of another tower.
+        ("internvl2", CONFIG, |c| c["vision_config"] = json!({}), "vision_config norm_type rms_norm"),
+        (
+            "internvl2",
+            CONFIG,
+            |c| c["vision_config"]["image_size"] = json!([56, 70]),
+            "vision_config image_size [56, 70]",
+        ),
+        (
+            "internvl2",
+            CONFIG,
+            |c| c["vision_config"]["num_channels"] = json!(4),
+            "vision_config num_channels 4",
+        ),
+        ("internvl2", CONFIG, |c| c["vision_config"]["patch_size"] = json!(0), "vision_config patch_size 0"),
+        (
+            "internvl2",
+            CONFIG,
+            |c| c["vision_config"]["num_attention_heads"] = json!(3),
+            "num_attention_heads 3",
+        ),
+        (
+            "internvl2",
+            CONFIG,
+            |c| c["vision_config"]["hidden_act"] = json!("mish"),
+            "vision_config hidden_act `mish`",
+        ),
+        ("internvl2", CONFIG, |c| c["force_image_size"] = json!(70), "force_image_size 70"),
+        ("internvl2", CONFIG, |c| c["select_layer"] = json!(-4), "select_layer -4"),
+        ("internvl2", CONFIG, |c| c["ps_version"] = json!("v1"), "ps_version v1"),
+        ("internvl2", CONFIG, |c| c["ps_version"] = Value::Null, "ps_version v1"),
+        ("internvl2", CONFIG, |c| c["pad2square"] = json!(true), "pad2square true"),
+        ("internvl2", CONFIG, |c| c["downsample_ratio"] = json!(0.3), "downsample_ratio 0.3"),
+        ("internvl2", CONFIG, |c| c["downsample_ratio"] = json!(0.125), "downsample_ratio 0.125"),
+        ("internvl2", CONFIG, |c| c["downsample_ratio"] = json!(0.0), "downsample_ratio 0"),
+        ("internvl2", CONFIG, |c| c["max_dynamic_patch"] = json!(0), "max_dynamic_patch 0"),
+        ("internvl2", CONFIG, |c| c["llm_config"]["model_type"] = json!("gemma2"), "model_type gemma2"),
+        ("internvl2", PROCESSOR, |c| c["crop_size"] = json!(70), "the vision tower's 56"),
+        (
+            "internvl2",
+            "tokenizer.json",
+            |c| c["added_tokens"][7]["content"] = json!("x"),
+            "a tokenizer without",
+        ),
+        (
             "llava_next",
             CONFIG,
             |c| c["vision_feature_select_strategy"] = json!("full"),
@@ -480,6 +531,61 @@ fn each_family_refuses_by_name_what_it_does_not_do() {
         let error = copy.error();
         assert!(error.contains(expected), "{name} {expected}: {error}");
     }
+}
+
+#[test]
+fn what_internvl_does_not_do_under_its_newer_names_is_refused() {
+    let changes: &[(fn(&mut Value), &str)] = &[
+        (|c| c["vision_feature_layer"] = json!([-1]), "vision_feature_layer [-1]"),
+        (|c| c["vision_feature_select_strategy"] = json!("full"), "vision_feature_select_strategy full"),
+        (|c| c["vision_config"]["use_mean_pooling"] = json!(false), "use_mean_pooling false"),
+        (|c| c["vision_config"]["use_qk_norm"] = json!(true), "use_qk_norm"),
+    ];
+    for (change, expected) in changes {
+        let copy = Copy { folder: internvl::converted(internvl::Layout::Native("llama")) };
+        copy.edit("config.json", change);
+        assert!(copy.error().contains(expected), "{expected}: {}", copy.error());
+    }
+}
+
+/// Those of the original repository's `conversation.py`.
+#[test]
+fn prompts_of_published_code_go_before_the_template() {
+    let prompt = |name: &str| {
+        let copy = Copy::of("internvl2");
+        copy.edit("config.json", |config| config["template"] = json!(name));
+        let turns = [
+            Message { role: Role::User, parts: vec![Part::Text("one".into())] },
+            Message { role: Role::Assistant, parts: vec![Part::Text("two".into())] },
+            Message { role: Role::User, parts: vec![Part::Text("three".into())] },
+        ];
+        let model = copy.text().unwrap();
+        let tokens = model.prompt(&turns, &[], 4096).unwrap().tokens;
+        let text = tokens.iter().map(|&id| model.tokenizer().token(id).unwrap()).collect::<String>();
+        (text.replace("▁", ""), model.tokenizer().decode(&tokens).unwrap())
+    };
+    for name in ["internlm2-chat", "Hermes-2"] {
+        let (tokens, text) = prompt(name);
+        assert!(text.contains("英文名叫InternVL, 是一个有用无害的人工智能助手。"), "{text}");
+        assert!(tokens.starts_with("<s><|im_start|>system<0x0A>"), "{tokens}");
+        assert!(tokens.contains(
+            "<|im_end|><|im_start|>user<0x0A>one<|im_end|><|im_start|>assistant<0x0A>two<|im_end|><|im_start|>user<0x0A>three<|im_end|><|im_start|>assistant<0x0A>"
+        ), "{tokens}");
+    }
+    let (tokens, text) = prompt("internvl2_5");
+    assert!(text.contains("你是书生·万象，英文名是InternVL"), "{text}");
+    assert!(tokens.contains("one<|im_end|><0x0A><|im_start|>assistant<0x0A>two<|im_end|><0x0A>"), "{tokens}");
+    let (_, text) = prompt("phi3-chat");
+    assert!(text.contains("<|system|>\n你是由上海人工智能实验室"), "{text}");
+    assert!(
+        text.contains(
+            "<|end|><|user|>\none<|end|><|assistant|>\ntwo<|end|><|user|>\nthree<|end|><|assistant|>\n"
+        ),
+        "{text}"
+    );
+    // The checkpoint's own, which has no system's turn of its own.
+    let (tokens, _) = prompt("something else");
+    assert!(tokens.starts_with("<s><|im_start|>user<0x0A>one<|im_end|><0x0A><|im_start|>"), "{tokens}");
 }
 
 #[test]

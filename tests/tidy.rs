@@ -119,7 +119,7 @@ fn a_model_file_names_no_device_and_waits_for_nothing() {
         assert!(found.is_empty(), "{name} names {found:?}");
         let row = format!("{}::load", Path::new(&name).file_stem().unwrap().to_string_lossy());
         let registry = fs::read_to_string(root().join("models/lib.rs")).unwrap();
-        assert_eq!(registry.matches(&row).count(), 1, "{name} is not a row of ARCHITECTURES");
+        assert!(registry.contains(&row), "{name} is in no row of ARCHITECTURES");
     }
     assert!(models > 0);
 }

@@ -88,6 +88,8 @@ pub struct Names {
     mlp: &'static str,
     gate_up: GateUp,
     down: &'static str,
+    /// The output layer, beside the model.
+    head: &'static str,
 }
 
 const LLAMA_NAMES: Names = Names {
@@ -99,6 +101,7 @@ const LLAMA_NAMES: Names = Names {
     mlp: "mlp",
     gate_up: GateUp::Apart("gate_proj", "up_proj"),
     down: "down_proj",
+    head: "lm_head",
 };
 
 /// `LlamaConfig` of transformers.
@@ -160,6 +163,7 @@ const FAMILIES: [Family; 6] = [
             mlp: "feed_forward",
             gate_up: GateUp::Apart("w1", "w3"),
             down: "w2",
+            head: "output",
         },
         ..LLAMA
     },
@@ -288,6 +292,11 @@ impl DecoderConfig {
             kv_heads: self.attention.kv_heads,
             head_dim: self.attention.head_dim,
         }
+    }
+
+    /// The name of the output layer, beside the model's.
+    pub fn head(&self) -> &'static str {
+        self.names.head
     }
 
     /// How its rows are numbered.

@@ -102,6 +102,20 @@ impl ImageProcessorConfig {
             Size::Exact { .. } => None,
         }
     }
+
+    /// Checks that the square that pictures are brought to is the vision tower's, where the file tells one.
+    ///
+    /// # Errors
+    /// When it is another.
+    pub fn check_side(&self, side: usize) -> Result<(), LoadError> {
+        match self.side().filter(|&own| own != side) {
+            None => Ok(()),
+            Some(own) => {
+                let supported = format!("the vision tower's {side}");
+                Err(LoadError::unsupported("image processor size", &own.to_string(), &supported))
+            }
+        }
+    }
 }
 
 /// How levels of 0 to 255 become numbers: `(level · scale - mean) / std`.

@@ -4,6 +4,7 @@ pub mod attention;
 pub mod clip;
 pub mod decoder;
 pub mod image;
+pub mod intern_vit;
 pub mod linear;
 pub mod mel;
 pub mod mlp;

@@ -46,3 +46,16 @@ impl PatchEmbedding {
         self.linear.forward(&patches)?.reshape((pictures, rows * columns, ()))
     }
 }
+
+/// Squares of `block` × `block` patches as one row each, in whose channels the patches lie row by row: `rows`
+/// `[pictures, side · side, hidden]` to `[pictures · (side / block)², block² · hidden]`.
+///
+/// # Errors
+/// When the block does not divide the side.
+pub fn merge(rows: &Tensor, side: usize, block: usize) -> Result<Tensor> {
+    let (pictures, _, hidden) = rows.dims3()?;
+    let along = side / block;
+    rows.reshape((pictures, along, block, along, block * hidden))?
+        .permute((0, 1, 3, 2, 4))?
+        .reshape((pictures * along * along, block * block * hidden))
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 pub mod forward;
+pub mod internvl;
 pub mod server;
 pub mod speech;
 
@@ -124,6 +125,13 @@ impl Case {
     /// The prompt, where no id is below zero.
     pub fn ids(&self) -> Vec<u32> {
         self.input_ids.iter().map(|&id| id.try_into().unwrap()).collect()
+    }
+
+    /// The conversation, with the system's turn where it was told apart.
+    pub fn turns(&self) -> Vec<serde_json::Value> {
+        let system = self.extra.get("system").filter(|system| system.is_string());
+        let system = system.map(|text| serde_json::json!({"role": "system", "content": text}));
+        system.into_iter().chain(self.messages.as_array().unwrap().iter().cloned()).collect()
     }
 
     /// The picture treatment that the case was made with.

@@ -184,8 +184,8 @@ pub fn image_part(url: &str) -> Value {
 /// A request for the greedy answer to a golden case.
 pub fn golden_request(case: &Case) -> Value {
     let mut images = case.images.iter();
-    let mut messages = case.messages.clone();
-    for message in messages.as_array_mut().unwrap() {
+    let mut messages = case.turns();
+    for message in &mut messages {
         let Some(parts) = message["content"].as_array_mut() else { continue };
         for part in parts {
             if part["type"] == "image" {
