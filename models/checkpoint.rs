@@ -58,6 +58,26 @@ impl Checkpoint {
         self.json(NAME)?.ok_or_else(|| LoadError::MissingFile { file: self.folder.join(NAME) })
     }
 
+    /// The id of a token that was added to the vocabulary, such as a control token, by its text.
+    ///
+    /// # Errors
+    /// When tokenizer.json is not what is expected.
+    pub fn added_token(&self, text: &str) -> Result<Option<u32>, LoadError> {
+        #[derive(Deserialize)]
+        struct Token {
+            id: u32,
+            content: String,
+        }
+        #[derive(Deserialize)]
+        struct Tokenizer {
+            #[serde(default)]
+            added_tokens: Vec<Token>,
+        }
+        let tokenizer: Option<Tokenizer> = self.json("tokenizer.json")?;
+        let mut tokens = tokenizer.into_iter().flat_map(|tokenizer| tokenizer.added_tokens);
+        Ok(tokens.find(|token| token.content == text).map(|token| token.id))
+    }
+
     /// The image processor: `preprocessor_config.json`, or its place in the newer `processor_config.json`.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, Task,
+    Preprocess, Result, SizeError, Task,
     batch::Batch,
     end_to_end,
     nn::{
@@ -27,15 +27,16 @@ pub(crate) fn load(
     vb: &VarBuilder<'_>,
 ) -> Result<Parts, LoadError> {
     let config: ProjectedConfig = checkpoint.config()?;
+    config.vision_config.check()?;
     let decoder = config.decoder()?;
     let hidden = decoder.attention.hidden;
     let processor: ImageProcessorConfig = checkpoint.image_processor()?;
-    let tower = ProjectedTower::load(&config, hidden, vb)?;
     let preprocess = LlavaPreprocess {
         processor: SquareProcessor::new(&processor, config.vision_config.image_size, fit.or(config.fit()?))?,
         rows: config.rows(),
         placeholder: config.image_token(),
     };
+    let tower = ProjectedTower::load(&config, hidden, vb)?;
     Ok(Parts {
         width: hidden,
         encoder_row: tower.row_size,
@@ -81,8 +82,8 @@ struct LlavaPreprocess {
 }
 
 impl Preprocess for LlavaPreprocess {
-    fn footprint(&self, _: MediaSize) -> Footprint {
-        Footprint::line(vec![self.placeholder; self.rows])
+    fn footprint(&self, _: MediaSize) -> Result<Footprint, SizeError> {
+        Ok(Footprint::line(vec![self.placeholder; self.rows]))
     }
 
     fn run(&self, medium: Medium<'_>) -> Result<Tensor> {

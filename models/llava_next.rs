@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, Task,
+    Preprocess, Result, SizeError, Task,
     batch::Batch,
     end_to_end,
     nn::{
@@ -35,6 +35,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     let decoder = config.decoder()?;
     let hidden = decoder.attention.hidden;
     let vision = &config.vision_config;
+    vision.check()?;
     if config.rows() != vision.patches() {
         return Err(LoadError::unsupported("vision_feature_select_strategy", "full", "default"));
     }
@@ -223,12 +224,12 @@ struct Tiles {
 }
 
 impl Preprocess for Tiles {
-    fn footprint(&self, size: MediaSize) -> Footprint {
+    fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
         let rows = match size {
             MediaSize::Image { width, height } => self.grid.count(&self.grid.plan(width, height)),
             MediaSize::Sound => 0,
         };
-        Footprint::line(vec![self.placeholder; rows])
+        Ok(Footprint::line(vec![self.placeholder; rows]))
     }
 
     /// `[1 + tiles, 3, side, side]`, the whole picture first.
