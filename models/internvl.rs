@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, Task, TextInfo, architecture,
+    Preprocess, Result, SizeError, Task, TextInfo,
     batch::Batch,
     end_to_end, ids,
     nn::{
@@ -34,6 +34,7 @@ pub(crate) const NATIVE: &str = "InternVLForConditionalGeneration";
 /// `config.json` of both classes.
 #[derive(Debug, Deserialize)]
 struct Config {
+    architectures: Vec<String>,
     #[serde(alias = "llm_config")]
     text_config: TextConfig,
     #[serde(default)]
@@ -72,7 +73,7 @@ const NATIVE_PROJECTOR: Projector = ("multi_modal_projector", "layer_norm", ("li
 /// Loads the network and its image processor.
 pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>) -> Result<Parts, LoadError> {
     let config: Config = checkpoint.config()?;
-    let native = architecture(checkpoint)?.name == NATIVE;
+    let native = config.architectures.iter().any(|name| name == NATIVE);
     let (layout, (projector, norm, linears)) = if native {
         (&InternVitLayout::NATIVE, NATIVE_PROJECTOR)
     } else {
@@ -301,13 +302,13 @@ struct Tiles {
 }
 
 impl Preprocess for Tiles {
-    fn footprint(&self, size: MediaSize) -> Footprint {
+    fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
         let tiles = match size {
             MediaSize::Image { width, height } => self.grid.count(width, height),
             MediaSize::Sound => 0,
         };
         let [front, row, back] = self.ids;
-        Footprint::line([vec![front], vec![row; tiles * self.tokens], vec![back]].concat())
+        Ok(Footprint::line([vec![front], vec![row; tiles * self.tokens], vec![back]].concat()))
     }
 
     /// `[tiles, 3, side, side]`, the whole picture last.

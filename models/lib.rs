@@ -13,6 +13,7 @@ mod llava;
 mod llava_next;
 pub mod nn;
 mod phi3_v;
+mod pixtral;
 mod weights;
 mod whisper;
 
@@ -84,7 +85,10 @@ pub struct Aligned {
 /// What prepares media for a network.
 pub trait Preprocess: Send + Sync + fmt::Debug {
     /// What a medium takes in the prompt. Arithmetic only: asked before anything runs.
-    fn footprint(&self, size: MediaSize) -> Footprint;
+    ///
+    /// # Errors
+    /// When the network takes none of that size.
+    fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError>;
 
     /// A decoded medium to encoder input.
     ///
@@ -161,6 +165,23 @@ impl MediaSize {
             Self::Sound => candle_core::bail!("this network sees, it does not hear"),
         }
     }
+}
+
+/// Why a network does not take a medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    /// It is a line rather than a picture.
+    #[error(
+        "the picture is {width}x{height}; this model takes none with one edge more than {limit} times the other"
+    )]
+    Narrow {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+        /// How many times the shorter edge the longer one may be.
+        limit: usize,
+    },
 }
 
 /// What a medium takes in the prompt.
@@ -307,7 +328,9 @@ pub struct LoadOptions {
 /// A row of the registry.
 pub struct Architecture {
     /// As in `architectures` of config.json.
-    pub name: &'static str,
+    pub names: &'static [&'static str],
+    /// `model_type` of `vision_config`, where rows with the same name differ in it.
+    pub vision: Option<&'static str>,
     /// Prefixes of weight names that the network asks for, and what files may have instead.
     aliases: &'static [(&'static str, &'static str)],
     load: fn(&Checkpoint, Option<Fit>, &VarBuilder<'_>) -> Result<Parts, LoadError>,
@@ -324,17 +347,45 @@ struct Parts {
 
 /// Every architecture that can be loaded.
 pub const ARCHITECTURES: &[Architecture] = &[
-    Architecture { name: "LlavaForConditionalGeneration", aliases: projected::ALIASES, load: llava::load },
     Architecture {
-        name: "LlavaNextForConditionalGeneration",
+        names: &["LlavaForConditionalGeneration"],
+        vision: Some("clip_vision_model"),
+        aliases: projected::ALIASES,
+        load: llava::load,
+    },
+    Architecture {
+        names: &["LlavaForConditionalGeneration"],
+        vision: Some("pixtral"),
+        aliases: projected::ALIASES,
+        load: pixtral::load,
+    },
+    Architecture {
+        names: &["LlavaNextForConditionalGeneration"],
+        vision: None,
         aliases: projected::ALIASES,
         load: llava_next::load,
     },
-    Architecture { name: internvl::PUBLISHED, aliases: &[], load: internvl::load },
-    Architecture { name: internvl::NATIVE, aliases: projected::ALIASES, load: internvl::load },
-    Architecture { name: "Phi3VForCausalLM", aliases: phi3_v::ALIASES, load: phi3_v::load },
-    Architecture { name: "WhisperForConditionalGeneration", aliases: whisper::ALIASES, load: whisper::load },
+    Architecture {
+        names: &[internvl::PUBLISHED, internvl::NATIVE],
+        vision: None,
+        aliases: projected::ALIASES,
+        load: internvl::load,
+    },
+    Architecture { names: &["Phi3VForCausalLM"], vision: None, aliases: phi3_v::ALIASES, load: phi3_v::load },
+    Architecture {
+        names: &["WhisperForConditionalGeneration"],
+        vision: None,
+        aliases: whisper::ALIASES,
+        load: whisper::load,
+    },
 ];
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.names.join(", "))?;
+        self.vision.map_or(Ok(()), |vision| write!(formatter, " ({vision})"))
+    }
+}
 
 /// Loads a checkpoint.
 ///
@@ -370,20 +421,34 @@ pub fn weight_bytes(checkpoint: &Checkpoint, dtype: DType) -> Result<u64, LoadEr
 /// # Errors
 /// When config.json is missing or names no architecture of [`ARCHITECTURES`].
 pub fn architecture(checkpoint: &Checkpoint) -> Result<&'static Architecture, LoadError> {
+    #[derive(Default, Deserialize)]
+    struct Vision {
+        model_type: Option<String>,
+    }
     #[derive(Deserialize)]
     struct Config {
         #[serde(default)]
         architectures: Vec<String>,
         quantization_config: Option<serde_json::Value>,
+        vision_config: Option<Vision>,
     }
     let config: Config = checkpoint.config()?;
     if config.quantization_config.is_some() {
         return Err(LoadError::unsupported("quantization_config", "present", "weights in f32, f16 or bf16"));
     }
-    ARCHITECTURES
-        .iter()
-        .find(|row| config.architectures.iter().any(|name| name == row.name))
-        .ok_or(LoadError::UnknownArchitecture { found: config.architectures })
+    let named = |row: &&Architecture| {
+        row.names.iter().any(|name| config.architectures.iter().any(|found| found == name))
+    };
+    let rows: Vec<_> = ARCHITECTURES.iter().filter(named).collect();
+    let Some(first) = rows.first() else {
+        return Err(LoadError::UnknownArchitecture { found: config.architectures });
+    };
+    // A tower that says nothing is what the first row's class has where nothing is said.
+    let Some(vision) = config.vision_config.unwrap_or_default().model_type else { return Ok(first) };
+    rows.iter().find(|row| row.vision.is_none_or(|known| known == vision)).copied().ok_or_else(|| {
+        let known: Vec<_> = rows.iter().filter_map(|row| row.vision).collect();
+        LoadError::unsupported("vision_config model_type", &vision, &known.join(", "))
+    })
 }
 
 /// Token ids of a configuration value that is a number, a list or absent.
@@ -471,7 +536,7 @@ pub enum LoadError {
     #[error(
         "architecture {} is not supported; supported: {}",
         if found.is_empty() { "(none in config.json)".to_owned() } else { found.join(", ") },
-        ARCHITECTURES.iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
+        ARCHITECTURES.iter().map(Architecture::to_string).collect::<Vec<_>>().join(", ")
     )]
     UnknownArchitecture {
         /// What config.json says.

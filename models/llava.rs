@@ -10,7 +10,7 @@ use candle_nn::VarBuilder;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, Task,
+    Preprocess, Result, SizeError, Task,
     batch::Batch,
     end_to_end,
     nn::{
@@ -27,6 +27,7 @@ pub(crate) fn load(
     vb: &VarBuilder<'_>,
 ) -> Result<Parts, LoadError> {
     let config: ProjectedConfig = checkpoint.config()?;
+    config.vision_config.check()?;
     let decoder = config.decoder()?;
     config.vision_config.check()?;
     let hidden = decoder.attention.hidden;
@@ -82,8 +83,8 @@ struct LlavaPreprocess {
 }
 
 impl Preprocess for LlavaPreprocess {
-    fn footprint(&self, _: MediaSize) -> Footprint {
-        Footprint::line(vec![self.placeholder; self.rows])
+    fn footprint(&self, _: MediaSize) -> Result<Footprint, SizeError> {
+        Ok(Footprint::line(vec![self.placeholder; self.rows]))
     }
 
     fn run(&self, medium: Medium<'_>) -> Result<Tensor> {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, Task,
+    Preprocess, Result, SizeError, Task,
     batch::Batch,
     end_to_end,
     nn::{
@@ -221,12 +221,12 @@ struct Tiles {
 }
 
 impl Preprocess for Tiles {
-    fn footprint(&self, size: MediaSize) -> Footprint {
+    fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
         let rows = match size {
             MediaSize::Image { width, height } => self.grid.count(&self.grid.plan(width, height)),
             MediaSize::Sound => 0,
         };
-        Footprint::line(vec![self.placeholder; rows])
+        Ok(Footprint::line(vec![self.placeholder; rows]))
     }
 
     /// `[1 + tiles, 3, side, side]`, the whole picture first.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, Task, TextInfo,
+    Preprocess, Result, SizeError, Task, TextInfo,
     batch::Batch,
     end_to_end, ids,
     nn::{
@@ -21,6 +21,7 @@ use crate::{
         image::{Filter, ImageProcessorConfig, Levels, bicubic, gather, place, stretch, tiles},
         linear::Bias,
         mlp::{Activation, Mlp},
+        vit::hidden_state,
     },
 };
 
@@ -135,7 +136,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
         LoadError::unsupported("a tokenizer without", PLACEHOLDER, "those of Phi-3-Vision, which have it")
     })?;
     let grid = Grid { side: vision.image_size, patches: vision.side(), crops: crops.num_crops };
-    let state = vision.state(config.img_processor.layer_idx)?;
+    let state = hidden_state(config.img_processor.layer_idx, vision.num_hidden_layers)?;
     let width = MERGE * MERGE * vision.hidden_size;
     let model = vb.pp("model");
     let embedding = model.pp("vision_embed_tokens");
@@ -308,12 +309,12 @@ struct Tiles {
 }
 
 impl Preprocess for Tiles {
-    fn footprint(&self, size: MediaSize) -> Footprint {
+    fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
         let rows = match size {
             MediaSize::Image { width, height } => self.grid.count(&self.grid.plan(width, height)),
             MediaSize::Sound => 0,
         };
-        Footprint::line(vec![self.placeholder; rows])
+        Ok(Footprint::line(vec![self.placeholder; rows]))
     }
 
     /// `[1 + tiles, 3, side, side]`, the whole picture first.

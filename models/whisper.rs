@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::{
     Aligned, CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model,
-    Parts, Preprocess, Result, SpeechInfo, Task,
+    Parts, Preprocess, Result, SizeError, SpeechInfo, Task,
     batch::{Batch, Ragged},
     cache::LayerCache,
     end_to_end,
@@ -406,8 +406,8 @@ struct Ear {
 }
 
 impl Preprocess for Ear {
-    fn footprint(&self, _: MediaSize) -> Footprint {
-        Footprint { memory: self.rows, ..Footprint::line(Vec::new()) }
+    fn footprint(&self, _: MediaSize) -> Result<Footprint, SizeError> {
+        Ok(Footprint { memory: self.rows, ..Footprint::line(Vec::new()) })
     }
 
     fn run(&self, medium: Medium<'_>) -> Result<Tensor> {

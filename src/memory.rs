@@ -243,10 +243,11 @@ impl Sizes {
         let speech = matches!(loaded.task, Task::Transcribe(_));
         // A window's text has a natural length; less than the model's context would cut it off.
         let context = wanted.context.filter(|_| !speech).unwrap_or(most).min(most);
-        let footprint = |size| loaded.preprocess.footprint(size);
+        let footprint = |size| loaded.preprocess.footprint(size).ok();
+        let picture = MediaSize::Image { width: 1024, height: 1024 };
         let (medium, memory) = match loaded.task {
-            Task::Chat(_) => (footprint(MediaSize::Image { width: 1024, height: 1024 }).tokens.len(), 0),
-            Task::Transcribe(_) => (0, footprint(MediaSize::Sound).memory),
+            Task::Chat(_) => (footprint(picture).map_or(0, |footprint| footprint.tokens.len()), 0),
+            Task::Transcribe(_) => (0, footprint(MediaSize::Sound).map_or(0, |footprint| footprint.memory)),
         };
         // A transcript whose words are timed is computed, and has its logits, in one step.
         let (whole, wanted_logits) =

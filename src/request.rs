@@ -2,6 +2,8 @@
 
 use std::{ops::Range, sync::Arc};
 
+use percept_models::SizeError;
+
 use crate::{
     engine::{Key, Pin},
     media::{FetchError, ImageError, Picture, sound::SoundError},
@@ -323,6 +325,14 @@ pub enum InvalidRequest {
         param: String,
         /// Why.
         error: ImageError,
+    },
+    /// The model takes no picture of this size.
+    #[error("Invalid '{param}': {error}.")]
+    PictureSize {
+        /// Which.
+        param: String,
+        /// Why.
+        error: SizeError,
     },
     /// The file of a recording cannot be used.
     #[error("{}: {error}.", of_sound(error))]

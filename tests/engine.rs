@@ -23,7 +23,7 @@ use percept::{
 };
 use percept_models::{
     Batch, CacheShape, Checkpoint, Features, Footprint, KvCache, Loaded, MediaSize, Medium, Model,
-    Preprocess, Task, TextInfo,
+    Preprocess, SizeError, Task, TextInfo,
 };
 use serde_json::{Value, json};
 use support::{llava, server};
@@ -98,8 +98,8 @@ impl Model for Fake {
 }
 
 impl Preprocess for Counts {
-    fn footprint(&self, _: MediaSize) -> Footprint {
-        Footprint::line(vec![PLACEHOLDER; ROWS])
+    fn footprint(&self, _: MediaSize) -> Result<Footprint, SizeError> {
+        Ok(Footprint::line(vec![PLACEHOLDER; ROWS]))
     }
 
     fn run(&self, medium: Medium<'_>) -> candle_core::Result<Tensor> {

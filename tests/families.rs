@@ -18,7 +18,7 @@ use percept::{
 use percept_models::{
     Batch, Checkpoint, Features, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged, Task,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{
     Case, Golden, fixtures,
     internvl::{Layout, converted},
@@ -79,7 +79,7 @@ impl Family {
             .iter()
             .map(|name| {
                 let (height, width, _) = picture(name).dims3().unwrap();
-                self.loaded.preprocess.footprint(MediaSize::Image { width, height })
+                self.loaded.preprocess.footprint(MediaSize::Image { width, height }).unwrap()
             })
             .collect();
         self.text.prompt(&messages(case), &footprints, 4096).unwrap()
@@ -269,7 +269,7 @@ fn levels(features: &Tensor, config: &Value) -> Vec<u8> {
         config[key].as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
     };
     let (mean, std) = (of("image_mean"), of("image_std"));
-    let (_, channels, height, width) = features.dims4().unwrap();
+    let [.., channels, height, width] = *features.dims() else { panic!("no pixels: {features:?}") };
     let numbers = features.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let level = |(index, number): (usize, &f32)| {
         let channel = index / (height * width) % channels;
@@ -474,6 +474,33 @@ async fn check_answer(server: &server::Server, name: &str, case: &Case) {
     assert_eq!(server::text(&pieces), case.greedy_text, "{}", case.name);
 }
 
+/// Nothing of them would be left after resizing.
+#[tokio::test]
+async fn pictures_that_are_lines_are_their_senders_mistake() {
+    for (name, limit) in [("pixtral", 112)] {
+        let model = fixtures().join(name).to_str().unwrap().to_owned();
+        let server = server::start(Settings { model: vec![model], ..Settings::default() }).await;
+        let body = |width, height| {
+            let mut file = std::io::Cursor::new(Vec::new());
+            image::RgbImage::new(width, height).write_to(&mut file, image::ImageFormat::Png).unwrap();
+            let parts = [server::image_part(&server::data_url_of(file.get_ref()))];
+            json!({"model": name, "max_tokens": 1, "messages": [{"role": "user", "content": parts}]})
+        };
+        server.ask(&body(limit, 1)).await;
+        server.ask(&body(1, limit)).await;
+        for (width, height) in [(limit + 1, 1), (1, limit + 1)] {
+            let (status, error) = server.refuse(&body(width, height)).await;
+            assert_eq!(status, 400, "{error}");
+            assert_eq!(error["code"], "invalid_image");
+            assert_eq!(error["param"], "messages[0].content[0].image_url");
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains(&format!("{width}x{height}")), "{message}");
+            assert!(message.contains(&format!("more than {limit} times")), "{message}");
+        }
+        server.idle().await;
+    }
+}
+
 macro_rules! families {
     ($($name:ident),* $(,)?) => {
         $(mod $name {
@@ -522,7 +549,7 @@ macro_rules! families {
     };
 }
 
-families![internvl2, llava_next, phi3_v];
+families![internvl2, llava_next, phi3_v, pixtral];
 
 /// One network under other names, with another text: what the original repository and transformers make of it.
 #[test]

@@ -346,7 +346,6 @@ fn what_is_wrong_with_weights_is_said_precisely() {
 
 #[test]
 fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_name() {
-    type Change = fn(&mut Value);
     let changes: &[(Change, &str)] = &[
         (
             |c| c["architectures"] = json!(["GPT2LMHeadModel"]),
@@ -392,7 +391,7 @@ fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_name() {
         (|c| c["text_config"]["num_attention_heads"] = json!(0), "kv heads that divide"),
         (
             |c| c["vision_config"]["model_type"] = json!("siglip_vision_model"),
-            "vision_config model_type siglip_vision_model",
+            "vision_config model_type siglip_vision_model is not supported; supported: clip_vision_model, pixtral",
         ),
         (|c| c["vision_config"]["hidden_act"] = json!("tanh"), "vision_config hidden_act `tanh`"),
         (|c| c["vision_config"]["num_attention_heads"] = json!(5), "vision_config num_attention_heads 5"),
@@ -405,12 +404,7 @@ fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_name() {
         (|c| c["image_aspect_ratio"] = json!("anyres"), "image_aspect_ratio anyres"),
         (|c| c["text_config"]["vocab_size"] = json!("many"), "config.json is not what it should be"),
     ];
-    for (change, expected) in changes {
-        let copy = Copy::new();
-        copy.edit("config.json", change);
-        let error = copy.error();
-        assert!(error.contains(expected), "{expected}: {error}");
-    }
+    refused("llava", "config.json", changes);
     let changes: &[(Change, &str)] = &[
         (|c| c["size"] = json!({"shortest_edge": 224}), "the vision tower's 56"),
         (|c| c["crop_size"] = json!(224), "the vision tower's 56"),
@@ -419,15 +413,81 @@ fn what_a_configuration_asks_for_and_is_not_done_is_refused_by_name() {
         (|c| c["resample"] = json!(0), "resample 0"),
         (|c| c["image_mean"] = json!([0.5]), "preprocessor_config.json is not what it should be"),
     ];
-    for (change, expected) in changes {
-        let copy = Copy::new();
-        copy.edit("preprocessor_config.json", change);
-        let error = copy.error();
-        assert!(error.contains(expected), "{expected}: {error}");
-    }
+    refused("llava", "preprocessor_config.json", changes);
     let copy = Copy::new();
     fs::remove_file(copy.path("config.json")).unwrap();
     assert!(copy.error().contains("config.json is missing"));
+}
+
+type Change = fn(&mut Value);
+
+/// Copies of a fixture, each with one file changed, and what is said about it.
+fn refused(fixture: &str, file: &str, changes: &[(Change, &str)]) {
+    for (change, expected) in changes {
+        let copy = Copy::of(fixture);
+        copy.edit(file, change);
+        let error = copy.error();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn what_pixtral_does_not_do_is_refused_by_name() {
+    let config: &[(Change, &str)] = &[
+        (
+            |c| c["vision_feature_select_strategy"] = json!("default"),
+            "vision_feature_select_strategy default",
+        ),
+        (|c| c["vision_feature_layer"] = json!([-1, -2]), "vision_feature_layer with several layers"),
+        (|c| c["vision_feature_layer"] = json!(3), "vision_feature_layer 3"),
+        (|c| c["vision_config"]["head_dim"] = json!(8), "vision_config head_dim 8"),
+        (
+            |c| {
+                c["vision_config"]["num_attention_heads"] = json!(16);
+                c["vision_config"]["head_dim"] = json!(2);
+            },
+            "vision_config head_dim 2 is not supported; supported: multiples of 4",
+        ),
+        (|c| c["vision_config"]["num_channels"] = json!(1), "vision_config num_channels 1"),
+        (|c| c["vision_config"]["patch_size"] = json!(0), "vision_config patch_size 0"),
+        (|c| c["vision_config"]["hidden_act"] = json!("tanh"), "vision_config hidden_act `tanh`"),
+        (|c| c["vision_config"]["image_size"] = json!(96), "image processor size 112"),
+    ];
+    refused("pixtral", "config.json", config);
+    let processor: &[(Change, &str)] = &[
+        (|c| c["patch_size"] = json!(14), "image processor patch_size Both(14)"),
+        (|c| c["size"] = json!({"height": 112, "width": 112}), "image processor size Exact"),
+        (|c| c["do_resize"] = json!(false), "do_resize false"),
+    ];
+    refused("pixtral", "preprocessor_config.json", processor);
+    let token: &[(Change, &str)] =
+        &[(|c| c["image_break_token"] = json!("[BR]"), "a tokenizer without [BR] is not supported")];
+    refused("pixtral", "processor_config.json", token);
+}
+
+#[test]
+fn a_patch_of_no_size_is_refused_before_anything_is_divided_by_it() {
+    let changes: &[(Change, &str)] =
+        &[(|c| c["vision_config"]["patch_size"] = json!(0), "vision_config patch_size 0")];
+    refused("llava_next", "config.json", changes);
+}
+
+#[test]
+fn pixtral_loads_with_what_may_be_absent() {
+    let copy = Copy::of("pixtral");
+    fs::remove_file(copy.path("processor_config.json")).unwrap();
+    copy.edit("preprocessor_config.json", |c| c["patch_size"] = json!(16));
+    // Weights as transformers 5 names them in memory.
+    let rename = |name: String| match name.strip_prefix("language_model.") {
+        Some(rest) => rest.replacen("model.", "model.language_model.", 1),
+        None => format!("model.{name}"),
+    };
+    let weights: HashMap<_, _> =
+        copy.weights().into_iter().map(|(name, tensor)| (rename(name), tensor)).collect();
+    assert!(weights.contains_key("model.vision_tower.ln_pre.weight"));
+    copy.save("model.safetensors", &weights);
+    let expected = load(&fixtures().join("pixtral")).unwrap();
+    assert!(largest_difference(&encode(&copy.load().unwrap()), &encode(&expected)) == 0.0);
 }
 
 #[test]
@@ -655,7 +715,10 @@ fn the_class_row_and_several_layers_can_be_asked_for() {
     copy.save("model.safetensors", &weights);
     let loaded = copy.load().unwrap();
     assert_eq!(encode(&loaded).dims(), [17, 64]);
-    assert_eq!(loaded.preprocess.footprint(MediaSize::Image { width: 9, height: 5 }).tokens, vec![480; 17]);
+    assert_eq!(
+        loaded.preprocess.footprint(MediaSize::Image { width: 9, height: 5 }).unwrap().tokens,
+        vec![480; 17]
+    );
 }
 
 #[test]

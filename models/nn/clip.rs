@@ -23,7 +23,8 @@ pub struct ClipConfig {
     /// Width of a row.
     pub hidden_size: usize,
     intermediate_size: usize,
-    num_hidden_layers: usize,
+    /// Layers, all of them.
+    pub num_hidden_layers: usize,
     num_attention_heads: usize,
     /// Side of the square picture, in pixels.
     pub image_size: usize,
@@ -90,22 +91,6 @@ impl ClipConfig {
         config.check().map(|()| config)
     }
 
-    /// The index of a hidden state counted as transformers does: 0 is the embedding, -1 the last layer's output.
-    ///
-    /// # Errors
-    /// When there is no such state.
-    pub fn state(&self, layer: i64) -> Result<usize, LoadError> {
-        let states = self.num_hidden_layers as i64 + 1;
-        let index = if layer < 0 { states + layer } else { layer };
-        if !(0..states).contains(&index) {
-            return Err(LoadError::Unsupported {
-                what: format!("vision_feature_layer {layer}"),
-                supported: format!("{} to {}", -states, states - 1),
-            });
-        }
-        Ok(index as usize)
-    }
-
     /// Whether this tower does what the configuration asks for.
     ///
     /// # Errors
@@ -140,8 +125,8 @@ pub struct ClipTower {
 }
 
 impl ClipTower {
-    /// Loads what is needed for the hidden states up to `last`; see [`ClipConfig::state`]. The configuration must
-    /// have been [checked](ClipConfig::check).
+    /// Loads what is needed for the hidden states up to `last`, where 0 is the embedding. The configuration must have
+    /// been [checked](ClipConfig::check).
     ///
     /// # Errors
     /// When a tensor does not fit.

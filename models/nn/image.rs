@@ -52,6 +52,7 @@ fn null_is_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::
 #[serde(untagged)]
 enum Size {
     ShortestEdge { shortest_edge: usize },
+    LongestEdge { longest_edge: usize },
     Exact { height: usize, width: usize },
     Side(usize),
 }
@@ -99,7 +100,21 @@ impl ImageProcessorConfig {
         match size? {
             Size::Exact { height, width } if height == width => Some(height),
             Size::Side(side) | Size::ShortestEdge { shortest_edge: side } => Some(side),
-            Size::Exact { .. } => None,
+            Size::Exact { .. } | Size::LongestEdge { .. } => None,
+        }
+    }
+
+    /// The longest edge that pictures may have; `default` where the file does not say.
+    ///
+    /// # Errors
+    /// When it names another size.
+    pub fn longest_edge(&self, default: usize) -> Result<usize, LoadError> {
+        match self.size {
+            None => Ok(default),
+            Some(Size::LongestEdge { longest_edge }) if longest_edge > 0 => Ok(longest_edge),
+            Some(other) => {
+                Err(LoadError::unsupported("image processor size", &format!("{other:?}"), "longest_edge"))
+            }
         }
     }
 
@@ -210,6 +225,7 @@ impl SquareProcessor {
             Size::ShortestEdge { shortest_edge } => shortest_edge == side,
             Size::Exact { height, width } => (height, width) == (side, side),
             Size::Side(length) => length == side,
+            Size::LongestEdge { .. } => false,
         };
         let size = config.size.unwrap_or(Size::ShortestEdge { shortest_edge: 224 });
         let crop_size = config.crop_size.unwrap_or(Size::Side(224));

@@ -31,6 +31,28 @@ impl RmsNorm {
     }
 }
 
+/// Either of the two.
+#[derive(Debug)]
+pub enum Norm {
+    /// LayerNorm.
+    Layer(LayerNorm),
+    /// RMSNorm.
+    Rms(RmsNorm),
+}
+
+impl Norm {
+    /// `x`: `[rows, width]`.
+    ///
+    /// # Errors
+    /// When the width of `x` differs.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
+    }
+}
+
 /// LayerNorm: `(x - mean) / sqrt(variance + eps) * weight + bias`.
 #[derive(Debug)]
 pub struct LayerNorm {

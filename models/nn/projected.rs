@@ -1,8 +1,9 @@
-//! CLIP with a two-layer projector into the text, as the LLaVA family has it (<https://arxiv.org/abs/2310.03744>).
+//! A vision tower with a two-layer projector into the text, as the LLaVA family has it
+//! (<https://arxiv.org/abs/2310.03744>), and CLIP as that tower.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     clip::{ClipConfig, ClipTower},
@@ -10,6 +11,7 @@ use super::{
     image::Fit,
     linear::Bias,
     mlp::{Activation, Mlp},
+    vit::hidden_state,
 };
 use crate::{LoadError, Result, TextInfo, ids};
 
@@ -24,9 +26,29 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("image_newline", "model.image_newline"),
 ];
 
+/// The `vision_config` of a tower.
+pub trait VisionConfig: DeserializeOwned {
+    /// What holds where there is none at all.
+    fn absent() -> Self;
+
+    /// Layers of the tower.
+    fn layers(&self) -> usize;
+}
+
+impl VisionConfig for ClipConfig {
+    fn absent() -> Self {
+        Self::large_336()
+    }
+
+    fn layers(&self) -> usize {
+        self.num_hidden_layers
+    }
+}
+
 /// `config.json`.
 #[derive(Debug, Deserialize)]
-pub struct ProjectedConfig {
+#[serde(bound = "V: VisionConfig")]
+pub struct ProjectedConfig<V = ClipConfig> {
     image_token_index: Option<u32>,
     /// The newer name; some tools save both.
     image_token_id: Option<u32>,
@@ -43,8 +65,8 @@ pub struct ProjectedConfig {
     eos_token_id: Option<serde_json::Value>,
     #[serde(default)]
     pub(crate) text_config: TextConfig,
-    #[serde(default = "ClipConfig::large_336")]
-    pub(crate) vision_config: ClipConfig,
+    #[serde(default = "V::absent")]
+    pub(crate) vision_config: V,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -57,7 +79,7 @@ enum FeatureLayers {
 /// Which rows of a hidden state are used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Strategy {
+pub enum Strategy {
     /// Without the class row.
     #[default]
     Default,
@@ -77,7 +99,7 @@ fn yes() -> bool {
     true
 }
 
-impl ProjectedConfig {
+impl<V: VisionConfig> ProjectedConfig<V> {
     /// The id that stands for a picture.
     pub fn image_token(&self) -> u32 {
         self.image_token_index.or(self.image_token_id).unwrap_or(32_000)
@@ -103,8 +125,11 @@ impl ProjectedConfig {
         Ok(Mlp::load(("linear_1", "linear_2"), (from, to, to), bias, activation, vb)?)
     }
 
-    /// Indices of the hidden states whose channels are joined.
-    fn states(&self) -> Result<Vec<usize>, LoadError> {
+    /// Indices of the hidden states whose channels are joined: 0 is the embedding, one more than layers there are.
+    ///
+    /// # Errors
+    /// When there is no such state.
+    pub fn states(&self) -> Result<Vec<usize>, LoadError> {
         let layers = match &self.vision_feature_layer {
             FeatureLayers::One(layer) => vec![*layer],
             FeatureLayers::Several(layers) => layers.clone(),
@@ -112,12 +137,12 @@ impl ProjectedConfig {
         if layers.is_empty() {
             return Err(LoadError::unsupported("vision_feature_layer", "[]", "one layer or more"));
         }
-        layers.iter().map(|&layer| self.vision_config.state(layer)).collect()
+        layers.iter().map(|&layer| hidden_state(layer, self.vision_config.layers())).collect()
     }
 
-    /// Rows that a square picture has.
-    pub fn rows(&self) -> usize {
-        self.vision_config.patches() + usize::from(self.vision_feature_select_strategy == Strategy::Full)
+    /// Which of their rows are used.
+    pub fn strategy(&self) -> Strategy {
+        self.vision_feature_select_strategy
     }
 
     /// What the text side must know.
@@ -129,6 +154,13 @@ impl ProjectedConfig {
         let stops = ids(self.eos_token_id.as_ref()).chain(ids(self.text_config.eos_token_id.as_ref()));
         let info = TextInfo::new(decoder.positions, self.image_token(), stops.collect());
         Ok(TextInfo { positions: decoder.numbering(), ..info })
+    }
+}
+
+impl ProjectedConfig {
+    /// Rows that a square picture has.
+    pub fn rows(&self) -> usize {
+        self.vision_config.patches() + usize::from(self.strategy() == Strategy::Full)
     }
 
     /// The original repository's name for padding.
@@ -173,7 +205,7 @@ impl ProjectedTower {
             // States are joined, and the projector's two layers follow.
             row_size: vision.layer()?.row_size() + width + 2 * hidden,
             states,
-            strategy: config.vision_feature_select_strategy,
+            strategy: config.strategy(),
         })
     }
 

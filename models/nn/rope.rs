@@ -194,6 +194,50 @@ impl Rope {
     }
 }
 
+/// How angles follow from a place on a grid: one half of a head's numbers turns with the row, the other with the
+/// column.
+#[derive(Debug)]
+pub struct GridRope {
+    /// Angles per row.
+    rows: Vec<f32>,
+    /// Angles per column, as many.
+    columns: Vec<f32>,
+}
+
+impl GridRope {
+    /// Of the frequencies `theta^(-2i / head_dim)` those of even `i` are the rows', the others the columns', as in
+    /// Pixtral. `head_dim` is a multiple of 4.
+    pub fn by_turns(head_dim: usize, theta: f64) -> Self {
+        let every_second = |first| {
+            let frequencies = (first..head_dim / 2).step_by(2);
+            frequencies.map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64) as f32).collect()
+        };
+        Self { rows: every_second(0), columns: every_second(1) }
+    }
+
+    /// The frequencies `theta^(-4i / head_dim)` are the rows' and the columns', as in Qwen2-VL. `head_dim` is a
+    /// multiple of 4.
+    pub fn alike(head_dim: usize, theta: f64) -> Self {
+        let Self { rows, .. } = Self::by_turns(head_dim, theta);
+        Self { columns: rows.clone(), rows }
+    }
+
+    /// Of rows like those of `x`, which lie at these pairs of row and column.
+    ///
+    /// # Errors
+    /// When the device refuses the upload.
+    pub fn at(&self, places: &[(usize, usize)], x: &Tensor) -> Result<Rotation> {
+        let times = |place: usize, frequencies: &[f32]| -> Vec<f32> {
+            frequencies.iter().map(|frequency| place as f32 * frequency).collect()
+        };
+        let angles = places.iter().flat_map(|&(row, column)| {
+            [times(row, &self.rows), times(column, &self.columns)].into_iter().flatten()
+        });
+        let shape = (places.len(), self.rows.len() + self.columns.len());
+        Rotation::of(&Tensor::from_vec(angles.collect(), shape, x.device())?, 1.0, x.dtype())
+    }
+}
+
 impl Rotation {
     /// `angles`: f32 `[rows, head_dim / 2]`; sines and cosines are multiplied by `scale`.
     ///

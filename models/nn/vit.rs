@@ -1,4 +1,5 @@
-//! The pre-norm encoder layer that vision towers and Whisper's encoder share (<https://arxiv.org/abs/2010.11929>).
+//! The pre-norm encoder layer that vision towers and Whisper's encoder share (<https://arxiv.org/abs/2010.11929>), and
+//! its younger form, made as decoders are: RMSNorm and a gated feed-forward part.
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
@@ -7,8 +8,9 @@ use percept_kernels::Ragged;
 use super::{
     attention::{AttentionShape, Biases, Qkv, SelfAttention},
     linear::Bias,
-    mlp::{Activation, Mlp},
-    norm::LayerNorm,
+    mlp::{Activation, GateUp, GatedMlp, Mlp},
+    norm::{LayerNorm, Norm, RmsNorm},
+    rope::Rotation,
 };
 use crate::{LoadError, Result};
 
@@ -34,6 +36,11 @@ impl VitConfig {
         6 * self.hidden + 2 * self.intermediate
     }
 
+    /// The same of a layer with rotation and a gate: queries and keys are there twice, and so is what is gated.
+    pub fn gated_row_size(&self) -> usize {
+        8 * self.hidden + 4 * self.intermediate
+    }
+
     /// Whether heads divide the width.
     ///
     /// # Errors
@@ -48,6 +55,20 @@ impl VitConfig {
         }
         Ok(())
     }
+}
+
+/// The index of a hidden state of a tower, counted as transformers does: 0 is the embedding, -1 the last layer's output.
+///
+/// # Errors
+/// When there is no such state.
+pub fn hidden_state(layer: i64, layers: usize) -> Result<usize, LoadError> {
+    let states = layers as i64 + 1;
+    let index = if layer < 0 { states + layer } else { layer };
+    if !(0..states).contains(&index) {
+        let supported = format!("{} to {}", -states, states - 1);
+        return Err(LoadError::unsupported("vision_feature_layer", &layer.to_string(), &supported));
+    }
+    Ok(index as usize)
 }
 
 /// Names of a layer's weights.
@@ -79,13 +100,37 @@ impl VitNames {
     };
 }
 
+/// Names of the weights of a layer with RMSNorm and a gate.
+#[derive(Debug, Clone, Copy)]
+pub struct GatedNames {
+    /// The norms in front of attention and of the feed-forward part.
+    pub norms: (&'static str, &'static str),
+    /// Attention, and in it its layers.
+    pub attention: &'static str,
+    /// Queries, keys and values.
+    pub qkv: Qkv,
+    /// The output of attention.
+    pub output: &'static str,
+    /// The feed-forward layers: gate and up, down.
+    pub mlp: (GateUp, &'static str),
+    /// Whether all layers have a bias, or none.
+    pub bias: Bias,
+}
+
+/// The feed-forward part of a layer.
+#[derive(Debug)]
+enum Feed {
+    Plain(Mlp),
+    Gated(GatedMlp),
+}
+
 /// An encoder layer: `x += attention(norm(x))`, `x += mlp(norm(x))`.
 #[derive(Debug)]
 pub struct VitBlock {
-    norm1: LayerNorm,
+    norm1: Norm,
     attention: SelfAttention,
-    norm2: LayerNorm,
-    mlp: Mlp,
+    norm2: Norm,
+    feed: Feed,
     scales: Option<(Tensor, Tensor)>,
 }
 
@@ -100,10 +145,30 @@ impl VitBlock {
         let attention = vb.pp(names.attention);
         let sizes = (hidden, config.intermediate, hidden);
         Ok(Self {
-            norm1: LayerNorm::load(hidden, eps, &vb.pp(names.norms.0))?,
+            norm1: Norm::Layer(LayerNorm::load(hidden, eps, &vb.pp(names.norms.0))?),
             attention: SelfAttention::load_named(shape, names.biases, names.qkv, names.output, &attention)?,
-            norm2: LayerNorm::load(hidden, eps, &vb.pp(names.norms.1))?,
-            mlp: Mlp::load(names.mlp, sizes, Bias::Yes, activation, vb)?,
+            norm2: Norm::Layer(LayerNorm::load(hidden, eps, &vb.pp(names.norms.1))?),
+            feed: Feed::Plain(Mlp::load(names.mlp, sizes, Bias::Yes, activation, vb)?),
+            scales: None,
+        })
+    }
+
+    /// Loads what `names` name below `vb`: a layer with RMSNorm and a gate.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn load_gated(config: &VitConfig, names: &GatedNames, vb: &VarBuilder<'_>) -> Result<Self> {
+        let VitConfig { hidden, heads, eps, activation, .. } = *config;
+        let shape = AttentionShape { hidden, heads, kv_heads: heads, head_dim: hidden / heads };
+        let biases = Biases { qkv: [names.bias; 3], output: names.bias };
+        let attention = vb.pp(names.attention);
+        let (gate_up, down) = names.mlp;
+        let layers = (gate_up, down, names.bias);
+        Ok(Self {
+            norm1: Norm::Rms(RmsNorm::load(hidden, eps, &vb.pp(names.norms.0))?),
+            attention: SelfAttention::load_named(shape, biases, names.qkv, names.output, &attention)?,
+            norm2: Norm::Rms(RmsNorm::load(hidden, eps, &vb.pp(names.norms.1))?),
+            feed: Feed::Gated(GatedMlp::load((hidden, config.intermediate), layers, activation, vb)?),
             scales: None,
         })
     }
@@ -118,12 +183,24 @@ impl VitBlock {
     /// # Errors
     /// When shapes do not fit.
     pub fn forward(&self, x: &Tensor, rows: &Ragged) -> Result<Tensor> {
-        let attended = self.attention.full(&self.norm1.forward(x)?, None, rows)?;
+        self.rotated(x, None, rows)
+    }
+
+    /// The same where rows are told their positions by `rotation`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn rotated(&self, x: &Tensor, rotation: Option<&Rotation>, rows: &Ragged) -> Result<Tensor> {
+        let attended = self.attention.full(&self.norm1.forward(x)?, rotation, rows)?;
         let x = match &self.scales {
             Some((scale, _)) => (x + attended.broadcast_mul(scale)?)?,
             None => (x + attended)?,
         };
-        let fed = self.mlp.forward(&self.norm2.forward(&x)?)?;
+        let normed = self.norm2.forward(&x)?;
+        let fed = match &self.feed {
+            Feed::Plain(mlp) => mlp.forward(&normed)?,
+            Feed::Gated(mlp) => mlp.forward(&normed)?,
+        };
         match &self.scales {
             Some((_, scale)) => x + fed.broadcast_mul(scale)?,
             None => x + fed,

@@ -69,9 +69,10 @@ async fn submit(
     let context = served.handle.context();
     let footprints = opened.iter().map(|picture| {
         let (width, height) = picture.header.size();
-        model.preprocess.footprint(percept_models::MediaSize::Image { width, height })
+        let footprint = model.preprocess.footprint(percept_models::MediaSize::Image { width, height });
+        footprint.map_err(|error| InvalidRequest::PictureSize { param: picture.param.clone(), error })
     });
-    let footprints: Vec<_> = footprints.collect();
+    let footprints = footprints.collect::<Result<Vec<_>, _>>()?;
     let texts = Arc::clone(model);
     let prompt = blocking(move || texts.text.prompt(&messages, &footprints, context)).await?;
     let prompt = prompt.map_err(prompt_error)?;

@@ -219,6 +219,7 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         }
         | InvalidRequest::Pixels { .. } => "image_too_large",
         InvalidRequest::Picture { .. } => "invalid_image_format",
+        InvalidRequest::PictureSize { .. } => "invalid_image",
         InvalidRequest::Messages { .. } => "invalid_value",
         InvalidRequest::Sound { error } => match error {
             SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "invalid_audio_format",
@@ -243,6 +244,7 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::Unsupported { param, .. }
         | InvalidRequest::PictureUrl { param, .. }
         | InvalidRequest::Picture { param, .. }
+        | InvalidRequest::PictureSize { param, .. }
         | InvalidRequest::Pixels { param, .. } => Some(param),
         InvalidRequest::ContextLength { .. } | InvalidRequest::Messages { .. } => Some("messages"),
         InvalidRequest::Sound { .. } => Some("file"),

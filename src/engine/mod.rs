@@ -172,7 +172,10 @@ impl Engine {
         Ok(Self {
             memory_rows: match task {
                 Task::Chat(_) => 0,
-                Task::Transcribe(_) => preprocess.footprint(MediaSize::Sound).memory,
+                Task::Transcribe(_) => {
+                    let footprint = preprocess.footprint(MediaSize::Sound);
+                    footprint.map_err(candle_core::Error::wrap)?.memory
+                }
             },
             model,
             preprocess,
@@ -687,10 +690,10 @@ impl Engine {
     fn gray_picture(&self, room: usize) -> (Prompt, Vec<Media>) {
         const SIDE: usize = 32;
         let footprint = self.preprocess.footprint(MediaSize::Image { width: SIDE, height: SIDE });
-        let Footprint { tokens, grid, .. } = footprint;
-        if tokens.len() > room {
+        let Some(Footprint { tokens, grid, .. }) = footprint.ok().filter(|needs| needs.tokens.len() <= room)
+        else {
             return (Prompt { tokens: Vec::new(), spans: Vec::new() }, Vec::new());
-        }
+        };
         let gray = Picture::new(SIDE, SIDE, vec![128; SIDE * SIDE * 3]);
         let media = Media { key: Key::of(b"warm-up"), source: Source::Pixels(gray) };
         (Prompt { spans: vec![request::Span { rows: 0..tokens.len(), grid }], tokens }, vec![media])

@@ -7,7 +7,7 @@ import pytest
 from conftest import FIXTURES, serve_all
 from test_openai import messages
 
-FAMILIES = ["llava_next", "phi3_v"]
+FAMILIES = ["internvl2", "llava_next", "phi3_v", "pixtral"]
 
 
 def cases(family):
