@@ -2,7 +2,7 @@
 # Runs all benchmarks and writes their figures, with machine and commit, to benches/results.
 #
 #   scripts/bench.sh            all
-#   scripts/bench.sh linear     one of: alignment decode frontend linear mel scheduler sound window
+#   scripts/bench.sh linear     one of: alignment decode frontend linear mel pictures scheduler sound window
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 need_compilers
 need_python
-[ $# -gt 0 ] || set -- alignment decode frontend linear mel scheduler sound window
+[ $# -gt 0 ] || set -- alignment decode frontend linear mel pictures scheduler sound window
 [ -z "$(git status --porcelain)" ] || fail 'commit first: figures belong to a commit'
 rm -rf "$CARGO_TARGET_DIR/criterion"
 for bench in "$@"; do

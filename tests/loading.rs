@@ -595,7 +595,7 @@ fn each_family_refuses_by_name_what_it_does_not_do() {
 
 #[test]
 fn what_internvl_does_not_do_under_its_newer_names_is_refused() {
-    let changes: &[(fn(&mut Value), &str)] = &[
+    let changes: &[(Change, &str)] = &[
         (|c| c["vision_feature_layer"] = json!([-1]), "vision_feature_layer [-1]"),
         (|c| c["vision_feature_select_strategy"] = json!("full"), "vision_feature_select_strategy full"),
         (|c| c["vision_config"]["use_mean_pooling"] = json!(false), "use_mean_pooling false"),

@@ -68,7 +68,8 @@ enum Content {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    content: Content,
+    /// By [`Role`]: some templates want a list from the one who asks, and a string from others.
+    content: [Content; 3],
     placeholder: String,
     bos: String,
     eos: String,
@@ -143,22 +144,38 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| TemplateError::Broken(error.to_string()))?;
-        let mut template = Self { environment, content: Content::Parts, placeholder, bos, eos };
-        if !template.speaks() {
-            template.content = Content::Text;
-            if !template.speaks() {
+        let mut template = Self { environment, content: [Content::Parts; 3], placeholder, bos, eos };
+        if !template.speaks(Role::User) {
+            template.content = [Content::Text; 3];
+            if !template.speaks(Role::User) {
                 return Err(TemplateError::Broken("it drops the text of a user's turn".into()));
             }
+        }
+        for role in [Role::System, Role::Assistant] {
+            let usual = template.content[role as usize];
+            let forms = [usual, Content::Parts, Content::Text];
+            let speaks = |form: &Content| {
+                template.content[role as usize] = *form;
+                template.speaks(role)
+            };
+            // One that takes no turns of that role at all says so when it gets one.
+            let form = forms.into_iter().find(speaks).unwrap_or(usual);
+            template.content[role as usize] = form;
         }
         Ok(template)
     }
 
-    /// Whether a user's words come through, and nothing of the structure around them.
-    fn speaks(&self) -> bool {
+    /// Whether the words of a role come through, and nothing of the structure around them.
+    fn speaks(&self, role: Role) -> bool {
         const WORDS: &str = "5091720934";
-        let message = Message { role: Role::User, parts: vec![Part::Text(WORDS.into())] };
+        let turn = |role, words: &str| Message { role, parts: vec![Part::Text(words.into())] };
+        let messages = match role {
+            Role::System => vec![turn(role, WORDS), turn(Role::User, "a")],
+            Role::User => vec![turn(role, WORDS)],
+            Role::Assistant => vec![turn(Role::User, "a"), turn(role, WORDS), turn(Role::User, "b")],
+        };
         let structure = |text: &str| text.contains("'type'") || text.contains("\"type\"");
-        self.try_render(&[message], true).is_ok_and(|text| text.contains(WORDS) && !structure(&text))
+        self.try_render(&messages, true).is_ok_and(|text| text.contains(WORDS) && !structure(&text))
     }
 
     /// The text of a conversation, ready for the model to answer. Words must be [marked] first.
@@ -218,7 +235,7 @@ impl ChatTemplate {
             Role::User => "user",
             Role::Assistant => "assistant",
         };
-        match self.content {
+        match self.content[message.role as usize] {
             Content::Parts => {
                 let parts = message.parts.iter().map(|part| match part {
                     Part::Text(text) => context! { type => "text", text },
@@ -328,5 +345,170 @@ impl Write for Bounded {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(role: Role, parts: &[&str]) -> Message {
+        let part = |part: &&str| if *part == "P" { Part::Picture } else { Part::Text((*part).into()) };
+        Message { role, parts: parts.iter().map(part).collect() }
+    }
+
+    /// One turn, several, a system turn in front, two pictures.
+    fn conversations() -> [Vec<Message>; 4] {
+        let question = turn(Role::User, &["P", "what is it?"]);
+        [
+            vec![question.clone()],
+            vec![question.clone(), turn(Role::Assistant, &["a cat"]), turn(Role::User, &["sure?"])],
+            vec![turn(Role::System, &["be brief"]), question],
+            vec![turn(Role::User, &["P", "P", "compare them"])],
+        ]
+    }
+
+    /// Templates with the constructs that published checkpoints use, and what these make of conversations.
+    fn check(source: &str, (placeholder, bos, eos): (&str, &str, &str), expected: [&str; 4]) {
+        let template =
+            ChatTemplate::new(source, placeholder.into(), bos.into(), eos.into()).expect("a template");
+        for (messages, expected) in conversations().iter().zip(expected) {
+            let found = template.render(messages).unwrap_or_else(|error| format!("refused: {error}"));
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn vicuna_shouts_roles_and_shows_pictures_first() {
+        // LLaVA-1.5 and LLaVA-NeXT with Vicuna.
+        let source = "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}\
+            {% endif %}{% for _ in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}\
+            {% endfor %}{% if message['role'] != 'assistant' %}\
+            {% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}\
+            {% endfor %}{% else %}{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}\
+            {% generation %}{{ part['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}\
+            {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
+        check(
+            source,
+            ("<image>", "<s>", "</s>"),
+            [
+                "USER: <image>\nwhat is it? ASSISTANT:",
+                "USER: <image>\nwhat is it? ASSISTANT: a cat USER: sure? ASSISTANT:",
+                "be brief USER: <image>\nwhat is it? ASSISTANT:",
+                "USER: <image>\n<image>\ncompare them ASSISTANT:",
+            ],
+        );
+    }
+
+    #[test]
+    fn chatml_has_pictures_where_they_are() {
+        // LLaVA-NeXT with Yi-34B.
+        let source = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}\
+            {% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}\
+            {% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}\
+            {{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+        check(
+            source,
+            ("<image>", "<s>", "<|im_end|>"),
+            [
+                "<|im_start|>user\n<image>\nwhat is it?<|im_end|>\n<|im_start|>assistant\n",
+                "<|im_start|>user\n<image>\nwhat is it?<|im_end|>\n<|im_start|>assistant\na cat<|im_end|>\n\
+                 <|im_start|>user\nsure?<|im_end|>\n<|im_start|>assistant\n",
+                "<|im_start|>system\nbe brief<|im_end|>\n\
+                 <|im_start|>user\n<image>\nwhat is it?<|im_end|>\n<|im_start|>assistant\n",
+                "<|im_start|>user\n<image>\n<image>\ncompare them<|im_end|>\n<|im_start|>assistant\n",
+            ],
+        );
+    }
+
+    #[test]
+    fn qwen_counts_pictures_and_adds_a_system_turn() {
+        let source = "{% set pictures = namespace(value=0) %}{% for message in messages %}\
+            {% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n\
+            {% endif %}<|im_start|>{{ message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}\
+            <|im_end|>\n{% else %}{% for part in message['content'] %}\
+            {% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}\
+            {% set pictures.value = pictures.value + 1 %}{% if add_vision_id %}Picture {{ pictures.value }}: {% endif %}\
+            <|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in part %}{{ part['text'] }}{% endif %}\
+            {% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+        let picture = "<|vision_start|><|image_pad|><|vision_end|>";
+        let helpful = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n";
+        let user = |text: &str| format!("<|im_start|>user\n{text}<|im_end|>\n");
+        let asked = user(&format!("{picture}what is it?"));
+        let end = "<|im_start|>assistant\n";
+        check(
+            source,
+            ("<|image_pad|>", "", "<|im_end|>"),
+            [
+                &format!("{helpful}{asked}{end}"),
+                &format!("{helpful}{asked}{end}a cat<|im_end|>\n{}{end}", user("sure?")),
+                &format!("<|im_start|>system\nbe brief<|im_end|>\n{asked}{end}"),
+                &format!("{helpful}{}{end}", user(&format!("{picture}{picture}compare them"))),
+            ],
+        );
+    }
+
+    #[test]
+    fn llama_3_2_takes_its_system_turn_as_a_string_and_not_beside_pictures() {
+        let source = "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}\
+            {%- set system = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}{%- else %}\
+            {%- set system = '' %}{%- endif %}{%- set seen = namespace(pictures=false) %}\
+            {%- for message in messages %}{%- for part in message['content'] %}{%- if part['type'] == 'image' %}\
+            {%- set seen.pictures = true %}{%- endif %}{%- endfor %}{%- endfor %}\
+            {%- if seen.pictures and not system == '' %}\
+            {{- raise_exception('Prompting with images is incompatible with system messages.') }}{%- endif %}\
+            {%- if not seen.pictures %}{{- '<|start_header_id|>system<|end_header_id|>\n\n' + system + '<|eot_id|>' }}\
+            {%- endif %}{%- for message in messages %}\
+            {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}\
+            {%- if message['content'] is string %}{{- message['content'] }}{%- else %}\
+            {%- for part in message['content'] %}{%- if part['type'] == 'image' %}{{- '<|image|>' }}\
+            {%- elif part['type'] == 'text' %}{{- part['text'] }}{%- endif %}{%- endfor %}{%- endif %}\
+            {{- '<|eot_id|>' }}{%- endfor %}\
+            {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}";
+        let tokens = ("<|image|>", "<|begin_of_text|>", "<|eot_id|>");
+        let head = |role: &str| format!("<|start_header_id|>{role}<|end_header_id|>\n\n");
+        let (user, end) = (head("user"), head("assistant"));
+        let first = format!("<|begin_of_text|>{user}<|image|>what is it?<|eot_id|>{end}");
+        check(
+            source,
+            tokens,
+            [
+                &first,
+                &format!("{first}a cat<|eot_id|>{user}sure?<|eot_id|>{end}"),
+                "refused: the model's chat template refuses this conversation: \
+                 Prompting with images is incompatible with system messages.",
+                &format!("<|begin_of_text|>{user}<|image|><|image|>compare them<|eot_id|>{end}"),
+            ],
+        );
+        let (placeholder, bos, eos) = tokens;
+        let template =
+            ChatTemplate::new(source, placeholder.into(), bos.into(), eos.into()).expect("a template");
+        let words = [turn(Role::System, &["be brief"]), turn(Role::User, &["hello"])];
+        let system = head("system");
+        let expected = format!("<|begin_of_text|>{system}be brief<|eot_id|>{user}hello<|eot_id|>{end}");
+        assert_eq!(template.render(&words).expect("a prompt"), expected);
+    }
+
+    #[test]
+    fn mistral_adds_strings_to_strings() {
+        // Pixtral's: strings from the system and the model, parts from the user.
+        let source = "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] %}\
+            {%- set turns = messages[1:] %}{%- else %}{%- set turns = messages %}{%- endif %}{{- bos_token }}\
+            {%- for message in turns %}{%- if message['role'] == 'user' %}{{- '[INST]' }}\
+            {%- if loop.last and system is defined %}{{- system + '\n\n' }}{%- endif %}\
+            {%- if message['content'] is not string %}{%- for part in message['content'] %}\
+            {%- if part['type'] == 'text' %}{{- part['text'] }}{%- elif part['type'] == 'image' %}{{- '[IMG]' }}\
+            {%- endif %}{%- endfor %}{%- else %}{{- message['content'] }}{%- endif %}{{- '[/INST]' }}\
+            {%- elif message['role'] == 'assistant' %}{{- message['content'] + eos_token }}{%- endif %}{%- endfor %}";
+        check(
+            source,
+            ("[IMG]", "<s>", "</s>"),
+            [
+                "<s>[INST][IMG]what is it?[/INST]",
+                "<s>[INST][IMG]what is it?[/INST]a cat</s>[INST]sure?[/INST]",
+                "<s>[INST]be brief\n\n[IMG]what is it?[/INST]",
+                "<s>[INST][IMG][IMG]compare them[/INST]",
+            ],
+        );
     }
 }
