@@ -12,6 +12,7 @@ mod llava;
 mod llava_next;
 pub mod nn;
 mod pixtral;
+mod qwen_vl;
 mod weights;
 mod whisper;
 
@@ -362,6 +363,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
         vision: None,
         aliases: projected::ALIASES,
         load: llava_next::load,
+    },
+    Architecture {
+        names: &["Qwen2_5_VLForConditionalGeneration", "Qwen2VLForConditionalGeneration"],
+        vision: None,
+        aliases: qwen_vl::ALIASES,
+        load: qwen_vl::load,
     },
     Architecture {
         names: &["WhisperForConditionalGeneration"],
