@@ -14,6 +14,7 @@ mod llava_next;
 pub mod nn;
 mod phi3_v;
 mod pixtral;
+mod qwen_vl;
 mod weights;
 mod whisper;
 
@@ -372,6 +373,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
         load: internvl::load,
     },
     Architecture { names: &["Phi3VForCausalLM"], vision: None, aliases: phi3_v::ALIASES, load: phi3_v::load },
+    Architecture {
+        names: &["Qwen2_5_VLForConditionalGeneration", "Qwen2VLForConditionalGeneration"],
+        vision: None,
+        aliases: qwen_vl::ALIASES,
+        load: qwen_vl::load,
+    },
     Architecture {
         names: &["WhisperForConditionalGeneration"],
         vision: None,

@@ -23,7 +23,7 @@ use crate::{
         norm::RmsNorm,
         patches::PatchEmbedding,
         projected::{ProjectedConfig, Strategy, VisionConfig},
-        rope::GridRope,
+        rope::{GridRope, RopeParameters},
         vit::{GatedNames, VitBlock, VitConfig},
     },
 };
@@ -41,7 +41,8 @@ struct PixtralConfig {
     image_size: usize,
     patch_size: usize,
     hidden_act: String,
-    rope_theta: f64,
+    rope_theta: Option<f64>,
+    rope_parameters: Option<RopeParameters>,
 }
 
 impl Default for PixtralConfig {
@@ -56,7 +57,8 @@ impl Default for PixtralConfig {
             image_size: 1024,
             patch_size: 16,
             hidden_act: "gelu".into(),
-            rope_theta: 10_000.0,
+            rope_theta: None,
+            rope_parameters: None,
         }
     }
 }
@@ -186,6 +188,7 @@ impl Tower {
         let &[last] = &states[..] else {
             return Err(LoadError::unsupported("vision_feature_layer", "with several layers", "one layer"));
         };
+        let theta = GridRope::theta(vision.rope_parameters.as_ref(), vision.rope_theta)?;
         let layers = vb.pp("transformer.layers");
         Ok(Self {
             patches: PatchEmbedding::load(vision.patch_size, layer.hidden, Bias::No, &vb.pp("patch_conv"))?,
@@ -194,7 +197,7 @@ impl Tower {
                 .into_par_iter()
                 .map(|index| VitBlock::load_gated(&layer, &NAMES, &layers.pp(index)))
                 .collect::<Result<_>>()?,
-            rope: GridRope::by_turns(layer.hidden / layer.heads, vision.rope_theta),
+            rope: GridRope::by_turns(layer.hidden / layer.heads, theta),
             side: vision.patch_size,
         })
     }

@@ -6,10 +6,10 @@ mod support;
 
 use std::{collections::HashMap, fs};
 
-use candle_core::{DType, Device, IndexOp as _, Tensor};
+use candle_core::{DType, Device, IndexOp as _, Module as _, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{clip::vision_model, llama, mistral};
-use percept_models::{Checkpoint, Loaded, nn};
+use candle_transformers::models::{clip::vision_model, llama, mistral, pixtral, qwen2};
+use percept_models::{Checkpoint, Features, Insert, Loaded, MediaSize, nn};
 use serde_json::{Value, json};
 use support::{fixtures, forward, largest_difference, load};
 use tempfile::TempDir;
@@ -127,4 +127,62 @@ fn clip_sees_the_same() {
         let difference = largest_difference(found, expected);
         assert!(difference <= TOLERANCE, "state {}: {difference}", state + 1);
     }
+}
+
+/// Texts without pictures, whose three positions are one.
+#[test]
+fn qwen2_reads_the_same() {
+    for name in ["qwen2_5_vl", "qwen2_vl"] {
+        let loaded = load(fixtures().join(name), DType::F32, None);
+        let text: qwen2::Config = serde_json::from_value(config(name)).unwrap();
+        let mut other = qwen2::ModelForCausalLM::new(&text, weights(name)).unwrap();
+        let ask = |ids: &Tensor| {
+            other.clear_kv_cache();
+            other.forward(ids, 0).unwrap()
+        };
+        compare(&loaded, ask, name);
+    }
+}
+
+/// Pictures of odd sizes, two in one call, and the text behind them.
+#[test]
+fn pixtral_sees_and_reads_the_same() {
+    let loaded = load(fixtures().join("pixtral"), DType::F32, None);
+    let config: pixtral::llava::Config = serde_json::from_value(config("pixtral")).unwrap();
+    let other = pixtral::llava::Model::new(&config, weights("pixtral")).unwrap();
+    let sizes = [(16, 112), (96, 48), (112, 112)];
+    let pixels =
+        sizes.map(|(height, width)| Tensor::randn(0f32, 1.0, (1, 3, height, width), &Device::Cpu).unwrap());
+    let expected = pixels.each_ref().map(|pixels| {
+        let state = other.vision_tower.forward(pixels).unwrap();
+        other.multi_modal_projector.forward(&state).unwrap().squeeze(0).unwrap()
+    });
+    let mut features = Vec::new();
+    for (pixels, (height, width)) in pixels.iter().zip(sizes) {
+        let tensor = pixels.squeeze(0).unwrap();
+        features.push(Features { tensor, size: MediaSize::Image { width, height } });
+    }
+    let found = loaded.model.encode(&features).unwrap();
+    let all = Tensor::cat(&expected, 0).unwrap();
+    let difference = largest_difference(&found, &all);
+    assert!(difference <= TOLERANCE, "rows: {difference}");
+
+    // The text, with the second picture's rows in the middle of it.
+    let rows = expected[1].dim(0).unwrap();
+    let tokens = tokens(rows + 40);
+    let insert = Insert { at: 20, rows: expected[1].clone() };
+    let found = forward::logits(&loaded, &tokens, vec![insert]).i(tokens.len() - 1).unwrap();
+    let mut text = other.language_model.clone();
+    let ids = Tensor::from_slice(&tokens, (1, tokens.len()), &Device::Cpu).unwrap();
+    let embedded = text.embed_tokens().forward(&ids).unwrap();
+    let (front, back) = (embedded.narrow(1, 0, 20).unwrap(), embedded.narrow(1, 20 + rows, 20).unwrap());
+    let embedded = Tensor::cat(&[&front, &expected[1].unsqueeze(0).unwrap(), &back], 1).unwrap();
+    let count = tokens.len();
+    let mask: Vec<f32> = (0..count * count)
+        .map(|index| if index % count > index / count { f32::NEG_INFINITY } else { 0.0 })
+        .collect();
+    let mask = Tensor::from_vec(mask, (1, 1, count, count), &Device::Cpu).unwrap();
+    let expected = text.forward_embeds(&embedded, Some(&mask), 0).unwrap();
+    let difference = largest_difference(&found, &expected.flatten_all().unwrap());
+    assert!(difference <= TOLERANCE, "logits: {difference}");
 }

@@ -466,6 +466,93 @@ fn what_pixtral_does_not_do_is_refused_by_name() {
 }
 
 #[test]
+fn what_qwen_vl_does_not_do_is_refused_by_name() {
+    let both: &[(Change, &str)] = &[
+        (|c| c["model_type"] = json!("qwen3_vl"), "model_type qwen3_vl"),
+        (|c| c["rope_scaling"] = Value::Null, "text_config rope without mrope_section"),
+        (|c| c["rope_scaling"]["mrope_section"] = json!([4, 4, 4]), "mrope_section [4, 4, 4]"),
+        (|c| c["use_sliding_window"] = json!(true), "text_config use_sliding_window true"),
+        (|c| c["vision_config"]["num_heads"] = json!(3), "vision_config num_attention_heads 3"),
+        (|c| c["vision_config"]["num_heads"] = json!(16), "vision_config head size 2"),
+        (|c| c["vision_config"]["in_channels"] = json!(1), "vision_config in_channels 1"),
+        (|c| c["vision_config"]["spatial_merge_size"] = json!(0), "14, 2 and 0"),
+        (|c| c["vision_config"]["patch_size"] = json!(16), "image processor Patch { side: 14"),
+        (|c| c["vision_config"]["hidden_act"] = json!("tanh"), "vision_config hidden_act `tanh`"),
+        (
+            |c| c["vision_config"]["rope_parameters"] = json!({"rope_type": "yarn"}),
+            "vision_config rope type yarn",
+        ),
+    ];
+    refused("qwen2_5_vl", "config.json", both);
+    refused("qwen2_vl", "config.json", both);
+    let windowed: &[(Change, &str)] = &[
+        (|c| c["vision_config"]["window_size"] = json!(27), "vision_config window_size 27"),
+        (|c| c["vision_config"]["out_hidden_size"] = json!(32), "vision_config output of width 32"),
+    ];
+    refused("qwen2_5_vl", "config.json", windowed);
+    let plain: &[(Change, &str)] =
+        &[(|c| c["vision_config"]["hidden_size"] = json!(32), "vision_config output of width 32")];
+    refused("qwen2_vl", "config.json", plain);
+    let processor: &[(Change, &str)] = &[
+        (|c| c["merge_size"] = json!(1), "image processor Patch"),
+        (|c| c["temporal_patch_size"] = json!(1), "image processor Patch"),
+        (
+            |c| c["min_pixels"] = json!(1_000_000),
+            "image processor min_pixels and max_pixels 1000000 and 28224",
+        ),
+        (|c| c["size"] = json!({"height": 4, "width": 4}), "missing field `shortest_edge`"),
+        (|c| c["do_resize"] = json!(false), "do_resize false"),
+    ];
+    refused("qwen2_5_vl", "preprocessor_config.json", processor);
+}
+
+#[test]
+fn newer_files_of_qwen_vl_are_the_same_model() {
+    for model in ["qwen2_5_vl", "qwen2_vl"] {
+        let copy = Copy::of(model);
+        copy.edit("config.json", |config| {
+            let mut text = config.clone();
+            let text_fields = text.as_object_mut().unwrap();
+            text_fields.remove("vision_config");
+            text_fields.remove("rope_scaling");
+            text["model_type"] = json!(format!("{model}_text"));
+            text["rope_parameters"] =
+                json!({"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2, 3, 3]});
+            *config = json!({
+                "architectures": config["architectures"],
+                "model_type": model,
+                "image_token_id": config["image_token_id"],
+                "vision_config": config["vision_config"],
+                "text_config": text,
+            });
+            config["vision_config"]["rope_parameters"] =
+                json!({"rope_type": "axial", "rope_theta": 10_000.0});
+        });
+        copy.edit("preprocessor_config.json", |config| {
+            config["size"] = json!({"shortest_edge": 3136, "longest_edge": 28224});
+            let fields = config.as_object_mut().unwrap();
+            assert!(fields.remove("min_pixels").is_some() && fields.remove("max_pixels").is_some());
+        });
+        let rename = |name: String| match name.strip_prefix("model.") {
+            Some(rest) => format!("model.language_model.{rest}"),
+            None if name.starts_with("visual.") => format!("model.{name}"),
+            None => name,
+        };
+        let weights: HashMap<_, _> =
+            copy.weights().into_iter().map(|(name, tensor)| (rename(name), tensor)).collect();
+        copy.save("model.safetensors", &weights);
+        let (newer, older) = (copy.load().unwrap(), load(&fixtures().join(model)).unwrap());
+        assert!(largest_difference(&encode(&newer), &encode(&older)) == 0.0);
+        let size = MediaSize::Image { width: 4000, height: 3000 };
+        assert_eq!(newer.preprocess.footprint(size), older.preprocess.footprint(size));
+        let (Task::Chat(newer), Task::Chat(older)) = (newer.task, older.task) else { panic!("they chat") };
+        assert!(!newer.stops.is_empty() && newer.stops.iter().all(|id| older.stops.contains(id)));
+        assert_eq!((newer.context, newer.placeholder), (older.context, older.placeholder));
+        assert_eq!(newer.positions, older.positions);
+    }
+}
+
+#[test]
 fn a_patch_of_no_size_is_refused_before_anything_is_divided_by_it() {
     let changes: &[(Change, &str)] =
         &[(|c| c["vision_config"]["patch_size"] = json!(0), "vision_config patch_size 0")];

@@ -122,7 +122,7 @@ const LLAMA: Family = Family {
 };
 
 /// Each with the defaults of its configuration class.
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family; 7] = [
     LLAMA,
     Family {
         model_type: "mistral",
@@ -138,6 +138,21 @@ const FAMILIES: [Family; 6] = [
         kv_heads: Some(32),
         positions: 32_768,
         vocabulary: 151_936,
+        qkv_bias: Bias::Yes,
+        ..LLAMA
+    },
+    // Of Qwen2-VL and Qwen2.5-VL.
+    Family {
+        model_type: "qwen2_vl_text",
+        hidden: 8192,
+        intermediate: 29_568,
+        layers: 80,
+        heads: 64,
+        kv_heads: Some(8),
+        eps: 1e-5,
+        theta: 1_000_000.0,
+        positions: 32_768,
+        vocabulary: 152_064,
         qkv_bias: Bias::Yes,
         ..LLAMA
     },
@@ -270,8 +285,8 @@ impl TextConfig {
     fn window(&self, family: &Family, positions: usize) -> Result<Option<usize>, LoadError> {
         let window = match self.use_sliding_window {
             Some(false) => None,
-            None if family.model_type == "qwen2" => None,
-            Some(true) if family.model_type == "qwen2" => {
+            None if family.model_type.starts_with("qwen2") => None,
+            Some(true) if family.model_type.starts_with("qwen2") => {
                 return Err(LoadError::unsupported("text_config use_sliding_window", "true", "false"));
             }
             _ => self.sliding_window.unwrap_or(family.window),

@@ -14,3 +14,4 @@ pub mod projected;
 pub mod rope;
 pub mod sample;
 pub mod vit;
+pub mod windows;

@@ -205,6 +205,18 @@ pub struct GridRope {
 }
 
 impl GridRope {
+    /// The base of a tower's angles, in newer files or in older ones.
+    ///
+    /// # Errors
+    /// When angles are asked for that follow in another way.
+    pub fn theta(parameters: Option<&RopeParameters>, older: Option<f64>) -> Result<f64, LoadError> {
+        let kind = parameters.and_then(|rope| rope.rope_type.as_deref().or(rope.kind.as_deref()));
+        if let Some(kind) = kind.filter(|kind| !["default", "axial"].contains(kind)) {
+            return Err(LoadError::unsupported("vision_config rope type", kind, "default, axial"));
+        }
+        Ok(parameters.and_then(|rope| rope.rope_theta).or(older).unwrap_or(10_000.0))
+    }
+
     /// Of the frequencies `theta^(-2i / head_dim)` those of even `i` are the rows', the others the columns', as in
     /// Pixtral. `head_dim` is a multiple of 4.
     pub fn by_turns(head_dim: usize, theta: f64) -> Self {

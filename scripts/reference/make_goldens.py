@@ -310,6 +310,8 @@ def unnormalize(pixels, mean, std):
 def hf_greedy(model, inputs, eos, max_new=MAX_NEW):
     cfg = GenerationConfig(
         do_sample=False,
+        # what is not said here is taken from the checkpoint
+        repetition_penalty=1.0,
         max_new_tokens=max_new,
         eos_token_id=eos,
         pad_token_id=eos[0],
@@ -840,13 +842,20 @@ def smart_resize(h, w, factor, min_pixels, max_pixels):
 
 
 def goldens_qwen25vl():
+    goldens_qwen_vl("qwen2_5_vl")
+
+
+def goldens_qwen2vl():
+    goldens_qwen_vl("qwen2_vl")
+
+
+def goldens_qwen_vl(name):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    rec = Recorder("qwen2_5_vl")
+    rec = Recorder(name)
     proc = pil_processor(Qwen2VLImageProcessorPil, rec.pre)
-    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        rec.path, attn_implementation="eager"
-    ).eval()
+    kind = getattr(transformers, rec.config["architectures"][0])
+    model = kind.from_pretrained(rec.path, attn_implementation="eager").eval()
     image_id = rec.config["image_token_id"]
     mean, std = rec.pre["image_mean"], rec.pre["image_std"]
 
@@ -1527,6 +1536,7 @@ MAKERS = {
     "phi3_v": goldens_phi3v,
     "whisper": goldens_whisper,
     "qwen2_5_vl": goldens_qwen25vl,
+    "qwen2_vl": goldens_qwen2vl,
     "internvl2": goldens_internvl2,
     "pixtral": goldens_pixtral,
     "mllama": goldens_mllama,

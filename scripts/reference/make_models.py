@@ -638,7 +638,43 @@ CHATML_IMAGE_TEMPLATE = (
 
 
 def make_qwen25vl():
-    path = start("qwen2_5_vl")
+    vision = {
+        "depth": 3,
+        "hidden_act": "silu",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 2,
+        "in_chans": 3,
+        "out_hidden_size": 64,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+        "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    }
+    return qwen_vl("qwen2_5_vl", "Qwen2_5_VL", vision, 1115)
+
+
+def make_qwen2vl():
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "mlp_ratio": 2,
+        "num_heads": 2,
+        "in_chans": 3,
+        "hidden_size": 64,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    }
+    return qwen_vl("qwen2_vl", "Qwen2VL", vision, 1218)
+
+
+def qwen_vl(name, kind, vision, seed):
+    path = start(name)
     added = [
         (t, True, False)
         for t in (
@@ -655,7 +691,7 @@ def make_qwen25vl():
     tok = byte_level_tokenizer(path, added, BASE_VOCAB, split=GPT2_SPLIT)
     ids = {t[0]: tok.token_to_id(t[0]) for t in added}
     config = {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "architectures": [f"{kind}ForConditionalGeneration"],
         "attention_dropout": 0.0,
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
@@ -670,7 +706,7 @@ def make_qwen25vl():
         "intermediate_size": 96,
         "max_position_embeddings": 4096,
         "max_window_layers": 2,
-        "model_type": "qwen2_5_vl",
+        "model_type": name,
         "num_attention_heads": 4,
         "num_hidden_layers": 2,
         "num_key_value_heads": 2,
@@ -682,22 +718,7 @@ def make_qwen25vl():
         "transformers_version": "4.41.2",
         "use_cache": True,
         "use_sliding_window": False,
-        "vision_config": {
-            "depth": 3,
-            "hidden_act": "silu",
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "in_chans": 3,
-            "out_hidden_size": 64,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "spatial_patch_size": 14,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-            "tokens_per_second": 2,
-            "temporal_patch_size": 2,
-        },
+        "vision_config": vision,
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
         "vocab_size": VOCAB,
     }
@@ -725,7 +746,7 @@ def make_qwen25vl():
             "image_mean": CLIP_MEAN,
             "image_std": CLIP_STD,
             "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2_5_VLProcessor",
+            "processor_class": f"{kind}Processor",
         },
     )
     template = CHATML_IMAGE_TEMPLATE.replace("IMAGE", "'<|vision_start|><|image_pad|><|vision_end|>'")
@@ -743,8 +764,8 @@ def make_qwen25vl():
         add_bos_token=False,
     )
     cfg = AutoConfig.from_pretrained(path)
-    model = transformers.Qwen2_5_VLForConditionalGeneration(cfg)
-    randomize(model, 1115, overrides=HEAD)
+    model = getattr(transformers, config["architectures"][0])(cfg)
+    randomize(model, seed, overrides=HEAD)
     blank_rows(model.lm_head.weight, BASE_VOCAB)
     state = rename(model.state_dict(), [("model.language_model.", "model."), ("model.visual.", "visual.")])
     return path, save_weights(path, state)
@@ -1331,6 +1352,7 @@ MAKERS = {
     "phi3_v": make_phi3v,
     "whisper": make_whisper,
     "qwen2_5_vl": make_qwen25vl,
+    "qwen2_vl": make_qwen2vl,
     "internvl2": make_internvl2,
     "pixtral": make_pixtral,
     "mllama": make_mllama,

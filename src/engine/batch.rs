@@ -164,3 +164,54 @@ impl Batcher {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path, sync::Arc};
+
+    use serde_json::Value;
+
+    use super::super::{
+        pages::Key,
+        sequence::{SeqId, Sequence, Span},
+    };
+    use candle_core::{DType, Device, safetensors};
+
+    /// Prompts with one picture, with two, and with text behind.
+    #[test]
+    fn rows_are_where_the_reference_has_them_in_time_height_and_width() {
+        for model in ["qwen2_5_vl", "qwen2_vl"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/goldens").join(model);
+            let text = fs::read_to_string(folder.join("manifest.json")).unwrap();
+            let manifest: Value = serde_json::from_str(&text).unwrap();
+            let tensors = safetensors::load(folder.join("tensors.safetensors"), &Device::Cpu).unwrap();
+            let numbers = |value: &Value| -> Vec<usize> { serde_json::from_value(value.clone()).unwrap() };
+            let mut compared = 0;
+            for case in manifest["cases"].as_array().unwrap() {
+                let name = case["name"].as_str().unwrap();
+                let Some(expected) = tensors.get(&format!("{name}/position_ids")) else { continue };
+                let expected = expected.to_dtype(DType::U32).unwrap().to_vec2::<u32>().unwrap();
+                let spans = case["image_spans"].as_array().unwrap().iter();
+                let spans = spans.zip(case["image_grid_thw"].as_array().unwrap()).map(|(span, grid)| {
+                    let (span, grid) = (numbers(span), numbers(grid));
+                    let rows = span[0]..span[0] + span[1];
+                    Span { rows, grid: Some((grid[1] / 2, grid[2] / 2)), key: Key::of(b"picture") }
+                });
+                let length = case["input_ids"].as_array().unwrap().len();
+                let sequence =
+                    Sequence::new(SeqId(0), vec![0; length], spans.collect(), length + 3, Arc::new([]));
+                for row in 0..length {
+                    let expected = [0, 1, 2].map(|plane| expected[plane][row] as usize);
+                    assert_eq!(sequence.position(row), expected, "{model} {name} {row}");
+                }
+                let delta = case["rope_delta"].as_i64().unwrap();
+                for row in length..length + 3 {
+                    let expected = usize::try_from(row as i64 + delta).unwrap();
+                    assert_eq!(sequence.position(row), [expected; 3], "{model} {name} {row}");
+                }
+                compared += sequence.media.len();
+            }
+            assert_eq!(compared, 9, "{model}");
+        }
+    }
+}
