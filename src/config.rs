@@ -62,7 +62,7 @@ pub struct Settings {
     #[arg(long, value_name = "TYPE", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
-    /// How pictures become square [default: as the checkpoint says]
+    /// How pictures become square, in models that see one square (LLaVA-1.5) [default: as the checkpoint says]
     #[arg(long, value_name = "HOW", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_fit: Option<ImageFit>,
