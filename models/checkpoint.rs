@@ -79,6 +79,27 @@ impl Checkpoint {
         Ok(tokenizer.added_tokens.into_iter().find(|token| token.content == text).map(|token| token.id))
     }
 
+    /// What reads the texts that a network puts around media.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` is missing or broken.
+    pub fn literals(&self) -> Result<Literals, LoadError> {
+        const NAME: &str = "tokenizer.json";
+        let file = self.folder.join(NAME);
+        let Some(text) = self.text(NAME)? else { return Err(LoadError::MissingFile { file }) };
+        let read = || {
+            let mut tokenizer = tokenizers::Tokenizer::from_bytes(text)?;
+            // Some files ask to cut or pad.
+            tokenizer.with_truncation(None)?;
+            tokenizer.with_padding(None);
+            Ok(tokenizer)
+        };
+        match read() {
+            Ok(tokenizer) => Ok(Literals { tokenizer, file }),
+            Err(error) => Err(LoadError::tokenizer(&file, &error)),
+        }
+    }
+
     /// The image processor: `preprocessor_config.json`, or its place in the newer `processor_config.json`.
     ///
     /// # Errors
@@ -96,5 +117,25 @@ impl Checkpoint {
         newer
             .and_then(|processor| processor.image_processor)
             .ok_or_else(|| LoadError::MissingFile { file: self.folder.join(NAME) })
+    }
+}
+
+/// Reads fixed texts as ids, each by itself.
+#[derive(Debug)]
+pub struct Literals {
+    tokenizer: tokenizers::Tokenizer,
+    file: PathBuf,
+}
+
+impl Literals {
+    /// The ids of a text, without those that begin or end one.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>, LoadError> {
+        match self.tokenizer.encode(text, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(LoadError::tokenizer(&self.file, &error)),
+        }
     }
 }

@@ -15,10 +15,16 @@ pub mod nn;
 mod phi3_v;
 mod pixtral;
 mod qwen_vl;
+mod smolvlm;
 mod weights;
 mod whisper;
 
-use std::{fmt, io, ops::Range, path::PathBuf, sync::Arc};
+use std::{
+    fmt, io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -380,6 +386,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
         load: qwen_vl::load,
     },
     Architecture {
+        names: &["Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration"],
+        vision: None,
+        aliases: &[],
+        load: smolvlm::load,
+    },
+    Architecture {
         names: &["WhisperForConditionalGeneration"],
         vision: None,
         aliases: whisper::ALIASES,
@@ -577,12 +589,24 @@ pub enum LoadError {
         /// Which file.
         file: String,
     },
+    /// A tokenizer cannot be used.
+    #[error("{} cannot be used: {reason}", file.display())]
+    Tokenizer {
+        /// Its file.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The device refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }
 
 impl LoadError {
+    fn tokenizer(file: &Path, error: &tokenizers::Error) -> Self {
+        Self::Tokenizer { file: file.to_owned(), reason: error.to_string() }
+    }
+
     fn unsupported(key: &str, value: &str, supported: &str) -> Self {
         Self::Unsupported { what: format!("{key} {value}"), supported: supported.into() }
     }

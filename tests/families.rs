@@ -324,6 +324,15 @@ fn pixels_equal_the_reference(name: &'static str) {
     for (family, case) in
         families.iter().flat_map(|family| family.cases().into_iter().map(move |case| (family, case)))
     {
+        // Some cases have all pictures' tiles in one.
+        let together = case.uint8_stage.as_ref().and_then(|stage| stage.get("pixel_u8"));
+        if let Some(expected) = together.filter(|_| case.images.len() > 1) {
+            let all: Vec<_> = case.images.iter().map(|image| family.features(image).tensor).collect();
+            let all = Tensor::cat(&all, 0).unwrap();
+            assert_eq!(all.dims(), expected.shape, "{}", case.name);
+            assert_eq!(sha256(&levels(&all, &config)), expected.sha256, "{}", case.name);
+            compared += 1;
+        }
         for (index, image) in case.images.iter().enumerate() {
             let features = family.features(image).tensor;
             let stage = case.uint8_stage.as_ref();
@@ -560,7 +569,7 @@ macro_rules! families {
     };
 }
 
-families![internvl2, llava_next, phi3_v, pixtral, qwen2_5_vl, qwen2_vl];
+families![internvl2, llava_next, phi3_v, pixtral, qwen2_5_vl, qwen2_vl, smolvlm];
 
 /// One network under other names, with another text: what the original repository and transformers make of it.
 #[test]

@@ -671,6 +671,49 @@ fn each_family_refuses_by_name_what_it_does_not_do() {
         ("phi3_v", CONFIG, |c| c["rope_scaling"]["long_factor"] = json!([1.0]), "long_factor of length 1"),
         ("phi3_v", PROCESSOR, |c| c["num_crops"] = json!(0), "num_crops 0"),
         ("phi3_v", "tokenizer.json", |c| c["added_tokens"] = json!([]), "a tokenizer without <|image|>"),
+        ("smolvlm", CONFIG, |c| c["scale_factor"] = json!(3), "scale_factor 3"),
+        ("smolvlm", CONFIG, |c| c["scale_factor"] = json!(0), "scale_factor 0"),
+        (
+            "smolvlm",
+            CONFIG,
+            |c| c["vision_config"]["num_channels"] = json!(1),
+            "vision_config num_channels 1",
+        ),
+        ("smolvlm", CONFIG, |c| c["vision_config"]["patch_size"] = json!(0), "vision_config patch_size 0"),
+        (
+            "smolvlm",
+            CONFIG,
+            |c| c["vision_config"]["hidden_act"] = json!("relu"),
+            "vision_config hidden_act `relu`",
+        ),
+        (
+            "smolvlm",
+            CONFIG,
+            |c| c["vision_config"]["num_attention_heads"] = json!(5),
+            "num_attention_heads 5",
+        ),
+        ("smolvlm", CONFIG, |c| c["text_config"]["model_type"] = json!("gemma"), "model_type gemma"),
+        (
+            "smolvlm",
+            PROCESSOR,
+            |c| c["max_image_size"]["longest_edge"] = json!(70),
+            "image processor max_image_size 70",
+        ),
+        (
+            "smolvlm",
+            PROCESSOR,
+            |c| c["size"] = json!({"height": 9, "width": 9}),
+            "image processor size Exact",
+        ),
+        ("smolvlm", PROCESSOR, |c| c["size"]["longest_edge"] = json!(0), "image processor size LongestEdge"),
+        ("smolvlm", PROCESSOR, |c| c["do_resize"] = json!(false), "do_resize false"),
+        ("smolvlm", PROCESSOR, |c| c["resample"] = json!(5), "image processor resample 5"),
+        (
+            "smolvlm",
+            "tokenizer.json",
+            |c| c["model"]["type"] = json!("none"),
+            "tokenizer.json cannot be used",
+        ),
     ];
     for (name, file, change, expected) in changes {
         let copy = Copy::of(name);
@@ -915,4 +958,50 @@ fn templates_do_what_those_of_other_families_need() {
     // Work without end has an end.
     let endless = "{{ messages[0].content }}{% if messages | length > 1 %}{% for i in range(100000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}{% endif %}";
     assert!(render(endless, &talk).is_err());
+}
+
+/// What stands between the rows of a picture is text to a tokenizer that has no tokens for it.
+#[test]
+fn words_around_tiles_are_read_by_the_checkpoints_own_tokenizer() {
+    let copy = Copy::of("smolvlm");
+    copy.edit("tokenizer.json", |tokenizer| {
+        let tokens = tokenizer["added_tokens"].as_array_mut().unwrap();
+        tokens.retain(|token| !token["content"].as_str().unwrap().starts_with("<row_"));
+        // Two line breaks in a row are one token in most vocabularies.
+        let last = tokenizer["model"]["merges"].as_array_mut().unwrap().last_mut().unwrap();
+        let merged: String = last.as_array().unwrap().iter().map(|part| part.as_str().unwrap()).collect();
+        *last = json!(["\u{10a}", "\u{10a}"]);
+        let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        let id = vocabulary.remove(&merged).unwrap();
+        assert_eq!(id, 479);
+        vocabulary.insert("\u{10a}\u{10a}".into(), id);
+    });
+    let (changed, published) = (copy.load().unwrap(), load(&fixtures().join("smolvlm")).unwrap());
+    let size = MediaSize::Image { width: 200, height: 40 };
+    let text = copy.text().unwrap();
+    let tokens = |loaded: &Loaded| loaded.preprocess.footprint(size).unwrap().tokens;
+    let (changed, published) = (tokens(&changed), tokens(&published));
+    let spelled = |ids: &[u32]| -> String {
+        ids.iter().filter(|&&id| id != 484).map(|&id| text.tokenizer().token(id).unwrap()).collect()
+    };
+    assert!(spelled(&changed).contains("<row_1_col_2>"), "{}", spelled(&changed));
+    let rows = |ids: &[u32]| ids.iter().filter(|&&id| id == 484).count();
+    assert_eq!(rows(&changed), rows(&published));
+    assert!(changed.len() > published.len() + 9);
+    assert_eq!(changed.iter().filter(|&&id| id == 479).count(), 1);
+    assert_eq!(published.iter().filter(|&&id| id == 198).count(), 2);
+}
+
+#[test]
+fn smolvlm_without_splitting_shows_one_tile() {
+    let copy = Copy::of("smolvlm");
+    copy.edit("preprocessor_config.json", |config| config["do_image_splitting"] = json!(false));
+    // The newer class is the same network.
+    copy.edit("config.json", |config| {
+        config["architectures"] = json!(["SmolVLMForConditionalGeneration"]);
+    });
+    let loaded = copy.load().unwrap();
+    let size = MediaSize::Image { width: 90, height: 60 };
+    assert_eq!(loaded.preprocess.footprint(size).unwrap().tokens, [483, 486, 484, 484, 484, 484, 483]);
+    assert_eq!(encode(&loaded).dims(), [4, 64]);
 }

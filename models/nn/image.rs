@@ -84,9 +84,14 @@ impl ImageProcessorConfig {
 
     /// How levels become numbers.
     pub fn levels(&self) -> Levels {
+        self.levels_or(CLIP_MEAN, CLIP_STD)
+    }
+
+    /// How levels become numbers, with the mean and deviation of another class where the file has none.
+    pub fn levels_or(&self, mean: [f64; 3], std: [f64; 3]) -> Levels {
         let (mean, std) = if self.do_normalize {
-            let mean = self.image_mean.unwrap_or(CLIP_MEAN).map(|mean| mean as f32);
-            (mean, self.image_std.unwrap_or(CLIP_STD).map(|std| std as f32))
+            let mean = self.image_mean.unwrap_or(mean).map(|mean| mean as f32);
+            (mean, self.image_std.unwrap_or(std).map(|std| std as f32))
         } else {
             ([0.0; 3], [1.0; 3])
         };
