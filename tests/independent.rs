@@ -8,7 +8,7 @@ use std::{collections::HashMap, fs};
 
 use candle_core::{DType, Device, IndexOp as _, Module as _, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::{clip::vision_model, llama, mistral, pixtral, qwen2};
+use candle_transformers::models::{clip::vision_model, llama, mistral, pixtral, qwen2, siglip};
 use percept_models::{Checkpoint, Features, Insert, Loaded, MediaSize, nn};
 use serde_json::{Value, json};
 use support::{fixtures, forward, largest_difference, load};
@@ -185,4 +185,35 @@ fn pixtral_sees_and_reads_the_same() {
     let expected = text.forward_embeds(&embedded, Some(&mask), 0).unwrap();
     let difference = largest_difference(&found, &expected.flatten_all().unwrap());
     assert!(difference <= TOLERANCE, "logits: {difference}");
+}
+
+/// SmolVLM's tower and what the text gets of it, the order of a block's patches being written out.
+#[test]
+fn siglip_sees_the_same() {
+    let loaded = load(fixtures().join("smolvlm"), DType::F32, None);
+    let mut vision = config("smolvlm")["vision_config"].clone();
+    vision["intermediate_size"] = json!(64);
+    let config: siglip::VisionConfig = serde_json::from_value(vision).unwrap();
+    let model = weights("smolvlm").pp("model");
+    let tower = siglip::VisionModel::new(&config, false, model.pp("vision_model")).unwrap();
+    let pixels = Tensor::randn(0f32, 1.0, (3, 3, 56, 56), &Device::Cpu).unwrap();
+    let rows = tower.forward(&pixels).unwrap();
+    let (side, block, width) = (4, 2, config.hidden_size);
+    let mut blocks = Vec::new();
+    for picture in 0..3 {
+        for (y, x) in (0..side / block).flat_map(|y| (0..side / block).map(move |x| (y, x))) {
+            let patches =
+                (0..block).flat_map(|dy| (0..block).map(move |dx| (y * block + dy) * side + x * block + dx));
+            let patches: Vec<Tensor> = patches.map(|patch| rows.i((picture, patch)).unwrap()).collect();
+            blocks.push(Tensor::cat(&patches, 0).unwrap());
+        }
+    }
+    let blocks = Tensor::stack(&blocks, 0).unwrap();
+    let projection =
+        model.get((64, block * block * width), "connector.modality_projection.proj.weight").unwrap();
+    let expected = blocks.matmul(&projection.t().unwrap()).unwrap();
+    let size = MediaSize::Image { width: 56, height: 56 };
+    let found = loaded.model.encode(&[Features { tensor: pixels, size }]).unwrap();
+    let difference = largest_difference(&found, &expected);
+    assert!(difference <= TOLERANCE, "{difference}");
 }
