@@ -21,7 +21,7 @@ use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 pub use crate::{
-    batch::{Batch, Insert, Pages, Paging, Ragged},
+    batch::{Batch, Insert, Pages, Paging, Ragged, Remembered},
     cache::{CacheShape, KvCache},
     checkpoint::Checkpoint,
     nn::image::Fit,
@@ -166,7 +166,9 @@ impl MediaSize {
 pub struct Footprint {
     /// The ids that replace its placeholder. Each one equal to [`TextInfo::placeholder`] takes an encoded row.
     pub tokens: Vec<u32>,
-    /// Rows that it takes in the cache besides the prompt's.
+    /// Rows that it takes in the cache besides the prompt's, where the text attends to it instead of having it inside:
+    /// its rows and those behind them do, up to the next such medium. Media whose rows follow each other without a row
+    /// between them are seen together.
     pub memory: usize,
     /// Rows and columns in which its tokens lie, for networks whose positions tell both; see [`Positions::planes`].
     pub grid: Option<(usize, usize)>,

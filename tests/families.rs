@@ -138,7 +138,6 @@ impl Family {
         Request {
             prompt: self.prompt(case),
             media: media.collect(),
-            memory: None,
             sampling,
             limits: request::Limits { tokens: self.length(case), stops: Arc::clone(self.text.stops()) },
             readout: Readout::Answer,
