@@ -69,6 +69,8 @@ enum Content {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     content: Content,
+    /// Some take the operator's words out as one text, whatever the others' turns are.
+    system: Content,
     placeholder: String,
     bos: String,
     eos: String,
@@ -143,22 +145,33 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| TemplateError::Broken(error.to_string()))?;
-        let mut template = Self { environment, content: Content::Parts, placeholder, bos, eos };
-        if !template.speaks() {
-            template.content = Content::Text;
-            if !template.speaks() {
+        let content = Content::Parts;
+        let mut template = Self { environment, content, system: content, placeholder, bos, eos };
+        if !template.speaks(Role::User) {
+            (template.content, template.system) = (Content::Text, Content::Text);
+            if !template.speaks(Role::User) {
                 return Err(TemplateError::Broken("it drops the text of a user's turn".into()));
+            }
+        }
+        if !template.speaks(Role::System) {
+            template.system = Content::Text;
+            if !template.speaks(Role::System) {
+                template.system = template.content;
             }
         }
         Ok(template)
     }
 
-    /// Whether a user's words come through, and nothing of the structure around them.
-    fn speaks(&self) -> bool {
+    /// Whether someone's words come through, and nothing of the structure around them.
+    fn speaks(&self, role: Role) -> bool {
         const WORDS: &str = "5091720934";
-        let message = Message { role: Role::User, parts: vec![Part::Text(WORDS.into())] };
+        let turn = |role, words: &str| Message { role, parts: vec![Part::Text(words.into())] };
+        let messages = match role {
+            Role::System => vec![turn(role, WORDS), turn(Role::User, "a")],
+            Role::User | Role::Assistant => vec![turn(role, WORDS)],
+        };
         let structure = |text: &str| text.contains("'type'") || text.contains("\"type\"");
-        self.try_render(&[message], true).is_ok_and(|text| text.contains(WORDS) && !structure(&text))
+        self.try_render(&messages, true).is_ok_and(|text| text.contains(WORDS) && !structure(&text))
     }
 
     /// The text of a conversation, ready for the model to answer. Words must be [marked] first.
@@ -218,7 +231,8 @@ impl ChatTemplate {
             Role::User => "user",
             Role::Assistant => "assistant",
         };
-        match self.content {
+        let content = if message.role == Role::System { self.system } else { self.content };
+        match content {
             Content::Parts => {
                 let parts = message.parts.iter().map(|part| match part {
                     Part::Text(text) => context! { type => "text", text },
