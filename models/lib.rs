@@ -10,6 +10,7 @@ pub mod cache;
 mod checkpoint;
 mod llava;
 mod llava_next;
+mod mllama;
 pub mod nn;
 mod weights;
 mod whisper;
@@ -330,6 +331,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
         aliases: projected::ALIASES,
         load: llava_next::load,
     },
+    Architecture { name: "MllamaForConditionalGeneration", aliases: mllama::ALIASES, load: mllama::load },
     Architecture { name: "WhisperForConditionalGeneration", aliases: whisper::ALIASES, load: whisper::load },
 ];
 
