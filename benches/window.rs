@@ -7,7 +7,8 @@ use std::{collections::HashMap, hint::black_box};
 use candle_core::{DType, Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use percept_models::{
-    Batch, Checkpoint, Features, KvCache, LoadOptions, Loaded, MediaSize, Medium, Pages, Paging, Ragged, load,
+    Batch, Checkpoint, Features, KvCache, LoadOptions, Loaded, MediaSize, Medium, Pages, Paging, Ragged,
+    Remembered, load,
 };
 
 const WIDTH: usize = 384;
@@ -109,7 +110,11 @@ fn step(sequences: usize, rows: usize) -> Batch {
             slots: upload(all.collect()),
             pages: Pages { table: pages(0, text), lengths: upload(vec![TEXT as u32; sequences]) },
         },
-        memory: Some(Pages { table: pages(text, memory), lengths: upload(vec![MEMORY as u32; sequences]) }),
+        memory: Some(Remembered {
+            rows: Ragged::new(&vec![rows; sequences], device).unwrap(),
+            pages: Pages { table: pages(text, memory), lengths: upload(vec![MEMORY as u32; sequences]) },
+            seen: None,
+        }),
         inserts: Vec::new(),
         last: upload((1..=sequences).map(|end| (end * rows - 1) as u32).collect()),
     }

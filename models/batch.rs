@@ -16,8 +16,8 @@ pub struct Batch {
     pub rows: Ragged,
     /// Where keys and values of the text are.
     pub text: Paging,
-    /// The pages of each sequence's memory, for networks whose text attends to one.
-    pub memory: Option<Pages>,
+    /// What rows attend to besides their text; `None` where no row does.
+    pub memory: Option<Remembered>,
     /// Encoder rows that replace embedded placeholders.
     pub inserts: Vec<Insert>,
     /// u32 `[wanted]`: rows whose logits are wanted.
@@ -31,6 +31,17 @@ pub struct Paging {
     pub slots: Tensor,
     /// The pages of each sequence, the new rows included.
     pub pages: Pages,
+}
+
+/// Memories of the batch's rows: what was encoded before the text, whose keys and values lie in pages of the cache.
+#[derive(Debug)]
+pub struct Remembered {
+    /// Runs of rows that see the same.
+    pub rows: Ragged,
+    /// The pages of each run and how many rows of them it sees, which may be none.
+    pub pages: Pages,
+    /// f32 `[rows, 1]`: 1 for rows that see something and 0 for the others; `None` where all do.
+    pub seen: Option<Tensor>,
 }
 
 /// A run of encoder rows and the place it takes.

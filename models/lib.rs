@@ -11,6 +11,7 @@ mod checkpoint;
 mod internvl;
 mod llava;
 mod llava_next;
+mod mllama;
 pub mod nn;
 mod phi3_v;
 mod pixtral;
@@ -31,7 +32,7 @@ use candle_nn::VarBuilder;
 use serde::Deserialize;
 
 pub use crate::{
-    batch::{Batch, Insert, Pages, Paging, Ragged},
+    batch::{Batch, Insert, Pages, Paging, Ragged, Remembered},
     cache::{CacheShape, KvCache},
     checkpoint::Checkpoint,
     nn::image::Fit,
@@ -196,7 +197,9 @@ pub enum SizeError {
 pub struct Footprint {
     /// The ids that replace its placeholder. Each one equal to [`TextInfo::placeholder`] takes an encoded row.
     pub tokens: Vec<u32>,
-    /// Rows that it takes in the cache besides the prompt's.
+    /// Rows that it takes in the cache besides the prompt's, where the text attends to it instead of having it inside:
+    /// its rows and those behind them do, up to the next such medium. Media whose rows follow each other without a row
+    /// between them are seen together.
     pub memory: usize,
     /// Rows and columns in which its tokens lie, for networks whose positions tell both; see [`Positions::planes`].
     pub grid: Option<(usize, usize)>,
@@ -371,6 +374,12 @@ pub const ARCHITECTURES: &[Architecture] = &[
         vision: None,
         aliases: projected::ALIASES,
         load: llava_next::load,
+    },
+    Architecture {
+        names: &["MllamaForConditionalGeneration"],
+        vision: None,
+        aliases: mllama::ALIASES,
+        load: mllama::load,
     },
     Architecture {
         names: &[internvl::PUBLISHED, internvl::NATIVE],

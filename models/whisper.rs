@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::{
     Aligned, CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model,
     Parts, Preprocess, Result, SizeError, SpeechInfo, Task,
-    batch::{Batch, Ragged},
+    batch::{Batch, Ragged, Remembered},
     cache::LayerCache,
     end_to_end,
     nn::{
@@ -222,7 +222,7 @@ impl Model for Whisper {
 
     fn align(&self, batch: &Batch, frames: usize, cache: &KvCache) -> Result<Aligned> {
         let memory = memory(batch)?;
-        let pages = memory.table.squeeze(0)?;
+        let pages = memory.pages.table.squeeze(0)?;
         let mut sum: Option<Tensor> = None;
         let logits = self.decode(batch, cache, |index, queries| {
             let heads = &self.alignment_heads[index];
@@ -259,15 +259,18 @@ impl Whisper {
             x = layer.listen_to_text(&x, batch, cache)?;
             let queries = layer.queries(&x)?;
             watch(index, &queries)?;
-            x = (x + layer.cross_attention.attend(&queries, &batch.rows, memory, cache)?)?;
+            x = (x + layer.cross_attention.attend(&queries, memory, cache)?)?;
             x = (&x + layer.mlp.forward(&layer.mlp_norm.forward(&x)?)?)?;
         }
         self.output.forward(&self.norm.forward(&x.index_select(&batch.last, 0)?)?)
     }
 }
 
-fn memory(batch: &Batch) -> Result<&crate::Pages> {
-    batch.memory.as_ref().ok_or_else(|| candle_core::Error::Msg("a batch without memory".into()).bt())
+fn memory(batch: &Batch) -> Result<&Remembered> {
+    match &batch.memory {
+        Some(memory) if memory.seen.is_none() => Ok(memory),
+        _ => candle_core::bail!("rows without a memory"),
+    }
 }
 
 struct DecoderLayer {

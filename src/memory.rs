@@ -225,8 +225,10 @@ struct Sizes {
     vocabulary: usize,
     /// Rows of a picture of ordinary size; a model may give larger ones more.
     medium: usize,
-    /// Rows that each sequence attends to besides its text.
+    /// Rows that a sequence attends to besides its text: a window's, or a picture's of ordinary size.
     memory: usize,
+    /// Whether every sequence does.
+    speech: bool,
     weights: u64,
     workspace: u64,
     /// Bytes of a row of text, and of one of a medium.
@@ -243,15 +245,12 @@ impl Sizes {
         let speech = matches!(loaded.task, Task::Transcribe(_));
         // A window's text has a natural length; less than the model's context would cut it off.
         let context = wanted.context.filter(|_| !speech).unwrap_or(most).min(most);
-        let footprint = |size| loaded.preprocess.footprint(size).ok();
-        let picture = MediaSize::Image { width: 1024, height: 1024 };
-        let (medium, memory) = match loaded.task {
-            Task::Chat(_) => (footprint(picture).map_or(0, |footprint| footprint.tokens.len()), 0),
-            Task::Transcribe(_) => (0, footprint(MediaSize::Sound).map_or(0, |footprint| footprint.memory)),
-        };
+        let ordinary = if speech { MediaSize::Sound } else { MediaSize::Image { width: 1024, height: 1024 } };
+        // No network refuses a square.
+        let footprint = loaded.preprocess.footprint(ordinary).ok();
+        let (medium, memory) = footprint.map_or((0, 0), |needs| (needs.tokens.len(), needs.memory));
         // A transcript whose words are timed is computed, and has its logits, in one step.
-        let (whole, wanted_logits) =
-            if memory > 0 { (context, sequences.max(context)) } else { (0, sequences) };
+        let (whole, wanted_logits) = if speech { (context, sequences.max(context)) } else { (0, sequences) };
         let rows = wanted.rows.max(sequences + whole);
         // A dozen intermediate tensors of a layer are alive at once at most, the widest four times the width;
         // logits are f32 and copied once. The encoder's are gone before the decoder's come.
@@ -267,6 +266,7 @@ impl Sizes {
             vocabulary,
             medium,
             memory,
+            speech,
             weights: loaded.weight_bytes,
             workspace: decoder.max(encoder),
             text_row: loaded.model.cache_shape().row_bytes(loaded.dtype) as u64,
@@ -276,7 +276,7 @@ impl Sizes {
     }
 
     fn least_context(&self) -> usize {
-        if self.memory > 0 { self.context } else { LEAST_CONTEXT.min(self.context) }
+        if self.speech { self.context } else { LEAST_CONTEXT.min(self.context) }
     }
 
     /// Every row may come from a picture; one in eight more is kept for pictures that come again, at least one
@@ -307,6 +307,8 @@ impl Sizes {
         let left = share.saturating_sub(self.weights + self.workspace + self.medium_bytes());
         let pages = (left / self.page_bytes()) as usize;
         let slots = pages * self.page_size;
+        // A text without pictures may have it all; beside pictures there is less room.
+        let taken = if self.speech { self.memory.next_multiple_of(self.page_size) } else { 0 };
         let spare = slots.div_ceil(8).max(self.medium);
         let limits = Limits {
             sequences: self.sequences,
@@ -327,7 +329,7 @@ impl Sizes {
                 pages,
                 page_size: self.page_size,
                 queue: self.queue,
-                context: self.context.min(slots - self.memory.next_multiple_of(self.page_size)),
+                context: self.context.min(slots - taken),
                 vocabulary: self.vocabulary,
             },
         }

@@ -14,10 +14,8 @@ use crate::{
 pub struct Request {
     /// Tokens, media included.
     pub prompt: Prompt,
-    /// The media of the prompt, in order.
+    /// The media of the prompt, in order, one for each of its spans.
     pub media: Vec<Media>,
-    /// What the text attends to besides itself, for networks that have such a memory.
-    pub memory: Option<Media>,
     /// How to draw.
     pub sampling: Sampling,
     /// When to end.
@@ -67,12 +65,14 @@ pub struct Span {
     pub rows: Range<usize>,
     /// See [`percept_models::Footprint::grid`].
     pub grid: Option<(usize, usize)>,
+    /// See [`percept_models::Footprint::memory`].
+    pub memory: usize,
 }
 
 impl Span {
     /// Tokens in a line.
     pub fn line(rows: Range<usize>) -> Self {
-        Self { rows, grid: None }
+        Self { rows, grid: None, memory: 0 }
     }
 }
 
@@ -292,6 +292,20 @@ pub enum InvalidRequest {
     Unknown {
         /// Which.
         param: String,
+    },
+    /// The prompt's pictures leave no room beside it where both are kept.
+    #[error(
+        "This server's cache has room for {limit} rows of text and pictures. However, your messages resulted in {text} \
+         rows of text and {pictures} rows of pictures, and an answer needs at least one. Please reduce the length of \
+         the messages, or send fewer or smaller pictures."
+    )]
+    CacheRows {
+        /// Tokens of the prompt.
+        text: usize,
+        /// Rows of its pictures, in whole pages.
+        pictures: usize,
+        /// Rows of all together, the answer's included.
+        limit: usize,
     },
     /// The prompt does not fit.
     #[error(

@@ -10,7 +10,7 @@ use percept::{api::App, config::Settings, router::Router};
 use percept_models::Fit;
 use serde_json::{Value, json};
 use support::{
-    Case, Golden,
+    Case, Golden, fixtures,
     server::{self, data_url, golden_request, image_part, start, text, words},
 };
 
@@ -231,6 +231,37 @@ async fn a_limit_beyond_the_context_is_what_is_left_of_it() {
     // Four pictures of sixteen rows fill it alone.
     request["messages"][0]["content"] = json!(vec![image_part(&data_url("tiny_31x17.png")); 4]);
     assert_eq!(server.refuse(&request).await.1["code"], "context_length_exceeded");
+}
+
+/// Pictures that a text attends to are kept beside it, and both must fit.
+#[tokio::test]
+async fn pictures_that_leave_no_room_beside_them_are_refused() {
+    let settings = Settings {
+        model: vec![fixtures().join("mllama").display().to_string()],
+        max_context: Some(64),
+        max_sequences: Some(1),
+        ..Settings::default()
+    };
+    let server = start(settings).await;
+    // Four pages of text, and five of a picture of ordinary size twice.
+    assert_eq!(server.app.models().unwrap().models()[0].handle.rows(), 14 * 16);
+    let mut request = words("hello");
+    request["model"] = json!("mllama");
+    // Nothing ends an answer but the room that there is.
+    request["max_tokens"] = Value::Null;
+    request["logit_bias"] = json!({"474": -100, "478": -100, "479": -100});
+    assert_eq!(server.ask(&request).await["usage"]["total_tokens"], 64);
+    let picture = || image_part(&data_url("land_90x60.png"));
+    request["messages"][0]["content"] = json!([picture(), picture()]);
+    // Two pictures of four tiles take 136 rows, which is nine pages: five are left.
+    assert_eq!(server.ask(&request).await["usage"]["total_tokens"], 64);
+    request["messages"][0]["content"] = json!([picture(), picture(), picture()]);
+    let (status, error) = server.refuse(&request).await;
+    assert_eq!((status, error["code"].as_str()), (400, Some("context_length_exceeded")));
+    assert_eq!(error["param"], "messages");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("room for 224 rows") && message.contains("208 rows of pictures"), "{message}");
+    server.idle().await;
 }
 
 #[tokio::test]

@@ -157,7 +157,6 @@ fn request(prompt: &[u32], pictures: &[usize], tokens: usize) -> Request {
     Request {
         prompt: Prompt { tokens: all, spans },
         media,
-        memory: None,
         sampling: Sampling::greedy(),
         limits: request::Limits { tokens, stops: Arc::new([]) },
         readout: Readout::Answer,

@@ -12,11 +12,12 @@ use percept::{
     config::Settings,
     engine::{self, EngineConfig, Event, Handle, Key, Limits},
     media::Picture,
-    request::{self, Media, Prompt, Readout, Request, Sampling, Source},
+    request::{self, Media, Prompt, Readout, Request, Sampling, Source, Span},
     text::{Message, Part, Role, TextModel},
 };
 use percept_models::{
-    Batch, Checkpoint, Features, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged, Task,
+    Batch, Checkpoint, Features, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged,
+    Remembered, Task,
 };
 use serde_json::{Value, json};
 use support::{
@@ -106,16 +107,19 @@ impl Family {
     /// Logits of every row of a prompt, computed in one step.
     fn logits(&self, case: &Case) -> Tensor {
         let device = &Device::Cpu;
-        let Prompt { tokens, .. } = self.prompt(case);
+        let Prompt { tokens, spans } = self.prompt(case);
         let rows = tokens.len();
         let pages = rows.div_ceil(PAGE);
+        let of_memories: usize = spans.iter().map(|span| span.memory.div_ceil(PAGE)).sum();
         let model = &self.loaded.model;
-        let cache = KvCache::new(model.cache_shape(), pages + 1, PAGE, self.loaded.dtype, device).unwrap();
+        let all = pages + of_memories + 1;
+        let cache = KvCache::new(model.cache_shape(), all, PAGE, self.loaded.dtype, device).unwrap();
         // Pages in falling order, so that a mistake in their use shows.
         let table: Vec<u32> = (0..pages as u32).rev().collect();
         let slots: Vec<u32> =
             (0..rows).map(|row| table[row / PAGE] * PAGE as u32 + (row % PAGE) as u32).collect();
         let encoded = self.encode(case);
+        let memory = self.remember(&spans, encoded.as_ref(), rows, &cache, pages);
         let positions = match self.golden.tensor(&case.name, "position_ids") {
             Some(positions) => positions.reshape((3, rows)).unwrap().to_dtype(DType::U32).unwrap(),
             None => {
@@ -137,13 +141,14 @@ impl Family {
             at,
             rows: encoded.as_ref().unwrap().narrow(0, index, 1).unwrap(),
         });
-        let inserts: Vec<_> = inserts.collect();
-        assert_eq!(inserts.len(), encoded.as_ref().map_or(0, |rows| rows.dim(0).unwrap()), "{}", case.name);
+        let inserts: Vec<_> = if memory.is_some() { Vec::new() } else { inserts.collect() };
+        let taken = inserts.len() + spans.iter().map(|span| span.memory).sum::<usize>();
+        assert_eq!(taken, encoded.as_ref().map_or(0, |rows| rows.dim(0).unwrap()), "{}", case.name);
         let batch = Batch {
             positions,
             long,
             rows: Ragged::new(&[rows], device).unwrap(),
-            memory: None,
+            memory,
             inserts,
             text: Paging {
                 slots: Tensor::from_vec(slots, rows, device).unwrap(),
@@ -156,6 +161,61 @@ impl Family {
             last: Tensor::arange(0u32, rows as u32, device).unwrap(),
         };
         model.forward(&batch, &cache).unwrap()
+    }
+
+    /// What `rows` rows see besides the text, written to pages from `first` on: from each picture on its rows, and those
+    /// of pictures right in front of it.
+    fn remember(
+        &self,
+        spans: &[Span],
+        encoded: Option<&Tensor>,
+        rows: usize,
+        cache: &KvCache,
+        first: usize,
+    ) -> Option<Remembered> {
+        let device = &Device::Cpu;
+        if spans.iter().all(|span| span.memory == 0) {
+            return None;
+        }
+        let upload = |list: &[u32]| Tensor::from_slice(list, list.len(), device).unwrap();
+        // Rows in front, and then each row's table and count.
+        let mut runs: Vec<(usize, Vec<u32>, usize)> = vec![(spans[0].rows.start, Vec::new(), 0)];
+        let mut next_page = first as u32;
+        let mut from = 0;
+        for (index, span) in spans.iter().enumerate() {
+            let follows = index > 0 && spans[index - 1].rows.end == span.rows.start;
+            let until = spans.get(index + 1).map_or(rows, |next| next.rows.start);
+            let (mut table, before) = match runs.last() {
+                Some((_, table, seen)) if follows => (table.clone(), *seen),
+                _ => (Vec::new(), 0),
+            };
+            while table.len() * PAGE < before + span.memory {
+                table.push(next_page);
+                next_page += 1;
+            }
+            let slot = |row: usize| table[row / PAGE] * PAGE as u32 + (row % PAGE) as u32;
+            let slots: Vec<u32> = (before..before + span.memory).map(slot).collect();
+            let picture = encoded.unwrap().narrow(0, from, span.memory).unwrap();
+            self.loaded.model.remember(&picture, &upload(&slots), cache).unwrap();
+            from += span.memory;
+            runs.push((until - span.rows.start, table, before + span.memory));
+        }
+        let widest = runs.iter().map(|(_, table, _)| table.len()).max().unwrap();
+        // Places behind the last page are not read.
+        let padded =
+            |table: &Vec<u32>| (0..widest).map(|page| *table.get(page).unwrap_or(&u32::MAX)).collect();
+        let table: Vec<u32> = runs.iter().flat_map(|(_, table, _)| -> Vec<u32> { padded(table) }).collect();
+        let lengths: Vec<u32> = runs.iter().map(|run| run.2 as u32).collect();
+        let seen: Vec<f32> = (0..rows).map(|row| f32::from(u8::from(row >= spans[0].rows.start))).collect();
+        let counts: Vec<usize> = runs.iter().map(|run| run.0).collect();
+        Some(Remembered {
+            rows: Ragged::new(&counts, device).unwrap(),
+            pages: Pages {
+                table: Tensor::from_vec(table, (runs.len(), widest), device).unwrap(),
+                lengths: upload(&lengths),
+            },
+            seen: Some(Tensor::from_vec(seen, (rows, 1), device).unwrap()),
+        })
     }
 
     fn tolerance(&self, of: &str) -> f64 {
@@ -172,7 +232,6 @@ impl Family {
         Request {
             prompt: self.prompt(case),
             media: media.collect(),
-            memory: None,
             sampling,
             limits: request::Limits { tokens: self.length(case), stops: Arc::clone(self.text.stops()) },
             readout: Readout::Answer,
@@ -388,6 +447,7 @@ fn rows_and_logits_equal_the_reference(families: &[Family]) {
                 assert!(difference <= family.tolerance("features"), "{}: features {difference}", case.name);
                 compared.insert("features");
             }
+            compared.extend(family.tiles_equal_the_reference(case, &found).then_some("features"));
         }
         let found = family.logits(case);
         let last = found.get(found.dim(0).unwrap() - 1).unwrap();
@@ -465,8 +525,85 @@ async fn answers_do_not_depend_on_pages(name: &'static str) {
 impl Family {
     /// Pages that a case takes.
     fn pages(&self, case: &Case, page_size: usize) -> usize {
-        (self.prompt(case).tokens.len() + self.length(case)).div_ceil(page_size)
+        let Prompt { tokens, spans } = self.prompt(case);
+        let memories = spans.iter().map(|span| span.memory.div_ceil(page_size));
+        (tokens.len() + self.length(case)).div_ceil(page_size) + memories.sum::<usize>()
     }
+
+    /// Whether there are the first three rows of each tile, and they are as `encoded` has them.
+    fn tiles_equal_the_reference(&self, case: &Case, encoded: &Tensor) -> bool {
+        let Some(expected) = self.golden.tensor(&case.name, "cross_states") else { return false };
+        let (_, _, some, _) = expected.dims4().unwrap();
+        let counts: Vec<usize> = serde_json::from_value(case.extra["num_tiles"].clone()).unwrap();
+        let rows = encoded.dim(0).unwrap() / counts.iter().sum::<usize>();
+        let mut first = 0;
+        for (picture, count) in counts.into_iter().enumerate() {
+            for tile in 0..count {
+                let found = encoded.narrow(0, first, some).unwrap();
+                let expected = expected.get(picture).unwrap().get(tile).unwrap();
+                let difference = largest_difference(&found, &expected);
+                assert!(difference <= self.tolerance("features"), "{}: {difference}", case.name);
+                first += rows;
+            }
+        }
+        assert_eq!(first, encoded.dim(0).unwrap());
+        true
+    }
+}
+
+/// Several pictures in several turns: alone, and with each other where pages are short.
+#[tokio::test]
+async fn conversations_do_not_depend_on_company() {
+    let user = |parts: Vec<Value>| serde_json::json!({"role": "user", "content": parts});
+    let model =
+        || serde_json::json!({"role": "assistant", "content": [say("the image shows a blue circle.")]});
+    fn say(text: &str) -> Value {
+        serde_json::json!({"type": "text", "text": text})
+    }
+    let see = || serde_json::json!({"type": "image"});
+    let (land, port, square) = ("land_90x60.png", "port_48x120.png", "square_56x56.png");
+    let first = || user(vec![see(), say("what is shown in this image?")]);
+    let second = || user(vec![see(), see(), say("compare the two images.")]);
+    let between = || user(vec![say("is this"), see(), say("like this?"), see()]);
+    let talks: Vec<Case> = [
+        (vec![first(), model(), second()], vec![land, port, square]),
+        (vec![first(), model(), first()], vec![land, land]),
+        (vec![first(), model(), user(vec![say("why?")])], vec![land]),
+        (vec![second(), model(), between()], vec![port, square, square, land]),
+        (vec![user(vec![say("hello")]), model(), between()], vec![square, port]),
+        (vec![user(vec![say("hello")])], vec![]),
+    ]
+    .into_iter()
+    .map(|(messages, images)| {
+        let case = serde_json::json!({
+            // So many tokens long.
+            "name": "a talk", "messages": messages, "images": images, "greedy_tokens": vec![0; 40],
+        });
+        serde_json::from_value(case).unwrap()
+    })
+    .collect();
+    let family = Family::read("mllama", DType::F32, None);
+    let mut alone = Vec::new();
+    for talk in &talks {
+        let handle = family.start(family.config());
+        alone.push(answer(&handle, family.request(talk, Sampling::greedy())).await);
+    }
+    assert!(alone.iter().collect::<BTreeSet<_>>().len() >= talks.len() - 1, "{alone:?}");
+    let mut preemptions = 0;
+    for (page_size, chunk, spare) in [(16, 7, 100), (4, 4096, 2), (1, 4096, 2)] {
+        let most = talks.iter().map(|talk| family.pages(talk, page_size)).max().unwrap();
+        let config = family.config();
+        let limits = Limits { chunk, ..config.limits };
+        let handle = family.start(EngineConfig { limits, page_size, pages: most + spare, ..config });
+        let many: Vec<&Case> = talks.iter().cycle().take(4 * talks.len()).collect();
+        let asked = many.iter().map(|talk| answer(&handle, family.request(talk, Sampling::greedy())));
+        for (index, found) in join_all(asked).await.into_iter().enumerate() {
+            assert_eq!(found, alone[index % talks.len()], "talk {index}, pages of {page_size}");
+        }
+        preemptions += handle.status().preemptions();
+        assert_eq!(handle.status().pages().0, 0);
+    }
+    assert!(preemptions > 0, "pages were not short");
 }
 
 async fn the_api_answers_as_the_reference(name: &'static str) {
@@ -569,7 +706,7 @@ macro_rules! families {
     };
 }
 
-families![internvl2, llava_next, phi3_v, pixtral, qwen2_5_vl, qwen2_vl, smolvlm];
+families![internvl2, llava_next, mllama, phi3_v, pixtral, qwen2_5_vl, qwen2_vl, smolvlm];
 
 /// One network under other names, with another text: what the original repository and transformers make of it.
 #[test]

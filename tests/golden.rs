@@ -6,8 +6,8 @@ mod support;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use percept_kernels::{Canvas, Filter, Region, Resize};
 use percept_models::{
-    Aligned, Batch, Features, Fit, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged, nn,
-    nn::mel::Mel,
+    Aligned, Batch, Features, Fit, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged,
+    Remembered, nn, nn::mel::Mel,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -336,7 +336,11 @@ impl<'a> Forced<'a> {
             positions: all(),
             long: None,
             rows: Ragged::new(&[count], device).unwrap(),
-            memory: Some(pages(&memory, heard)),
+            memory: Some(Remembered {
+                rows: Ragged::new(&[count], device).unwrap(),
+                pages: pages(&memory, heard),
+                seen: None,
+            }),
             inserts: Vec::new(),
             text: Paging { slots: slots(&text, count), pages: pages(&text, count) },
             last: all(),

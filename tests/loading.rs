@@ -779,6 +779,83 @@ fn prompts_of_published_code_go_before_the_template() {
 }
 
 #[test]
+fn what_mllama_does_not_do_is_refused_by_name() {
+    type Change = fn(&mut Value);
+    let changes: &[(&str, Change, &str)] = &[
+        (
+            "config.json",
+            |c| c["text_config"]["cross_attention_layers"] = json!([1, 4]),
+            "text_config cross_attention_layers [1, 4]",
+        ),
+        (
+            "config.json",
+            |c| c["text_config"]["cross_attention_layers"] = json!([3, 1]),
+            "rising numbers below 4",
+        ),
+        (
+            "config.json",
+            |c| c["vision_config"]["supported_aspect_ratios"] = json!([[1, 1]]),
+            "vision_config supported_aspect_ratios [(1, 1)]",
+        ),
+        ("config.json", |c| c["vision_config"]["max_num_tiles"] = json!(0), "supported_aspect_ratios"),
+        (
+            "config.json",
+            |c| c["vision_config"]["intermediate_layers_indices"] = json!([1, 3]),
+            "vision_config intermediate_layers_indices [1, 3]",
+        ),
+        (
+            "config.json",
+            |c| c["vision_config"]["vision_output_dim"] = json!(128),
+            "vision_config vision_output_dim 128",
+        ),
+        (
+            "config.json",
+            |c| c["vision_config"]["hidden_act"] = json!("tanh"),
+            "vision_config hidden_act `tanh`",
+        ),
+        ("config.json", |c| c["vision_config"]["attention_heads"] = json!(5), "num_attention_heads 5"),
+        ("config.json", |c| c["vision_config"]["num_channels"] = json!(1), "vision_config num_channels 1"),
+        ("config.json", |c| c["vision_config"]["patch_size"] = json!(0), "vision_config patch_size 0"),
+        (
+            "preprocessor_config.json",
+            |c| c["max_image_tiles"] = json!(2),
+            "image processor max_image_tiles 2",
+        ),
+        (
+            "preprocessor_config.json",
+            |c| c["size"] = json!({"height": 70, "width": 70}),
+            "image processor size 70",
+        ),
+        ("preprocessor_config.json", |c| c["do_pad"] = json!(false), "image processor do_pad false"),
+    ];
+    for (file, change, expected) in changes {
+        let copy = Copy::of("mllama");
+        copy.edit(file, change);
+        let error = copy.error();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn mllama_is_found_under_newer_names() {
+    let copy = Copy::of("mllama");
+    let expected = encode(&copy.load().unwrap());
+    let rename = |name: String| match name.strip_prefix("language_model.") {
+        Some(name) if name.starts_with("lm_head") => name.to_owned(),
+        Some(name) => name.replacen("model.", "model.language_model.", 1),
+        None => format!("model.{name}"),
+    };
+    let weights: HashMap<_, _> =
+        copy.weights().into_iter().map(|(name, tensor)| (rename(name), tensor)).collect();
+    assert!(
+        weights.contains_key("lm_head.weight") && weights.contains_key("model.vision_model.class_embedding")
+    );
+    copy.save("model.safetensors", &weights);
+    copy.edit("config.json", |config| config["image_token_id"] = config["image_token_index"].take());
+    assert!(largest_difference(&encode(&copy.load().unwrap()), &expected) == 0.0);
+}
+
+#[test]
 fn configurations_of_newer_and_older_files_mean_the_same() {
     let copy = Copy::new();
     copy.edit("config.json", |config| {
@@ -944,6 +1021,13 @@ fn templates_do_what_those_of_other_families_need() {
         (
             "{{ strftime_now('%Y') | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
             "4be brief  Hi there  yes",
+        ),
+        // Llama 3.2's: the operator's words as one text, and the others' turns in parts.
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] | trim }}\
+             {% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% for p in m.content %}\
+             {% if p.type == 'text' %}[{{ p.text }}]{% endif %}{% endfor %}{% endfor %}",
+            "be brief[  Hi there  ][yes]",
         ),
     ] {
         assert_eq!(render(template, &talk).as_deref(), Ok(expected), "{template}");

@@ -51,7 +51,6 @@ fn request(case: &Case, sampling: Sampling) -> Request {
     Request {
         prompt: Prompt { tokens: case.ids(), spans: spans.collect() },
         media: media.collect(),
-        memory: None,
         sampling,
         limits: request::Limits { tokens: 12, stops: Arc::new([END]) },
         readout: Readout::Answer,

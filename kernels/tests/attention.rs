@@ -202,6 +202,31 @@ fn pages_match_the_formula() {
     }
 }
 
+#[test]
+fn rows_that_see_nothing_are_zero_and_pages_may_be_shared() {
+    let (heads, kv_heads, width) = (4, 2, 8);
+    let paged = Paged::new(&[20], (kv_heads, width), 4, DType::F32);
+    let (k, v) = (tensor((20, kv_heads, width), 1, DType::F32), tensor((20, kv_heads, width), 2, DType::F32));
+    paged.write(0, &k, &v);
+    let rows = [(3, 0), (2, 20), (1, 7), (0, 4), (2, 0)];
+    let table = paged.pages.table.repeat((rows.len(), 1)).unwrap();
+    let lengths = Tensor::from_vec(rows.map(|(_, seen)| seen as u32).to_vec(), rows.len(), CPU).unwrap();
+    let pages = Pages { table, lengths };
+    let q = tensor((8, heads, width), 3, DType::F32);
+    let from = Kv::Paged { k: &paged.k, v: &paged.v, pages: &pages };
+    let ragged = Ragged::new(&rows.map(|(rows, _)| rows), CPU).unwrap();
+    let out = attention(&q, from, &ragged, Mask::Full, 0.5).unwrap();
+    let mut first = 0;
+    for (rows, seen) in rows {
+        let part = |tensor: &Tensor, first, rows| wide(&tensor.narrow(0, first, rows).unwrap());
+        let kv = (part(&k, 0, seen), part(&v, 0, seen));
+        let shape = (heads, kv_heads, width);
+        let expected = reference(&part(&q, first, rows), (&kv.0, &kv.1), shape, Mask::Full, 0.5);
+        check(&part(&out, first, rows), &expected, DType::F32, &format!("{rows} rows see {seen}"));
+        first += rows;
+    }
+}
+
 /// What a row gives does not depend on the rows that are computed with it, to the bit.
 #[test]
 fn a_row_is_the_same_in_any_company() {

@@ -1,14 +1,19 @@
 //! The attention layer: projections around the one attention operation.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use percept_kernels::{Kv, Mask, Pages, Ragged, alignment, attention, kv_write};
 
 use super::{
     linear::{Bias, Linear},
+    norm::RmsNorm,
     rope::Rotation,
 };
-use crate::{Result, batch::Batch, cache::LayerCache};
+use crate::{
+    Result,
+    batch::{Batch, Remembered},
+    cache::LayerCache,
+};
 
 /// Sizes of an attention layer.
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +148,20 @@ impl SelfAttention {
         self.output(&attention(&q, Kv::Fresh { k: &k, v: &v }, rows, Mask::Full, self.shape.scale())?)
     }
 
+    /// Every row sees what `sight` shows it. `x`: `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn partial(&self, x: &Tensor, sight: &Sight) -> Result<Tensor> {
+        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
+        let (q, k, v) = self.project(x)?;
+        // Rows that were just computed are read like a cache.
+        let paged = |rows: Tensor| rows.contiguous()?.reshape(((), Sight::PAGE, kv_heads, head_dim));
+        let (k, v) = (paged(k)?, paged(v)?);
+        let kv = Kv::Paged { k: &k, v: &v, pages: &sight.pages };
+        self.output(&attention(&q, kv, &sight.runs, Mask::Full, self.shape.scale())?)
+    }
+
     /// Every row sees itself and what came before; keys and values go to the cache. Queries and keys are rotated
     /// where positions are told that way. `x`: `[rows, hidden]`.
     ///
@@ -182,12 +201,48 @@ impl SelfAttention {
     }
 }
 
+/// Which rows of a step each of its rows sees, where that is neither what came before nor all of its sequence.
+#[derive(Debug)]
+pub struct Sight {
+    runs: Ragged,
+    pages: Pages,
+}
+
+impl Sight {
+    /// The rows of a step are a multiple of this.
+    pub const PAGE: usize = 8;
+
+    /// Runs of rows, end to end, each with the rows that it sees: their first, a multiple of [`Self::PAGE`], and how
+    /// many they are.
+    ///
+    /// # Errors
+    /// When the device refuses the upload.
+    pub fn new(runs: &[(usize, (usize, usize))], device: &Device) -> Result<Self> {
+        let most = runs.iter().map(|(_, (_, count))| count.div_ceil(Self::PAGE)).max().unwrap_or(0);
+        // Places behind the last page of a run are not read.
+        let table = runs.iter().flat_map(|(_, (first, _))| {
+            let page = (first / Self::PAGE) as u32;
+            page..page + most as u32
+        });
+        let lengths = runs.iter().map(|(_, (_, count))| *count as u32).collect::<Vec<_>>();
+        let rows = runs.iter().map(|(rows, _)| *rows).collect::<Vec<_>>();
+        Ok(Self {
+            runs: Ragged::new(&rows, device)?,
+            pages: Pages {
+                table: Tensor::from_vec(table.collect(), (runs.len(), most), device)?,
+                lengths: Tensor::from_vec(lengths, runs.len(), device)?,
+            },
+        })
+    }
+}
+
 /// Attention to a memory: rows that were encoded before the text began, whose keys and values lie in pages of the cache.
 #[derive(Debug)]
 pub struct CrossAttention {
     query: Linear,
     key_value: Linear,
     output: Linear,
+    norms: Option<(RmsNorm, RmsNorm)>,
     shape: AttentionShape,
 }
 
@@ -204,8 +259,18 @@ impl CrossAttention {
             query: Linear::load(hidden, heads * head_dim, q, &vb.pp("q_proj"))?,
             key_value: Linear::fused(hidden, &parts, vb)?,
             output: Linear::load(heads * head_dim, hidden, biases.output, &vb.pp(output))?,
+            norms: None,
             shape,
         })
+    }
+
+    /// The same where each head of queries and keys is normalised, by `q_norm` and `k_norm`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape.
+    pub fn normed(self, eps: f64, vb: &VarBuilder<'_>) -> Result<Self> {
+        let norm = |name| RmsNorm::load(self.shape.head_dim, eps, &vb.pp(name));
+        Ok(Self { norms: Some((norm("q_norm")?, norm("k_norm")?)), ..self })
     }
 
     /// Writes keys and values of `encoded` `[rows, hidden]` into `slots` of the cache.
@@ -216,7 +281,11 @@ impl CrossAttention {
         let AttentionShape { kv_heads, head_dim, .. } = self.shape;
         let both = self.key_value.forward(encoded)?;
         let both = both.reshape((encoded.dim(0)?, 2 * kv_heads, head_dim))?;
-        kv_write(&cache.k, &both.narrow(1, 0, kv_heads)?, slots)?;
+        let mut keys = both.narrow(1, 0, kv_heads)?;
+        if let Some((_, norm)) = &self.norms {
+            keys = norm.forward(&keys.contiguous()?)?;
+        }
+        kv_write(&cache.k, &keys, slots)?;
         kv_write(&cache.v, &both.narrow(1, kv_heads, kv_heads)?, slots)
     }
 
@@ -226,22 +295,21 @@ impl CrossAttention {
     /// When shapes do not fit.
     pub fn queries(&self, x: &Tensor) -> Result<Tensor> {
         let AttentionShape { heads, head_dim, .. } = self.shape;
-        self.query.forward(x)?.reshape((x.dim(0)?, heads, head_dim))
+        let queries = self.query.forward(x)?.reshape((x.dim(0)?, heads, head_dim))?;
+        match &self.norms {
+            Some((norm, _)) => norm.forward(&queries),
+            None => Ok(queries),
+        }
     }
 
-    /// Every row sees all of its sequence's memory. `queries`: of [`Self::queries`]; returns `[rows, hidden]`.
+    /// Every row sees what it remembers. `queries`: of [`Self::queries`]; returns `[rows, hidden]`, of zeros where the
+    /// output has no bias and nothing is seen.
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn attend(
-        &self,
-        queries: &Tensor,
-        rows: &Ragged,
-        memory: &Pages,
-        cache: &LayerCache,
-    ) -> Result<Tensor> {
-        let kv = Kv::Paged { k: &cache.k, v: &cache.v, pages: memory };
-        let attended = attention(queries, kv, rows, Mask::Full, self.shape.scale())?;
+    pub fn attend(&self, queries: &Tensor, memory: &Remembered, cache: &LayerCache) -> Result<Tensor> {
+        let kv = Kv::Paged { k: &cache.k, v: &cache.v, pages: &memory.pages };
+        let attended = attention(queries, kv, &memory.rows, Mask::Full, self.shape.scale())?;
         self.output.forward(&attended.flatten_from(1)?)
     }
 

@@ -6,7 +6,7 @@ use candle_nn::VarBuilder;
 use percept_kernels::Ragged;
 
 use super::{
-    attention::{AttentionShape, Biases, Qkv, SelfAttention},
+    attention::{AttentionShape, Biases, Qkv, SelfAttention, Sight},
     linear::Bias,
     mlp::{Activation, GateUp, GatedMlp, Mlp},
     norm::{LayerNorm, Norm, RmsNorm},
@@ -191,7 +191,18 @@ impl VitBlock {
     /// # Errors
     /// When shapes do not fit.
     pub fn rotated(&self, x: &Tensor, rotation: Option<&Rotation>, rows: &Ragged) -> Result<Tensor> {
-        let attended = self.attention.full(&self.norm1.forward(x)?, rotation, rows)?;
+        self.add(x, self.attention.full(&self.norm1.forward(x)?, rotation, rows)?)
+    }
+
+    /// Like [`Self::forward`] where rows see what `sight` shows them.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn partial(&self, x: &Tensor, sight: &Sight) -> Result<Tensor> {
+        self.add(x, self.attention.partial(&self.norm1.forward(x)?, sight)?)
+    }
+
+    fn add(&self, x: &Tensor, attended: Tensor) -> Result<Tensor> {
         let x = match &self.scales {
             Some((scale, _)) => (x + attended.broadcast_mul(scale)?)?,
             None => (x + attended)?,

@@ -77,6 +77,13 @@ async fn submit(
     let prompt = blocking(move || texts.text.prompt(&messages, &footprints, context)).await?;
     let prompt = prompt.map_err(prompt_error)?;
 
+    let pictures = served.handle.media_rows(&prompt);
+    let context = served.handle.context_beside(pictures);
+    if prompt.tokens.len() >= context {
+        let (text, limit) = (prompt.tokens.len(), served.handle.rows());
+        return Err(InvalidRequest::CacheRows { text, pictures, limit }.into());
+    }
+
     let media = decode(app, served, opened).await?;
     let sampling = sampling.resolve(&model.text)?;
     let room = context - prompt.tokens.len();
@@ -86,8 +93,7 @@ async fn submit(
         stops: Arc::clone(model.text.stops()),
     };
     let length = prompt.tokens.len();
-    let events =
-        place.submit(Request { prompt, media, memory: None, sampling, limits, readout: Readout::Answer })?;
+    let events = place.submit(Request { prompt, media, sampling, limits, readout: Readout::Answer })?;
     Ok(Answer::new(events, &model.text, length, stops))
 }
 

@@ -212,7 +212,7 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         InvalidRequest::StringLength { found: 0, .. } => "string_below_min_length",
         InvalidRequest::StringLength { .. } => "string_above_max_length",
         InvalidRequest::Unsupported { .. } => "unsupported_parameter",
-        InvalidRequest::ContextLength { .. } => "context_length_exceeded",
+        InvalidRequest::ContextLength { .. } | InvalidRequest::CacheRows { .. } => "context_length_exceeded",
         InvalidRequest::PictureUrl { .. } => "invalid_image_url",
         InvalidRequest::Picture {
             error: ImageError::TooLarge { .. } | ImageError::TooLong { .. }, ..
@@ -246,7 +246,9 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::Picture { param, .. }
         | InvalidRequest::PictureSize { param, .. }
         | InvalidRequest::Pixels { param, .. } => Some(param),
-        InvalidRequest::ContextLength { .. } | InvalidRequest::Messages { .. } => Some("messages"),
+        InvalidRequest::ContextLength { .. }
+        | InvalidRequest::CacheRows { .. }
+        | InvalidRequest::Messages { .. } => Some("messages"),
         InvalidRequest::Sound { .. } => Some("file"),
         InvalidRequest::Unknown { .. } => None,
     }

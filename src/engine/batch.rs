@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
-use percept_models::{Batch, Insert, Pages, Paging, Positions, Ragged};
+use percept_models::{Batch, Insert, Pages, Paging, Positions, Ragged, Remembered};
 
 use super::{
     pages::Page,
@@ -42,7 +42,7 @@ impl Batcher {
         let mut lengths = Vec::with_capacity(parts.len());
         let mut visible = Vec::with_capacity(parts.len());
         let mut tables = Vec::with_capacity(parts.len());
-        let mut memories = Vec::new();
+        let mut sights = Vec::new();
         let mut last = Vec::with_capacity(parts.len());
         let mut others = Vec::new();
         let mut inserts = Vec::new();
@@ -62,7 +62,7 @@ impl Batcher {
             lengths.push(rows);
             visible.push(new.end as u32);
             tables.push(&sequence.pages[..new.end.div_ceil(self.page_size)]);
-            memories.extend(&sequence.memory);
+            sights.extend(sequence.sights(new.clone()));
             if new.end == sequence.tokens.len() {
                 last.push(tokens.len() as u32 - 1);
             }
@@ -70,19 +70,10 @@ impl Batcher {
             others.extend(extra.map(|row| (first + row - new.start) as u32));
         }
         last.append(&mut others);
-        let memory = if memories.is_empty() {
-            None
-        } else if memories.len() == tables.len() {
-            let tables: Vec<&[Page]> = memories.iter().map(|memory| memory.pages.as_slice()).collect();
-            let lengths = memories.iter().map(|memory| memory.rows as u32).collect();
-            Some(self.pages(&tables, lengths)?)
-        } else {
-            candle_core::bail!("sequences with and without a memory are in one step")
-        };
         Ok(Batch {
             rows: Ragged::new(&lengths, &self.device)?,
             text: Paging { slots: self.upload(slots)?, pages: self.pages(&tables, visible)? },
-            memory,
+            memory: self.remembered(&sights)?,
             tokens: self.upload(tokens)?,
             positions: self.positions(positions)?,
             long: self.positions.long.map(|_| self.upload(long)).transpose()?,
@@ -91,14 +82,42 @@ impl Batcher {
         })
     }
 
-    /// The slots of all rows of memories, u32 `[rows]`.
+    /// What runs of rows see besides the text: how many rows each has, the memory, and the rows of it.
+    fn remembered(&self, sights: &[(usize, Option<(&Memory, usize)>)]) -> Result<Option<Remembered>> {
+        if sights.iter().all(|(_, sight)| sight.is_none()) {
+            return Ok(None);
+        }
+        let (mut rows, mut tables, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+        let mut seen = Vec::new();
+        for &(count, sight) in sights {
+            let (pages, length) = sight.map_or((&[][..], 0), |(memory, seen)| (&memory.pages[..], seen));
+            rows.push(count);
+            tables.push(&pages[..length.div_ceil(self.page_size)]);
+            lengths.push(length as u32);
+            seen.extend(vec![f32::from(u8::from(sight.is_some())); count]);
+        }
+        let some_see_nothing = sights.iter().any(|(_, sight)| sight.is_none());
+        let upload = |seen: Vec<f32>| {
+            let rows = seen.len();
+            Tensor::from_vec(seen, (rows, 1), &self.device)
+        };
+        Ok(Some(Remembered {
+            rows: Ragged::new(&rows, &self.device)?,
+            pages: self.pages(&tables, lengths)?,
+            seen: some_see_nothing.then(|| upload(seen)).transpose()?,
+        }))
+    }
+
+    /// The slots of rows of memories, u32 `[rows]`.
     ///
     /// # Errors
     /// When the device refuses the upload.
-    pub(super) fn memory_slots<'a>(&self, memories: impl Iterator<Item = &'a Memory>) -> Result<Tensor> {
-        let slots =
-            memories.flat_map(|memory| (0..memory.rows).map(|row| self.slot(&memory.pages, row))).collect();
-        self.upload(slots)
+    pub(super) fn memory_slots<'a>(
+        &self,
+        places: impl Iterator<Item = (&'a Memory, Range<usize>)>,
+    ) -> Result<Tensor> {
+        let slots = places.flat_map(|(memory, rows)| rows.map(|row| self.slot(&memory.pages, row)));
+        self.upload(slots.collect())
     }
 
     fn pages(&self, tables: &[&[Page]], lengths: Vec<u32>) -> Result<Pages> {
@@ -141,7 +160,7 @@ impl Batcher {
         let new = sequence.computed..sequence.computed + rows;
         for (medium, span) in sequence.media.iter().enumerate() {
             let covered = span.rows.start.max(new.start)..span.rows.end.min(new.end);
-            if covered.is_empty() {
+            if covered.is_empty() || span.memory > 0 {
                 continue;
             }
             let Some(source) = encoded(sequence.id, medium) else {
@@ -195,7 +214,7 @@ mod tests {
                 let spans = spans.zip(case["image_grid_thw"].as_array().unwrap()).map(|(span, grid)| {
                     let (span, grid) = (numbers(span), numbers(grid));
                     let rows = span[0]..span[0] + span[1];
-                    Span { rows, grid: Some((grid[1] / 2, grid[2] / 2)), key: Key::of(b"picture") }
+                    Span { rows, grid: Some((grid[1] / 2, grid[2] / 2)), memory: 0, key: Key::of(b"picture") }
                 });
                 let length = case["input_ids"].as_array().unwrap().len();
                 let sequence =

@@ -13,9 +13,9 @@ use super::{
     cache::{Index, Pin},
     pages::Key,
     scheduler::FinishReason,
-    sequence::SeqId,
+    sequence::{SeqId, together},
 };
-use crate::request::Request;
+use crate::request::{Prompt, Request};
 
 /// What a request's owner hears.
 #[derive(Debug, Clone, PartialEq)]
@@ -123,6 +123,9 @@ pub struct Handle {
     pub(super) index: Index,
     pub(super) status: Arc<Status>,
     pub(super) context: usize,
+    /// Pages of the cache, and rows of a page.
+    pub(super) pages: usize,
+    pub(super) page_size: usize,
     pub(super) sequences: usize,
     /// The number of the next turn.
     pub(super) next: Arc<AtomicU64>,
@@ -232,6 +235,22 @@ impl Handle {
     /// Most tokens of prompt and answer together.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// Rows of text and of memories that the cache holds.
+    pub fn rows(&self) -> usize {
+        self.pages * self.page_size
+    }
+
+    /// Rows that the media of a prompt take in the cache besides the prompt's, in whole pages.
+    pub fn media_rows(&self, prompt: &Prompt) -> usize {
+        let memories = together(prompt.spans.iter().map(|span| (&span.rows, span.memory)));
+        memories.into_iter().map(|(_, rows)| rows.next_multiple_of(self.page_size)).sum()
+    }
+
+    /// Most tokens of prompt and answer together beside so many rows of media.
+    pub fn context_beside(&self, media_rows: usize) -> usize {
+        self.context.min(self.rows().saturating_sub(media_rows))
     }
 
     /// Most sequences that are computed at once.

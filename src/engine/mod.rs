@@ -107,6 +107,8 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
         index,
         status,
         context: config.context.min(config.pages * config.page_size),
+        pages: config.pages,
+        page_size: config.page_size,
         sequences: config.limits.sequences,
         next: Arc::new(AtomicU64::new(1)),
         ended,
@@ -128,16 +130,14 @@ struct Engine {
     queue: Arc<Semaphore>,
     queue_size: usize,
     draining: bool,
-    /// Rows of a memory, for a network whose text attends to one.
-    memory_rows: usize,
+    /// Whether the network hears, instead of seeing.
+    hears: bool,
 }
 
 /// What the engine keeps of a request besides its sequence.
 struct Client {
     events: UnboundedSender<Event>,
     media: Vec<ClientMedia>,
-    /// What its memory is made of. Kept while it runs: the cache may lose the rows.
-    sound: Option<Sound>,
     readout: Readout,
     /// Its place in the queue, until it runs.
     place: Option<OwnedSemaphorePermit>,
@@ -146,10 +146,16 @@ struct Client {
 
 struct ClientMedia {
     key: Key,
-    pixels: Option<Picture>,
+    /// What it is encoded from. That of a memory is kept while the request runs: the cache may lose the rows.
+    raw: Option<Raw>,
     encoded: Option<Encoded>,
     /// Accounts for `encoded` until the request runs; from then on the scheduler does.
     pin: Option<Pin>,
+}
+
+enum Raw {
+    Picture(Picture),
+    Sound(Sound),
 }
 
 /// A medium that is ready to be encoded.
@@ -170,13 +176,7 @@ impl Engine {
         let Loaded { model, preprocess, task, dtype, device, .. } = loaded;
         let cache = KvCache::new(model.cache_shape(), config.pages, config.page_size, dtype, &device)?;
         Ok(Self {
-            memory_rows: match task {
-                Task::Chat(_) => 0,
-                Task::Transcribe(_) => {
-                    let footprint = preprocess.footprint(MediaSize::Sound);
-                    footprint.map_err(candle_core::Error::wrap)?.memory
-                }
-            },
+            hears: matches!(task, Task::Transcribe(_)),
             model,
             preprocess,
             cache,
@@ -262,17 +262,13 @@ impl Engine {
         let span = |(span, medium): (request::Span, &Media)| Span {
             rows: span.rows,
             grid: span.grid,
+            memory: span.memory,
             key: medium.key,
         };
         let spans = spans.map(span).collect();
         let tokens = request.prompt.tokens;
         let most = tokens.len() + request.limits.tokens;
-        let memory = request.memory.map(|medium| (medium.key, medium.source));
-        let (memory, sound) = match memory {
-            Some((key, Source::Sound(sound))) => (Some(Memory::new(key, self.memory_rows)), Some(sound)),
-            _ => (None, None),
-        };
-        let mut sequence = Sequence::new(id, tokens, spans, most, request.limits.stops).attending(memory);
+        let mut sequence = Sequence::new(id, tokens, spans, most, request.limits.stops);
         sequence.long_behind = self.batcher.positions.long;
         match request.readout {
             Readout::Answer => {}
@@ -280,7 +276,7 @@ impl Engine {
             Readout::Probability { position, .. } => sequence.reusable = position,
             Readout::Alignment { .. } => (sequence.reusable, sequence.whole) = (0, true),
         }
-        if sound.is_some() != (self.memory_rows > 0) || !self.scheduler.fits(&sequence) {
+        if !self.scheduler.fits(&sequence) {
             error!(prompt = sequence.prompt, most, "a request that fits no cache was submitted");
             // Whoever has left does not mind.
             let _ = events.send(Event::Failed(EngineError::Step));
@@ -293,24 +289,23 @@ impl Engine {
         }
         debug!(sequence = id.0, prompt = sequence.prompt, most, "queued");
         let readout = request.readout;
-        self.clients.insert(id, Client { events, media, sound, readout, place, started: None });
+        self.clients.insert(id, Client { events, media, readout, place, started: None });
         self.scheduler.submit(sequence);
     }
 
     fn medium(&mut self, medium: Media) -> ClientMedia {
         let Media { key, source } = medium;
-        let (pixels, pin) = match source {
+        let (raw, pin) = match source {
             Source::Encoded(pin) => (None, Some(pin)),
             // Somebody else may have sent the same picture meanwhile.
             Source::Pixels(pixels) => match self.encoded.index().pin(&key) {
                 Some(pin) => (None, Some(pin)),
-                None => (Some(pixels), None),
+                None => (Some(Raw::Picture(pixels)), None),
             },
-            // Sound is a memory, never part of the text.
-            Source::Sound(_) => (None, None),
+            Source::Sound(sound) => (Some(Raw::Sound(sound)), None),
         };
         let encoded = if pin.is_some() { self.encoded.get(&key) } else { None };
-        ClientMedia { key, pixels, encoded, pin }
+        ClientMedia { key, raw, encoded, pin }
     }
 
     fn drop_cancelled(&mut self) {
@@ -479,7 +474,7 @@ impl Engine {
                 // Encoded for another request meanwhile: its pixels, and their share of memory, are free.
                 medium.encoded = self.encoded.get(&medium.key);
                 if medium.encoded.is_some() {
-                    medium.pixels = None;
+                    medium.raw = None;
                     self.scheduler.encoded(*id, index);
                 }
             }
@@ -495,13 +490,13 @@ impl Engine {
             let Some(medium) = self.clients.get_mut(&id).map(|client| &mut client.media[index]) else {
                 continue;
             };
-            let (key, pixels) = (medium.key, medium.pixels.take());
+            let (key, raw) = (medium.key, medium.raw.take());
             // Two requests may have brought the same picture. Held from here on, it is not thrown out for another.
             medium.encoded = self.encoded.get(&key);
             if medium.encoded.is_some() || all.iter().any(|fresh| fresh.key == key) {
                 continue;
             }
-            match guarded(|| self.features(id, index, pixels)) {
+            match guarded(|| self.fresh(id, index, raw)) {
                 Ok(fresh) => all.push(fresh),
                 Err(error) => error!(sequence = id.0, %error, "a medium could not be prepared"),
             }
@@ -525,63 +520,67 @@ impl Engine {
         lost.into_iter().map(|id| (id, Event::Failed(EngineError::Step))).collect()
     }
 
-    /// Uploads and prepares a medium.
-    fn features(&self, id: SeqId, index: usize, pixels: Option<Picture>) -> candle_core::Result<Fresh> {
-        let (Some(pixels), Some(sequence)) = (pixels, self.scheduler.sequence(id)) else {
+    /// Prepares a medium that will be inside the text.
+    fn fresh(&self, id: SeqId, index: usize, raw: Option<Raw>) -> candle_core::Result<Fresh> {
+        let (Some(raw), Some(sequence)) = (raw, self.scheduler.sequence(id)) else {
             candle_core::bail!("it has neither pixels nor rows")
         };
         let span = &sequence.media[index];
         let tokens = &sequence.tokens[span.rows.clone()];
         let rows = tokens.iter().filter(|&&token| Some(token) == self.batcher.placeholder).count();
-        let Picture { width, height, rgb, .. } = pixels;
-        let pixels = Tensor::from_vec(rgb, (height, width, 3), &self.batcher.device)?;
-        let tensor = self.preprocess.run(Medium::Picture(&pixels))?;
-        Ok(Fresh {
-            key: span.key,
-            rows,
-            features: Features { tensor, size: MediaSize::Image { width, height } },
-        })
+        Ok(Fresh { key: span.key, rows, features: self.features(&raw)? })
     }
 
-    /// Encodes the plan's memories and writes them to their pages, all at once or, when that fails, one by one.
-    /// Sequences whose memories cannot be written leave the plan.
-    fn remember(&mut self, plan: &mut Plan) -> Vec<(SeqId, Event)> {
-        let all = std::mem::take(&mut plan.remember);
-        let mut lost = Vec::new();
-        if !all.is_empty() && !self.try_remember(&all) {
-            lost = all;
-            if lost.len() > 1 {
-                lost.retain(|&id| !self.try_remember(&[id]));
+    /// Uploads and prepares a medium.
+    fn features(&self, raw: &Raw) -> candle_core::Result<Features> {
+        let device = &self.batcher.device;
+        let (tensor, size) = match raw {
+            &Raw::Picture(Picture { width, height, ref rgb, .. }) => {
+                let pixels = Tensor::from_slice(rgb, (height, width, 3), device)?;
+                (self.preprocess.run(Medium::Picture(&pixels))?, MediaSize::Image { width, height })
             }
+            Raw::Sound(sound) => {
+                let samples = Tensor::from_slice(&sound.samples, sound.samples.len(), device)?;
+                let (frames, peak) = (sound.frames.clone(), sound.peak);
+                let medium = Medium::Sound { samples: &samples, frames, peak };
+                (self.preprocess.run(medium)?, MediaSize::Sound)
+            }
+        };
+        Ok(Features { tensor, size })
+    }
+
+    /// Encodes media of memories and writes them to their pages, all at once or, when that fails, one by one. Sequences
+    /// whose media cannot be written leave the plan.
+    fn remember(&mut self, plan: &mut Plan) -> Vec<(SeqId, Event)> {
+        let mut lost = std::mem::take(&mut plan.remember);
+        if lost.is_empty() || self.try_remember(&lost) {
+            return Vec::new();
         }
+        if lost.len() > 1 {
+            lost.retain(|&medium| !self.try_remember(&[medium]));
+        }
+        let lost: BTreeSet<SeqId> = lost.into_iter().map(|(id, _)| id).collect();
         plan.parts.retain(|part| !lost.contains(&part.0));
         lost.into_iter().map(|id| (id, Event::Failed(EngineError::Step))).collect()
     }
 
-    fn try_remember(&mut self, ids: &[SeqId]) -> bool {
+    fn try_remember(&mut self, media: &[(SeqId, usize)]) -> bool {
         let written = guarded(|| {
-            let features = ids.iter().map(|id| self.heard(*id)).collect::<Result<Vec<_>, _>>()?;
-            let encoded = self.model.encode(&features)?;
-            let memories = ids.iter().filter_map(|id| self.scheduler.sequence(*id)?.memory.as_ref());
-            let slots = self.batcher.memory_slots(memories)?;
+            let features = media.iter().map(|&(id, index)| {
+                let raw = self.clients.get(&id).and_then(|client| client.media[index].raw.as_ref());
+                let Some(raw) = raw else { candle_core::bail!("there is nothing to encode") };
+                self.features(raw)
+            });
+            let encoded = self.model.encode(&features.collect::<Result<Vec<_>, _>>()?)?;
+            let places = media.iter().filter_map(|&(id, index)| self.scheduler.sequence(id)?.place(index));
+            let slots = self.batcher.memory_slots(places)?;
             self.model.remember(&encoded, &slots, &self.cache)
         });
         match written {
-            Ok(()) => ids.iter().for_each(|id| self.scheduler.remembered(*id)),
-            Err(ref error) => error!(sequences = ids.len(), %error, "what was heard could not be encoded"),
+            Ok(()) => media.iter().for_each(|&(id, index)| self.scheduler.encoded(id, index)),
+            Err(ref error) => error!(media = media.len(), %error, "media could not be remembered"),
         }
         written.is_ok()
-    }
-
-    /// Uploads and prepares what a sequence hears.
-    fn heard(&self, id: SeqId) -> candle_core::Result<Features> {
-        let Some(sound) = self.clients.get(&id).and_then(|client| client.sound.as_ref()) else {
-            candle_core::bail!("there is nothing to hear")
-        };
-        let samples = Tensor::from_slice(&sound.samples, sound.samples.len(), &self.batcher.device)?;
-        let (frames, peak) = (sound.frames.clone(), sound.peak);
-        let tensor = self.preprocess.run(Medium::Sound { samples: &samples, frames, peak })?;
-        Ok(Features { tensor, size: MediaSize::Sound })
     }
 
     /// Encodes media into the cache, all at once or, when that fails, one by one.
@@ -650,22 +649,23 @@ impl Engine {
     /// Answers a small request of its own, so that what cannot work is found before anyone is served.
     fn warm_up(&mut self, config: EngineConfig) -> candle_core::Result<()> {
         const ANSWER: usize = 2;
-        let room = config.context.min(config.pages * config.page_size);
-        let (prompt, media) = if self.memory_rows > 0 {
-            (Prompt { tokens: Vec::new(), spans: Vec::new() }, Vec::new())
-        } else {
-            self.gray_picture(room.saturating_sub(1 + ANSWER))
-        };
-        let Prompt { mut tokens, spans } = prompt;
+        let rows = config.pages * config.page_size;
+        let (size, source) = if self.hears { silence() } else { gray_picture() };
+        let footprint = self.preprocess.footprint(size).map_err(candle_core::Error::wrap)?;
+        let Footprint { mut tokens, grid, memory } = footprint;
+        let beside = rows.saturating_sub(memory.next_multiple_of(config.page_size));
+        let mut spans = vec![request::Span { rows: 0..tokens.len(), grid, memory }];
+        let mut media = vec![Media { key: Key::of(b"warm-up"), source }];
+        // A picture where it has room.
+        if tokens.len() + 1 + ANSWER > config.context.min(beside) && !self.hears {
+            (tokens, spans, media) = (Vec::new(), Vec::new(), Vec::new());
+        }
         tokens.push(0);
-        let silence = || Sound { samples: Arc::new([0.0; 400]), frames: 0..1, peak: 0.0 };
-        let memory = (self.memory_rows > 0)
-            .then(|| Media { key: Key::of(b"warm-up"), source: Source::Sound(silence()) });
+        let room = config.context.min(rows) - tokens.len();
         let request = Request {
-            limits: request::Limits { tokens: ANSWER.min(room - tokens.len()), stops: Arc::new([]) },
+            limits: request::Limits { tokens: ANSWER.min(room), stops: Arc::new([]) },
             prompt: Prompt { tokens, spans },
             media,
-            memory,
             sampling: Sampling::greedy(),
             readout: Readout::Answer,
         };
@@ -685,19 +685,19 @@ impl Engine {
             _ => candle_core::bail!("the first step gave no answer"),
         }
     }
+}
 
-    /// A prompt of a picture, where it has room.
-    fn gray_picture(&self, room: usize) -> (Prompt, Vec<Media>) {
-        const SIDE: usize = 32;
-        let footprint = self.preprocess.footprint(MediaSize::Image { width: SIDE, height: SIDE });
-        let Some(Footprint { tokens, grid, .. }) = footprint.ok().filter(|needs| needs.tokens.len() <= room)
-        else {
-            return (Prompt { tokens: Vec::new(), spans: Vec::new() }, Vec::new());
-        };
-        let gray = Picture::new(SIDE, SIDE, vec![128; SIDE * SIDE * 3]);
-        let media = Media { key: Key::of(b"warm-up"), source: Source::Pixels(gray) };
-        (Prompt { spans: vec![request::Span { rows: 0..tokens.len(), grid }], tokens }, vec![media])
-    }
+/// A small picture.
+fn gray_picture() -> (MediaSize, Source) {
+    const SIDE: usize = 32;
+    let gray = Picture::new(SIDE, SIDE, vec![128; SIDE * SIDE * 3]);
+    (MediaSize::Image { width: SIDE, height: SIDE }, Source::Pixels(gray))
+}
+
+/// A short silence.
+fn silence() -> (MediaSize, Source) {
+    let sound = Sound { samples: Arc::new([0.0; 400]), frames: 0..1, peak: 0.0 };
+    (MediaSize::Sound, Source::Sound(sound))
 }
 
 /// What a step gave.

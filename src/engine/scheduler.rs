@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{
-    pages::{Page, Pages},
+    pages::{Key, Page, Pages},
     sequence::{Memory, SeqId, Sequence},
 };
 
@@ -29,8 +29,8 @@ pub struct Limits {
 pub struct Plan {
     /// Media to encode first: sequence and index.
     pub encode: Vec<(SeqId, usize)>,
-    /// Memories to encode and write first.
-    pub remember: Vec<SeqId>,
+    /// Media to encode first and write to the pages of a memory: sequence and index.
+    pub remember: Vec<(SeqId, usize)>,
     /// How many new rows each sequence computes.
     pub parts: Vec<(SeqId, usize)>,
 }
@@ -130,18 +130,15 @@ impl Scheduler {
         self.index(id).map(|index| &self.running[index])
     }
 
-    /// Notes that a medium is encoded.
+    /// Notes that a medium is encoded, and written where it belongs to a memory. Others find the memory when all of it is.
     pub fn encoded(&mut self, id: SeqId, medium: usize) {
-        if let Some(index) = self.index(id) {
-            self.running[index].encoded[medium] = true;
-        }
-    }
-
-    /// Notes that the memory of a sequence is in its pages. Others find it there.
-    pub fn remembered(&mut self, id: SeqId) {
         let Some(index) = self.index(id) else { return };
-        let Some(memory) = &mut self.running[index].memory else { return };
-        memory.written = true;
+        self.running[index].encoded[medium] = true;
+        let sequence = &self.running[index];
+        let Some((memory, _)) = sequence.place(medium).filter(|(memory, _)| sequence.is_written(memory))
+        else {
+            return;
+        };
         for (index, &page) in memory.pages.iter().enumerate() {
             self.pages.publish(page, memory.page_key(index));
         }
@@ -226,14 +223,6 @@ impl Scheduler {
         if fresh && self.encoded + sequence.media_rows() > self.limits.encoded {
             return false;
         }
-        // What another is about to write is found there soon.
-        let same = |other: &Sequence| match (&other.memory, &sequence.memory) {
-            (Some(other), Some(memory)) => !other.written && other.key == memory.key,
-            _ => false,
-        };
-        if self.running.iter().any(same) {
-            return false;
-        }
         // The last row is always computed: its logits are needed.
         let reusable = (sequence.tokens.len() - 1).min(sequence.reusable) / self.page_size;
         let mut found = Vec::new();
@@ -241,25 +230,36 @@ impl Scheduler {
             let Some(page) = self.pages.find(&sequence.key(index, self.page_size)) else { break };
             found.push(page);
         }
-        let known = sequence.memory.as_ref().map(|memory| self.find(memory)).unwrap_or_default();
-        let memory_pages = sequence.memory.as_ref().map_or(0, |memory| memory.rows.div_ceil(self.page_size));
-        let wanted =
-            sequence.tokens.len().div_ceil(self.page_size) - found.len() + memory_pages - known.len();
-        let revived = found.iter().chain(&known).filter(|&&page| self.pages.is_free(page)).count();
+        let computed = found.len() * self.page_size;
+        let seen = (0..sequence.memories.len()).filter(|&memory| sequence.is_seen(memory, computed));
+        let seen: Vec<usize> = seen.collect();
+        // What another is about to write is found there soon.
+        if seen.iter().any(|&memory| self.is_being_written(sequence.memories[memory].key)) {
+            return false;
+        }
+        let known: Vec<Vec<Page>> =
+            seen.iter().map(|&memory| self.find(&sequence.memories[memory])).collect();
+        let count = |memory: &Memory| memory.rows.div_ceil(self.page_size);
+        let all = sequence.tokens.len().div_ceil(self.page_size)
+            + seen.iter().map(|&memory| count(&sequence.memories[memory])).sum::<usize>();
+        let wanted = all - found.len() - known.iter().map(Vec::len).sum::<usize>();
+        let known_pages = || found.iter().chain(known.iter().flatten());
+        let revived = known_pages().filter(|&&page| self.pages.is_free(page)).count();
         // Room to grow for those that run, or the newcomer would soon be thrown out again.
         let spare = self.running.len().min(self.pages.total() / 100 + 1);
         if self.pages.available() < wanted + revived + spare {
             return false;
         }
-        for &page in found.iter().chain(&known) {
+        for &page in known_pages() {
             self.pages.share(page);
         }
-        sequence.computed = found.len() * self.page_size;
+        sequence.computed = computed;
         sequence.pages = found;
-        if let Some(memory) = &mut sequence.memory {
-            memory.written = !known.is_empty() || memory_pages == 0;
+        for (index, known) in seen.into_iter().zip(known) {
+            let memory = &mut sequence.memories[index];
+            sequence.encoded[memory.media.clone()].fill(!known.is_empty());
             memory.pages = known;
-            self.fill(&mut memory.pages, memory_pages);
+            self.fill(&mut memory.pages, memory.rows.div_ceil(self.page_size));
         }
         self.fill(&mut sequence.pages, sequence.tokens.len().div_ceil(self.page_size));
         if fresh {
@@ -267,6 +267,14 @@ impl Scheduler {
             sequence.reused = Some(sequence.computed);
         }
         true
+    }
+
+    fn is_being_written(&self, key: Key) -> bool {
+        let by = |other: &Sequence| {
+            let mut unwritten = other.memories.iter().filter(|memory| !other.is_written(memory));
+            unwritten.any(|memory| memory.key == key && !memory.pages.is_empty())
+        };
+        self.running.iter().any(by)
     }
 
     /// The pages that hold a memory, all of them or none.
@@ -299,12 +307,6 @@ impl Scheduler {
             if sequence.whole && allowed < sequence.missing() {
                 continue;
             }
-            if let Some(memory) = sequence.memory.as_ref().filter(|memory| !memory.written) {
-                if !encoding.takes(memory.rows) {
-                    continue;
-                }
-                plan.remember.push(sequence.id);
-            }
             let rows = self.reach(sequence, allowed, &mut encoding, &mut plan) - sequence.computed;
             if rows == 0 {
                 continue;
@@ -321,16 +323,25 @@ impl Scheduler {
     fn reach(&self, sequence: &Sequence, allowed: usize, encoding: &mut Encoding, plan: &mut Plan) -> usize {
         let end = sequence.computed + allowed.min(sequence.missing());
         for (index, span) in sequence.media.iter().enumerate() {
-            if sequence.encoded[index] || span.rows.end <= sequence.computed {
+            let memory = sequence.place(index).map(|(memory, _)| memory);
+            let passed = match memory {
+                Some(memory) => memory.pages.is_empty(),
+                None => span.rows.end <= sequence.computed,
+            };
+            if sequence.encoded[index] || passed {
                 continue;
             }
             if span.rows.start >= end {
                 break;
             }
-            if !encoding.takes(span.rows.len()) {
+            let (rows, list) = match memory {
+                Some(_) => (span.memory, &mut plan.remember),
+                None => (span.rows.len(), &mut plan.encode),
+            };
+            if !encoding.takes(rows) {
                 return span.rows.start.max(sequence.computed);
             }
-            plan.encode.push((sequence.id, index));
+            list.push((sequence.id, index));
         }
         end
     }
@@ -446,8 +457,10 @@ mod tests {
         prompt: Vec<u32>,
         /// Length and content of a medium in front of the prompt.
         medium: Option<(usize, u8)>,
-        /// Content of a memory.
-        memory: Option<u8>,
+        /// Content of what is heard.
+        heard: Option<u8>,
+        /// Pictures that the text attends to: in front of which token of the prompt, and content.
+        pictures: Vec<(usize, u8)>,
         answer: usize,
         leaves: Option<usize>,
     }
@@ -467,15 +480,16 @@ mod tests {
             0usize..30,
             prompt,
             prop::option::of((1usize..8, 0u8..2)),
-            prop::option::of(0u8..3),
+            (prop::option::of(0u8..3), vec((0usize..20, 0u8..3), 0..4)),
             1usize..12,
             prop::option::of(0usize..40),
         )
-            .prop_map(|(arrives, prompt, medium, memory, answer, leaves)| Asked {
+            .prop_map(|(arrives, prompt, medium, (heard, pictures), answer, leaves)| Asked {
                 arrives,
                 prompt,
                 medium,
-                memory,
+                heard,
+                pictures,
                 answer,
                 leaves,
             });
@@ -498,32 +512,47 @@ mod tests {
 
     impl Asked {
         fn length(&self) -> usize {
-            self.prompt.len() + self.medium.map_or(0, |(rows, _)| rows)
+            self.prompt.len() + self.medium.map_or(0, |(rows, _)| rows) + self.pictures.len()
         }
 
         fn sequence(&self, id: usize) -> Sequence {
             let mut tokens = Vec::new();
             let mut media = Vec::new();
+            let span = |rows, memory, kind: &[u8], content| {
+                let key = Key::of(&[kind, &[content]].concat());
+                Span { rows, grid: None, memory, key }
+            };
+            if let Some(content) = self.heard {
+                media.push(span(0..0, 7, b"heard", content));
+            }
             if let Some((rows, content)) = self.medium {
                 tokens.resize(rows, 9);
-                media.push(Span { rows: 0..rows, grid: None, key: Key::of(&[content]) });
+                media.push(span(0..rows, 0, b"medium", content));
             }
-            tokens.extend(&self.prompt);
+            for (index, &token) in self.prompt.iter().enumerate() {
+                let here = |place: usize| place % self.prompt.len() == index;
+                for &(_, content) in self.pictures.iter().filter(|(place, _)| here(*place)) {
+                    let at = tokens.len();
+                    media.push(span(at..at + 1, 3 + content as usize, b"picture", content));
+                    tokens.push(8);
+                }
+                tokens.push(token);
+            }
             let most = tokens.len() + self.answer;
-            let memory = self.memory.map(|content| Memory::new(Key::of(&[content]), MEMORY));
-            Sequence::new(SeqId(id as u64), tokens, media, most, Arc::new([STOP])).attending(memory)
+            Sequence::new(SeqId(id as u64), tokens, media, most, Arc::new([STOP]))
         }
     }
 
-    /// Rows of a memory.
-    const MEMORY: usize = 7;
-
-    /// What a row of a memory holds.
-    fn remembered(memory: &Memory, row: usize) -> u64 {
+    /// What the rows of a memory hold.
+    fn remembered(sequence: &Sequence, memory: &Memory) -> Vec<u64> {
         use std::hash::{DefaultHasher, Hash, Hasher};
-        let mut hasher = DefaultHasher::new();
-        (memory.key, row, "memory").hash(&mut hasher);
-        hasher.finish()
+        let row = |key: Key, row: usize| {
+            let mut hasher = DefaultHasher::new();
+            (key, row, "memory").hash(&mut hasher);
+            hasher.finish()
+        };
+        let spans = &sequence.media[memory.media.clone()];
+        spans.iter().flat_map(|span| (0..span.memory).map(move |index| row(span.key, index))).collect()
     }
 
     /// What a row holds: a digest of all tokens and media up to it.
@@ -534,7 +563,6 @@ mod tests {
         for span in sequence.media.iter().filter(|span| span.rows.start <= row) {
             span.key.hash(&mut hasher);
         }
-        sequence.memory.as_ref().map(|memory| memory.key).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -593,14 +621,18 @@ mod tests {
                 let media = plan.encode.len() + plan.remember.len();
                 assert!(media <= 1, "streams wait for {media} media");
             }
-            for &id in &plan.remember {
-                let memory = scheduler.sequence(id).unwrap().memory.clone().unwrap();
-                assert!(!memory.written, "written twice");
-                for row in 0..memory.rows {
-                    let page = memory.pages[row / scene.page_size] as usize;
-                    slots.insert(page * scene.page_size + row % scene.page_size, remembered(&memory, row));
+            let slot_in = |pages: &[Page], row: usize| {
+                pages[row / scene.page_size] as usize * scene.page_size + row % scene.page_size
+            };
+            for &(id, medium) in &plan.remember {
+                let sequence = scheduler.sequence(id).unwrap();
+                assert!(!sequence.encoded[medium], "written twice");
+                let (memory, rows) = sequence.place(medium).unwrap();
+                let content = remembered(sequence, memory);
+                for row in rows {
+                    slots.insert(slot_in(&memory.pages, row), content[row]);
                 }
-                scheduler.remembered(id);
+                scheduler.encoded(id, medium);
             }
             for &(id, medium) in &plan.encode {
                 assert!(!scheduler.sequence(id).unwrap().encoded[medium], "encoded twice");
@@ -610,15 +642,13 @@ mod tests {
             for &part in &plan.parts {
                 let sequence = scheduler.sequence(part.0).unwrap();
                 assert!(part.1 == 1 || part.1 <= scene.limits.chunk);
-                let slot = |row: usize| {
-                    sequence.pages[row / scene.page_size] as usize * scene.page_size + row % scene.page_size
-                };
-                if let Some(memory) = &sequence.memory {
-                    assert!(memory.written, "{sequence:?} attends to a memory that is not there");
-                    for row in 0..memory.rows {
-                        let page = memory.pages[row / scene.page_size] as usize;
-                        let slot = page * scene.page_size + row % scene.page_size;
-                        assert_eq!(slots.get(&slot), Some(&remembered(memory, row)), "row {row} of a memory");
+                let slot = |row: usize| slot_in(&sequence.pages, row);
+                for (_, sight) in sequence.sights(sequence.computed..sequence.computed + part.1) {
+                    let Some((memory, seen)) = sight else { continue };
+                    let content = remembered(sequence, memory);
+                    for row in 0..seen {
+                        let found = slots.get(&slot_in(&memory.pages, row));
+                        assert_eq!(found, Some(&content[row]), "row {row} of a memory of {sequence:?}");
                     }
                 }
                 for row in 0..sequence.computed {
@@ -689,6 +719,39 @@ mod tests {
         scheduler.submit(Sequence::new(SeqId(2), vec![1; 5], Vec::new(), 9, Arc::new([])));
         scheduler.schedule();
         assert_eq!(scheduler.sequence(SeqId(2)).unwrap().reused, Some(0));
+    }
+
+    /// Rows in front of the second picture are found, and so the first is not needed.
+    #[test]
+    fn pictures_that_no_missing_row_sees_are_not_encoded_again() {
+        let limits = Limits { sequences: 4, rows: 64, chunk: 64, encoded: 0, spare: 0, encode: 64 };
+        let mut scheduler = Scheduler::new(limits, 20, 4);
+        let sequence = |id, second: &[u8]| {
+            let span = |at, key: &[u8]| Span { rows: at..at + 1, grid: None, memory: 5, key: Key::of(key) };
+            let media = vec![span(1, b"first"), span(8, second)];
+            Sequence::new(SeqId(id), (1..=12).collect(), media, 14, Arc::new([]))
+        };
+        let mut run = |sequence: Sequence| {
+            let id = sequence.id;
+            scheduler.submit(sequence);
+            let plan = scheduler.schedule();
+            for &(id, medium) in &plan.remember {
+                scheduler.encoded(id, medium);
+            }
+            let pages = scheduler.sequence(id).unwrap().memories.iter().map(|memory| memory.pages.len());
+            let pages: Vec<_> = pages.collect();
+            scheduler.complete(&plan.parts, [Some(5)]);
+            scheduler.remove(id);
+            scheduler.check();
+            (plan.remember.into_iter().map(|(_, medium)| medium).collect::<Vec<_>>(), plan.parts[0].1, pages)
+        };
+        assert_eq!(run(sequence(0, b"second")), (vec![0, 1], 12, vec![2, 2]));
+        assert_eq!(
+            run(sequence(1, b"other")),
+            (vec![1], 4, vec![0, 2]),
+            "the last page sees another picture"
+        );
+        assert_eq!(run(sequence(2, b"second")), (vec![], 4, vec![0, 2]), "the memory is still there");
     }
 
     #[test]

@@ -11,7 +11,9 @@ use percept_models::nn::sample::Drawn;
 use super::{Options, SpeechError, Task, Vocabulary, words};
 use crate::{
     engine::{Alignment, Event, Key, Turn},
-    request::{Limits, Media, Prompt, Readout, Request, Rules, Sampling, Sound, Source, TimestampRules},
+    request::{
+        Limits, Media, Prompt, Readout, Request, Rules, Sampling, Sound, Source, Span, TimestampRules,
+    },
 };
 
 /// What was drawn for a window.
@@ -70,6 +72,8 @@ pub struct Job {
     pub options: Arc<Options>,
     /// Most tokens of prompt and answer together.
     pub context: usize,
+    /// Rows of an encoded window.
+    pub memory: usize,
 }
 
 /// The texts of a request as ids: encoded once, since that takes time.
@@ -393,9 +397,9 @@ impl Job {
         readout: Readout,
     ) -> Request {
         Request {
-            prompt: Prompt { tokens, spans: Vec::new() },
-            media: Vec::new(),
-            memory: Some(Media { key: heard.key, source: Source::Sound(heard.sound.clone()) }),
+            // All of the text hears it.
+            prompt: Prompt { tokens, spans: vec![Span { rows: 0..0, grid: None, memory: self.memory }] },
+            media: vec![Media { key: heard.key, source: Source::Sound(heard.sound.clone()) }],
             sampling,
             limits: Limits { tokens: most, stops: Arc::new([self.vocabulary.end]) },
             readout,

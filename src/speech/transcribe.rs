@@ -174,7 +174,7 @@ impl Transcriber {
             let (options, vocabulary) = (Arc::clone(&options), Arc::clone(&vocabulary));
             Arc::new(blocking(move || Texts::of(&options, &vocabulary)).await?)
         };
-        let job = Job { vocabulary, texts, options, context: self.context() };
+        let job = Job { vocabulary, texts, options, context: self.context(), memory: self.info.frames / 2 };
         Run { job, place, recording, transcriber: self, updates }.transcribe().await
     }
 }

@@ -186,7 +186,7 @@ impl TextModel {
                 Some(footprint) => {
                     footprints.next();
                     let rows = tokens.len()..tokens.len() + footprint.tokens.len();
-                    spans.push(Span { rows, grid: footprint.grid });
+                    spans.push(Span { rows, grid: footprint.grid, memory: footprint.memory });
                     tokens.extend_from_slice(&footprint.tokens);
                 }
                 None => tokens.push(id),

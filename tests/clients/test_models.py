@@ -7,7 +7,7 @@ import pytest
 from conftest import FIXTURES, serve_all
 from test_openai import messages
 
-FAMILIES = ["internvl2", "llava_next", "phi3_v", "pixtral", "qwen2_5_vl", "qwen2_vl", "smolvlm"]
+FAMILIES = ["internvl2", "llava_next", "mllama", "phi3_v", "pixtral", "qwen2_5_vl", "qwen2_vl", "smolvlm"]
 
 
 def cases(family):
