@@ -100,6 +100,15 @@ impl Checkpoint {
         }
     }
 
+    /// Like [`Self::added_token`] for one that the network cannot do without.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn required_token(&self, text: &str) -> Result<u32, LoadError> {
+        let missing = || LoadError::unsupported("a tokenizer without", text, "one that has this token");
+        self.added_token(text)?.ok_or_else(missing)
+    }
+
     /// The image processor: `preprocessor_config.json`, or its place in the newer `processor_config.json`.
     ///
     /// # Errors

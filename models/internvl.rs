@@ -92,10 +92,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     // The newer class's default.
     decoder.tied |= config.tie_word_embeddings.unwrap_or(native);
     let hidden = decoder.attention.hidden;
-    let token = |name: &str| {
-        let missing = || LoadError::unsupported("a tokenizer without", name, "those that have it");
-        checkpoint.added_token(name)?.ok_or_else(missing)
-    };
+    let token = |name: &str| checkpoint.required_token(name);
     let placeholder = match config.image_token_id.filter(|_| native) {
         Some(id) => id,
         None => token("<IMG_CONTEXT>")?,

@@ -98,6 +98,11 @@ pub trait Preprocess: Send + Sync + fmt::Debug {
     /// When the network takes none of that size.
     fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError>;
 
+    /// Whether [`LoadOptions::fit`] has a meaning for it.
+    fn has_fit(&self) -> bool {
+        false
+    }
+
     /// A decoded medium to encoder input.
     ///
     /// # Errors

@@ -29,7 +29,6 @@ pub(crate) fn load(
     let config: ProjectedConfig = checkpoint.config()?;
     config.vision_config.check()?;
     let decoder = config.decoder()?;
-    config.vision_config.check()?;
     let hidden = decoder.attention.hidden;
     let processor: ImageProcessorConfig = checkpoint.image_processor()?;
     let preprocess = LlavaPreprocess {
@@ -85,6 +84,10 @@ struct LlavaPreprocess {
 impl Preprocess for LlavaPreprocess {
     fn footprint(&self, _: MediaSize) -> Result<Footprint, SizeError> {
         Ok(Footprint::line(vec![self.placeholder; self.rows]))
+    }
+
+    fn has_fit(&self) -> bool {
+        true
     }
 
     fn run(&self, medium: Medium<'_>) -> Result<Tensor> {

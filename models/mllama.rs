@@ -175,10 +175,10 @@ impl VisionConfig {
         self.hidden_size * (1 + self.intermediate_layers_indices.len())
     }
 
-    /// Numbers that are alive at once, at most, for a row that the text will see. All tiles are computed for a picture
-    /// that shows one.
+    /// Numbers that are alive at once, at most, for a row that the text will see of a picture with all tiles. One with
+    /// fewer has fewer rows, and as much is computed for it.
     fn row_size(&self, layer: &VitConfig, hidden: usize) -> usize {
-        let computed = self.max_num_tiles * self.rows().next_multiple_of(Sight::PAGE);
+        let computed = self.rows().next_multiple_of(Sight::PAGE);
         // Keys and values are copied once more.
         let layer = layer.row_size() + 2 * layer.hidden;
         (computed * layer).div_ceil(self.rows()) + 2 * self.output() + hidden

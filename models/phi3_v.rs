@@ -132,9 +132,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
         return Err(LoadError::unsupported("image processor num_crops", "0", "1 and more"));
     }
     let processor: ImageProcessorConfig = checkpoint.image_processor()?;
-    let placeholder = checkpoint.added_token(PLACEHOLDER)?.ok_or_else(|| {
-        LoadError::unsupported("a tokenizer without", PLACEHOLDER, "those of Phi-3-Vision, which have it")
-    })?;
+    let placeholder = checkpoint.required_token(PLACEHOLDER)?;
     let grid = Grid { side: vision.image_size, patches: vision.side(), crops: crops.num_crops };
     let state = hidden_state(config.img_processor.layer_idx, vision.num_hidden_layers)?;
     let width = MERGE * MERGE * vision.hidden_size;

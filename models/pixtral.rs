@@ -276,11 +276,7 @@ impl Grid {
             return Err(LoadError::unsupported("image processor size", &longest.to_string(), &supported));
         }
         let processor: Processor = checkpoint.json("processor_config.json")?.unwrap_or_default();
-        let token = |text: &str| {
-            let found = checkpoint.added_token(text)?;
-            found
-                .ok_or_else(|| LoadError::unsupported("a tokenizer without", text, "one that has this token"))
-        };
+        let token = |text: &str| checkpoint.required_token(text);
         Ok(Self {
             longest,
             side,

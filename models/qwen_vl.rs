@@ -373,10 +373,13 @@ struct ProcessorConfig {
     merge_size: Option<usize>,
 }
 
-/// The newer form of the limits, which are no edges in spite of their names.
+/// The limits in newer files, which are no edges in spite of their names; transformers 4.45 to 4.48 has the older names
+/// here, too.
 #[derive(Debug, Deserialize)]
 struct PixelRange {
+    #[serde(alias = "min_pixels")]
     shortest_edge: usize,
+    #[serde(alias = "max_pixels")]
     longest_edge: usize,
 }
 

@@ -192,6 +192,8 @@ fn sum(bytes: impl IntoIterator<Item = u64>) -> u64 {
 
 /// The smallest context that is worth starting with.
 const LEAST_CONTEXT: usize = 256;
+/// The edge of a picture that is as large as any network lets one be.
+const HUGE: usize = 1 << 14;
 
 /// A loaded model, what it should be able to do, and how many ids its tokenizer has.
 #[derive(Clone, Copy)]
@@ -247,8 +249,11 @@ impl Sizes {
         let context = wanted.context.filter(|_| !speech).unwrap_or(most).min(most);
         let ordinary = if speech { MediaSize::Sound } else { MediaSize::Image { width: 1024, height: 1024 } };
         // No network refuses a square.
-        let footprint = loaded.preprocess.footprint(ordinary).ok();
-        let (medium, memory) = footprint.map_or((0, 0), |needs| (needs.tokens.len(), needs.memory));
+        let footprint = |size| loaded.preprocess.footprint(size).ok();
+        let (medium, memory) = footprint(ordinary).map_or((0, 0), |needs| (needs.tokens.len(), needs.memory));
+        // Networks that take pictures in their own resolution have a limit of their own.
+        let huge = footprint(MediaSize::Image { width: HUGE, height: HUGE }).filter(|_| !speech);
+        let largest = huge.map_or(medium, |needs| needs.tokens.len()).clamp(medium, context.max(medium));
         // A transcript whose words are timed is computed, and has its logits, in one step.
         let (whole, wanted_logits) = if speech { (context, sequences.max(context)) } else { (0, sequences) };
         let rows = wanted.rows.max(sequences + whole);
@@ -256,7 +261,7 @@ impl Sizes {
         // logits are f32 and copied once. The encoder's are gone before the decoder's come.
         let decoder =
             24 * rows as u64 * loaded.width as u64 * element + 8 * (wanted_logits * vocabulary) as u64;
-        let encoder = (rows + medium).max(memory) as u64 * loaded.encoder_row as u64 * element;
+        let encoder = (rows + largest).max(memory) as u64 * loaded.encoder_row as u64 * element;
         Self {
             sequences,
             rows,
@@ -276,7 +281,8 @@ impl Sizes {
     }
 
     fn least_context(&self) -> usize {
-        if self.speech { self.context } else { LEAST_CONTEXT.min(self.context) }
+        // A model that sees must be able to see something.
+        if self.speech { self.context } else { (LEAST_CONTEXT + self.medium).min(self.context) }
     }
 
     /// Every row may come from a picture; one in eight more is kept for pictures that come again, at least one

@@ -165,6 +165,13 @@ impl<'a> Found<'a> {
         let ModelConfig { dtype, fit, .. } = *self.config;
         let options = LoadOptions { device: Device::Cpu, dtype, fit, most_bytes: self.weights, progress };
         let loaded = percept_models::load(&self.checkpoint, options)?;
+        if fit.is_some() && !loaded.preprocess.has_fit() {
+            let model = &self.config.name;
+            warn!(
+                model,
+                "--image-fit means nothing to this model, which does not see pictures as one square"
+            );
+        }
         let text = match &loaded.task {
             Task::Chat(info) => {
                 let template = self.config.template.as_deref();

@@ -533,6 +533,16 @@ fn newer_files_of_qwen_vl_are_the_same_model() {
             let fields = config.as_object_mut().unwrap();
             assert!(fields.remove("min_pixels").is_some() && fields.remove("max_pixels").is_some());
         });
+        let size = MediaSize::Image { width: 4000, height: 3000 };
+        // As transformers 4.45 to 4.48 writes it.
+        let both = Copy::of(model);
+        both.edit("preprocessor_config.json", |config| {
+            config["size"] = json!({"min_pixels": config["min_pixels"], "max_pixels": config["max_pixels"]});
+        });
+        assert_eq!(
+            both.load().unwrap().preprocess.footprint(size),
+            load(&fixtures().join(model)).unwrap().preprocess.footprint(size)
+        );
         let rename = |name: String| match name.strip_prefix("model.") {
             Some(rest) => format!("model.language_model.{rest}"),
             None if name.starts_with("visual.") => format!("model.{name}"),

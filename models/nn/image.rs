@@ -51,9 +51,21 @@ fn null_is_false<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 enum Size {
-    ShortestEdge { shortest_edge: usize },
-    LongestEdge { longest_edge: usize },
-    Exact { height: usize, width: usize },
+    ShortestEdge {
+        shortest_edge: usize,
+    },
+    LongestEdge {
+        longest_edge: usize,
+    },
+    /// Of Qwen2-VL's processor in transformers 4.45 to 4.48.
+    Pixels {
+        min_pixels: usize,
+        max_pixels: usize,
+    },
+    Exact {
+        height: usize,
+        width: usize,
+    },
     Side(usize),
 }
 
@@ -105,7 +117,7 @@ impl ImageProcessorConfig {
         match size? {
             Size::Exact { height, width } if height == width => Some(height),
             Size::Side(side) | Size::ShortestEdge { shortest_edge: side } => Some(side),
-            Size::Exact { .. } | Size::LongestEdge { .. } => None,
+            Size::Exact { .. } | Size::LongestEdge { .. } | Size::Pixels { .. } => None,
         }
     }
 
@@ -230,7 +242,7 @@ impl SquareProcessor {
             Size::ShortestEdge { shortest_edge } => shortest_edge == side,
             Size::Exact { height, width } => (height, width) == (side, side),
             Size::Side(length) => length == side,
-            Size::LongestEdge { .. } => false,
+            Size::LongestEdge { .. } | Size::Pixels { .. } => false,
         };
         let size = config.size.unwrap_or(Size::ShortestEdge { shortest_edge: 224 });
         let crop_size = config.crop_size.unwrap_or(Size::Side(224));

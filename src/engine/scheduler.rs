@@ -207,14 +207,22 @@ impl Scheduler {
 
     /// Starts waiting sequences in order, as long as all their rows have pages.
     fn admit(&mut self) {
+        let mut next = 0;
         while self.running.len() < self.limits.sequences {
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
-            if !self.start(&mut sequence) {
-                self.waiting.push_front(sequence);
-                return;
+            let Some(mut sequence) = self.waiting.remove(next) else { return };
+            if self.start(&mut sequence) {
+                let at = self.running.partition_point(|other| other.id < sequence.id);
+                self.running.insert(at, sequence);
+                next = 0;
+                continue;
             }
-            let at = self.running.partition_point(|other| other.id < sequence.id);
-            self.running.insert(at, sequence);
+            self.waiting.insert(next, sequence);
+            // One behind it, which gave up its rows, may hold the encoded rows that it waits for.
+            let holds = |sequence: &Sequence| sequence.reused.is_some();
+            match self.waiting.iter().skip(next).position(holds) {
+                Some(ahead) if ahead > 0 => next += ahead,
+                _ => return,
+            }
         }
     }
 
@@ -766,5 +774,37 @@ mod tests {
         scheduler.submit(Sequence::new(SeqId(1), prompt, Vec::new(), 14, Arc::new([])));
         // Two pages of three: the last row must be computed for its logits.
         assert_eq!(scheduler.schedule().parts, [(SeqId(1), 4)]);
+    }
+
+    /// One that comes late with an early name waits in front of one that gave up its rows and holds what it needs.
+    #[test]
+    fn who_holds_encoded_rows_goes_first() {
+        let limits = Limits { sequences: 4, rows: 32, chunk: 32, encoded: 8, spare: 0, encode: 8 };
+        let mut scheduler = Scheduler::new(limits, 6, 4);
+        let seeing = |id: u64| {
+            let span = Span { rows: 0..6, grid: None, memory: 0, key: Key::of(&id.to_le_bytes()) };
+            Sequence::new(SeqId(id), vec![1; 8], vec![span], 20, Arc::new([]))
+        };
+        let plain = Sequence::new(SeqId(1), vec![2; 8], Vec::new(), 24, Arc::new([]));
+        scheduler.submit(plain);
+        scheduler.submit(seeing(7));
+        let mut late = Some(seeing(5));
+        for _ in 0..200 {
+            let plan = scheduler.schedule();
+            for (id, medium) in plan.encode {
+                scheduler.encoded(id, medium);
+            }
+            let drawing = plan.parts.iter().filter(|part| scheduler.draws(**part)).count();
+            scheduler.complete(&plan.parts, vec![Some(3); drawing]);
+            if scheduler.preemptions() > 0
+                && let Some(late) = late.take()
+            {
+                scheduler.submit(late);
+            }
+            if late.is_none() && scheduler.is_idle() {
+                return;
+            }
+        }
+        panic!("somebody waits for ever, after {} preemptions", scheduler.preemptions());
     }
 }

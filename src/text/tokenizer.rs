@@ -51,7 +51,14 @@ impl Tokenizer {
     /// When it is missing or broken.
     pub fn read(file: &Path) -> Result<Self, TokenizerError> {
         let named = |error: &dyn std::fmt::Display| TokenizerError(format!("{}: {error}", file.display()));
-        let text = std::fs::read(file).map_err(|error| named(&error))?;
+        let text = std::fs::read(file).map_err(|error| match error.kind() {
+            // Some repositories have a sentencepiece model and Python code only.
+            std::io::ErrorKind::NotFound => named(&format!(
+                "{error}; write one with transformers: AutoTokenizer.from_pretrained('OWNER/NAME', \
+                 trust_remote_code=True).save_pretrained('FOLDER')"
+            )),
+            _ => named(&error),
+        })?;
         let published = parse(&text).map_err(|error| named(&error))?;
         let mut json: serde_json::Value = serde_json::from_slice(&text).map_err(|error| named(&error))?;
         json["added_tokens"] = serde_json::json!([]);
