@@ -169,6 +169,21 @@ mod tests {
     }
 
     #[test]
+    fn norms_are_one_and_what_may_be_absent_is() {
+        let vb = Random::new(0, Box::new(|_, _| {})).into_builder(DType::F32, &Device::Cpu);
+        let of = |shape: &[usize], name: &str| {
+            vb.get(shape, name).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(of(&[3], "layers.0.norm.weight"), [1.0; 3]);
+        for numbers in
+            [of(&[3], "layers.0.norm.bias"), of(&[1, 3], "head.weight"), of(&[3], "class_embedding")]
+        {
+            assert!(numbers.iter().all(|number| number.abs() < 0.1 && *number != 0.0), "{numbers:?}");
+        }
+        assert!(!vb.contains_tensor("head.weight"));
+    }
+
+    #[test]
     fn outlines_are_joined_without_memory_and_counted_once() {
         let outlined = Outlined::default();
         let vb = outlined.builder(DType::F32);
