@@ -38,7 +38,13 @@ pub use crate::{
     nn::image::Fit,
     weights::{INDEX_FILE, Progress, SINGLE_FILE, shards_of_index},
 };
-use crate::{nn::projected, weights::Weights};
+use crate::{
+    nn::projected,
+    weights::{
+        Weights,
+        dummy::{Outlined, Random},
+    },
+};
 
 /// A result whose error is a tensor library's, unless said otherwise.
 pub type Result<T, E = candle_core::Error> = std::result::Result<T, E>;
@@ -326,6 +332,40 @@ pub struct Loaded {
     pub device: Device,
 }
 
+/// What is known of a network without its weights.
+#[derive(Debug, Clone)]
+pub struct Outline {
+    /// What it keeps per row of text.
+    pub cache_shape: CacheShape,
+    /// What prepares its media.
+    pub preprocess: Arc<dyn Preprocess>,
+    /// What it is for.
+    pub task: Task,
+    /// Width of an encoded row.
+    pub width: usize,
+    /// Numbers that are alive at once, at most, for a row that is being encoded.
+    pub encoder_row: usize,
+    /// Size of the weights, as `dtype`.
+    pub weight_bytes: u64,
+    /// The type of weights, activations and cache.
+    pub dtype: DType,
+}
+
+impl Loaded {
+    /// What is known of it without its weights.
+    pub fn outline(&self) -> Outline {
+        Outline {
+            cache_shape: self.model.cache_shape(),
+            preprocess: Arc::clone(&self.preprocess),
+            task: self.task.clone(),
+            width: self.width,
+            encoder_row: self.encoder_row,
+            weight_bytes: self.weight_bytes,
+            dtype: self.dtype,
+        }
+    }
+}
+
 /// How to load.
 pub struct LoadOptions {
     /// Where.
@@ -437,6 +477,45 @@ pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, Loa
     let Parts { model, preprocess, task, width, encoder_row } = (architecture.load)(checkpoint, fit, &vb)
         .map_err(|error| failure.lock().ok().and_then(|mut failure| failure.take()).unwrap_or(error))?;
     Ok(Loaded { model, preprocess, task, width, encoder_row, weight_bytes, dtype, device })
+}
+
+/// Loads a network of a checkpoint's shapes with random weights: as [`load`] does, but for its weight files, which
+/// need not be there. The same checkpoint always gets the same weights.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_random(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, LoadError> {
+    let LoadOptions { device, dtype, fit, most_bytes, progress } = options;
+    let Outline { weight_bytes, .. } = outline(checkpoint, dtype, fit)?;
+    if weight_bytes > most_bytes {
+        return Err(LoadError::TooLarge { weights: weight_bytes, limit: most_bytes });
+    }
+    let vb = Random::new(weight_bytes, progress).into_builder(dtype, &device);
+    let parts = (architecture(checkpoint)?.load)(checkpoint, fit, &vb)?;
+    let Parts { model, preprocess, task, width, encoder_row } = parts;
+    Ok(Loaded { model, preprocess, task, width, encoder_row, weight_bytes, dtype, device })
+}
+
+/// What the network of a checkpoint will be. Its weights are neither read nor needed: their size is that of the
+/// tensors which the network asks for.
+///
+/// # Errors
+/// As [`load`], but for weight files.
+pub fn outline(checkpoint: &Checkpoint, dtype: DType, fit: Option<Fit>) -> Result<Outline, LoadError> {
+    let outlined = Outlined::default();
+    let vb = outlined.builder(dtype);
+    let parts = (architecture(checkpoint)?.load)(checkpoint, fit, &vb)?;
+    let Parts { model, preprocess, task, width, encoder_row } = parts;
+    let weight_bytes = outlined.elements() * dtype.size_in_bytes() as u64;
+    Ok(Outline {
+        cache_shape: model.cache_shape(),
+        preprocess,
+        task,
+        width,
+        encoder_row,
+        weight_bytes,
+        dtype,
+    })
 }
 
 /// Bytes that the weights of a checkpoint take as `dtype`. Reads no more of them than their headers.

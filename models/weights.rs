@@ -1,4 +1,7 @@
-//! Safetensors files as a source of weights: mapped, checked, under old and new names.
+//! Safetensors files as a source of weights: mapped, checked, under old and new names. What stands in for them where
+//! there are none is in [`dummy`].
+
+pub(crate) mod dummy;
 
 use std::{
     collections::HashMap,
@@ -194,6 +197,21 @@ impl SimpleBackend for Weights {
 
     fn contains_tensor(&self, name: &str) -> bool {
         self.find(name).is_some()
+    }
+}
+
+/// Tensors end to end along their first dimension. Those of an [outline](dummy::Outlined) stay one.
+///
+/// # Errors
+/// When their other dimensions differ.
+pub(crate) fn join(parts: &[Tensor]) -> crate::Result<Tensor> {
+    match parts {
+        [first, ..] if parts.iter().all(dummy::is_outline) => {
+            let mut shape = first.dims().to_vec();
+            shape[0] = parts.iter().map(|part| part.dims()[0]).sum();
+            first.narrow(0, 0, 1)?.broadcast_as(shape)
+        }
+        _ => Tensor::cat(parts, 0),
     }
 }
 

@@ -70,6 +70,11 @@ pub struct Settings {
     #[arg(long, value_name = "FILE", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<PathBuf>,
+    /// Make up random weights of the right shapes instead of reading weight files, which need not be there: to measure a
+    /// machine or to try clients before a download; answers mean nothing
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Models")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dummy_weights: Option<bool>,
     /// Cut recordings of so many seconds or more at silences and transcribe the parts at once [default: 300]
     #[arg(long, value_name = "SECONDS", help_heading = "Model")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -415,6 +420,7 @@ impl Settings {
             }),
             template: self.chat_template.clone(),
             wanted,
+            dummy_weights: self.dummy_weights.unwrap_or(false),
             parallel_from: f64::from(self.parallel_from.unwrap_or(PARALLEL_FROM)),
         };
         Ok(given.into_iter().map(model).collect())

@@ -168,6 +168,15 @@ impl HubConfig {
     }
 }
 
+/// Which files of a checkpoint are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Files {
+    /// All that percept reads.
+    All,
+    /// Those without weights: a few megabytes.
+    Small,
+}
+
 /// The folder of a checkpoint. Files of the hub are taken from the cache where they are; only a checkpoint that is
 /// not whole there is downloaded.
 ///
@@ -178,20 +187,41 @@ pub fn resolve<P: Progress>(
     config: &HubConfig,
     progress: impl FnMut() -> P,
 ) -> Result<PathBuf, HubError> {
+    resolve_files(source, config, Files::All, progress)
+}
+
+/// As [`resolve`], where weights are not needed: they are there only if somebody else wanted them.
+///
+/// # Errors
+/// When it is nowhere to be had.
+pub fn resolve_small<P: Progress>(
+    source: &Source,
+    config: &HubConfig,
+    progress: impl FnMut() -> P,
+) -> Result<PathBuf, HubError> {
+    resolve_files(source, config, Files::Small, progress)
+}
+
+fn resolve_files<P: Progress>(
+    source: &Source,
+    config: &HubConfig,
+    files: Files,
+    progress: impl FnMut() -> P,
+) -> Result<PathBuf, HubError> {
     match source {
         Source::Folder(folder) => Ok(folder.clone()),
-        Source::Hub(id) => match cached(id, config)? {
+        Source::Hub(id) => match cached(id, config, files)? {
             Some(folder) if config.offline || is_complete(&folder) => Ok(folder),
             Some(folder) => {
                 // The same commit: serving does not update.
                 let commit = folder.file_name().map(|name| name.to_string_lossy().into_owned());
                 let same = HubId { revision: commit.unwrap_or_else(|| id.revision.clone()), ..id.clone() };
-                pull(&same, config, progress).or_else(|error| {
+                download(&same, config, files, progress).or_else(|error| {
                     warn!(%error, "the checkpoint in the cache may be incomplete, and could not be completed");
                     Ok(folder)
                 })
             }
-            None => pull(id, config, progress),
+            None => download(id, config, files, progress),
         },
     }
 }
@@ -203,14 +233,15 @@ fn is_complete(folder: &Path) -> bool {
         && any(&["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
 }
 
-/// The folder of a checkpoint whose large files are all in the cache.
-fn cached(id: &HubId, config: &HubConfig) -> Result<Option<PathBuf>, HubError> {
+/// The folder of a checkpoint whose files are in the cache: the large ones, if they are wanted, and those without which
+/// none works.
+fn cached(id: &HubId, config: &HubConfig, files: Files) -> Result<Option<PathBuf>, HubError> {
     let cache = Cache::new(config.cache.clone()).repo(repo(id));
     let Some(folder) = cache.get("config.json").and_then(|file| Some(file.parent()?.to_owned())) else {
         return Ok(None);
     };
     let has = |name: &str| folder.join(name).exists();
-    if has(SINGLE_FILE) {
+    if has(SINGLE_FILE) || files == Files::Small {
         return Ok(has("tokenizer.json").then_some(folder));
     }
     if !has(INDEX_FILE) || !has("tokenizer.json") {
@@ -227,11 +258,20 @@ fn cached(id: &HubId, config: &HubConfig) -> Result<Option<PathBuf>, HubError> {
 pub fn pull<P: Progress>(
     id: &HubId,
     config: &HubConfig,
+    progress: impl FnMut() -> P,
+) -> Result<PathBuf, HubError> {
+    download(id, config, Files::All, progress)
+}
+
+fn download<P: Progress>(
+    id: &HubId,
+    config: &HubConfig,
+    files: Files,
     mut progress: impl FnMut() -> P,
 ) -> Result<PathBuf, HubError> {
     if config.offline {
         let missing = || HubError::NotCached { id: id.to_string(), cache: config.cache.clone() };
-        return cached(id, config)?.ok_or_else(missing);
+        return cached(id, config, files)?.ok_or_else(missing);
     }
     let fetch = |error| explain(id, &id.to_string(), error);
     let cache = Cache::new(config.cache.clone());
@@ -252,7 +292,11 @@ pub fn pull<P: Progress>(
         download.file(name, &mut progress)?;
     }
     let folder = cache.repo(repo(&commit)).pointer_path(&info.sha);
-    if offered(SINGLE_FILE) {
+    if files == Files::Small {
+        if !offered(SINGLE_FILE) && !offered(INDEX_FILE) {
+            warn!(model = %id, "has no safetensors: it can be looked at, but not be served");
+        }
+    } else if offered(SINGLE_FILE) {
         download.file(SINGLE_FILE, &mut progress)?;
     } else if offered(INDEX_FILE) {
         download.file(INDEX_FILE, &mut progress)?;
@@ -262,7 +306,7 @@ pub fn pull<P: Progress>(
     } else {
         return Err(HubError::NoWeights(id.to_string()));
     }
-    // Only now: a reference says that everything is there.
+    // Only now: a reference says that everything is there that was wanted.
     let reference = cache.repo(repo(id)).create_ref(&info.sha);
     reference.map_err(|error| HubError::Io { file: config.cache.clone(), error })?;
     Ok(folder)

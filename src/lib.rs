@@ -5,6 +5,7 @@
 //! - [`cli`], [`config`], [`server`]: what was typed becomes a server
 //! - [`hub`]: where a checkpoint is
 //! - [`memory`]: how memory is shared out before anything is served
+//! - [`plan`]: the same as a table, for people and for programs
 //! - [`api`]: HTTP and JSON, and nothing else knows them
 //! - [`router`]: which engine a model's name means
 //! - [`media`]: files to pixels and samples, on a pool
@@ -21,6 +22,7 @@ pub mod engine;
 pub mod hub;
 pub mod media;
 pub mod memory;
+pub mod plan;
 pub mod request;
 pub mod router;
 pub mod server;

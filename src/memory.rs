@@ -1,8 +1,12 @@
 //! How memory is shared out among models and their parts before anything is served.
 
+mod gpus;
+
 use std::{fmt, fs, path::Path, str::FromStr};
 
-use percept_models::{Loaded, MediaSize, Task};
+use percept_models::{MediaSize, Outline, Task};
+
+pub use self::gpus::{GPUS, Gpu, GpuMemory};
 
 use crate::engine::{EngineConfig, Limits};
 
@@ -80,6 +84,21 @@ pub struct Need {
     pub useful: u64,
 }
 
+/// What a model needs, and what single things take of its caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand {
+    /// All of it.
+    pub need: Need,
+    /// Bytes of a token: its keys and values.
+    pub token: u64,
+    /// Rows of a picture of 1024x1024, or of a window of sound.
+    pub medium: usize,
+    /// Bytes of these rows: keys and values, and where they are text, encoded rows.
+    pub medium_bytes: u64,
+    /// Tokens of prompt and answer together, as wanted and as far as the model goes.
+    pub context: usize,
+}
+
 /// What one model gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
@@ -93,6 +112,9 @@ pub struct Plan {
     pub kv_cache: u64,
     /// Its share of the budget: no less than all of these together.
     pub share: u64,
+    /// How many ordinary requests find room at once: a picture of 1024x1024 and [`ORDINARY_TEXT`] tokens, or a window of
+    /// sound and its text.
+    pub at_once: usize,
     /// Sizes that follow.
     pub engine: EngineConfig,
 }
@@ -195,11 +217,14 @@ const LEAST_CONTEXT: usize = 256;
 /// The edge of a picture that is as large as any network lets one be.
 const HUGE: usize = 1 << 14;
 
-/// A loaded model, what it should be able to do, and how many ids its tokenizer has.
+/// Tokens of an ordinary question about a picture and its answer.
+pub const ORDINARY_TEXT: usize = 500;
+
+/// A model, what it should be able to do, and how many ids its tokenizer has.
 #[derive(Clone, Copy)]
 pub struct Candidate<'a> {
-    /// The model.
-    pub loaded: &'a Loaded,
+    /// The model, loaded or not.
+    pub loaded: &'a Outline,
     /// Ids of its tokenizer.
     pub vocabulary: usize,
     /// What it should be able to do at once.
@@ -214,6 +239,18 @@ pub fn plan(budget: u64, models: &[Candidate<'_>]) -> Result<Vec<Plan>, TooLittl
     let sizes: Vec<Sizes> = models.iter().map(Sizes::of).collect();
     let shares = share(budget, &sizes.iter().map(Sizes::need).collect::<Vec<_>>())?;
     Ok(sizes.iter().zip(shares).map(|(sizes, share)| sizes.plan(share)).collect())
+}
+
+/// What a model needs, whatever there is.
+pub fn demand(model: &Candidate<'_>) -> Demand {
+    let sizes = Sizes::of(model);
+    Demand {
+        need: sizes.need(),
+        token: sizes.text_row,
+        medium: sizes.medium + sizes.memory,
+        medium_bytes: sizes.medium_bytes() + (sizes.medium + sizes.memory) as u64 * sizes.text_row,
+        context: sizes.context,
+    }
 }
 
 /// What the parts of a model take.
@@ -231,6 +268,8 @@ struct Sizes {
     memory: usize,
     /// Whether every sequence does.
     speech: bool,
+    /// Rows of text of an ordinary request.
+    text: usize,
     weights: u64,
     workspace: u64,
     /// Bytes of a row of text, and of one of a medium.
@@ -272,9 +311,10 @@ impl Sizes {
             medium,
             memory,
             speech,
+            text: if speech { context } else { medium + ORDINARY_TEXT },
             weights: loaded.weight_bytes,
             workspace: decoder.max(encoder),
-            text_row: loaded.model.cache_shape().row_bytes(loaded.dtype) as u64,
+            text_row: loaded.cache_shape.row_bytes(loaded.dtype) as u64,
             // A memory's rows are in the cache itself.
             media_row: if memory > 0 { 0 } else { loaded.width as u64 * element },
         }
@@ -316,6 +356,8 @@ impl Sizes {
         // A text without pictures may have it all; beside pictures there is less room.
         let taken = if self.speech { self.memory.next_multiple_of(self.page_size) } else { 0 };
         let spare = slots.div_ceil(8).max(self.medium);
+        let context = self.context.min(slots - taken);
+        let ordinary = self.text.div_ceil(self.page_size) + self.memory.div_ceil(self.page_size);
         let limits = Limits {
             sequences: self.sequences,
             rows: self.rows,
@@ -330,12 +372,13 @@ impl Sizes {
             encoder_cache: (slots + spare) as u64 * self.media_row,
             kv_cache: slots as u64 * self.text_row,
             share,
+            at_once: if self.text > context { 0 } else { (pages / ordinary.max(1)).min(self.sequences) },
             engine: EngineConfig {
                 limits,
                 pages,
                 page_size: self.page_size,
                 queue: self.queue,
-                context: self.context.min(slots - taken),
+                context,
                 vocabulary: self.vocabulary,
             },
         }

@@ -11,15 +11,16 @@ use std::{
 
 use axum::serve::ListenerExt;
 use candle_core::{DType, Device};
-use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Loaded, Progress, SpeechInfo, Task};
+use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Loaded, Outline, Progress, SpeechInfo, Task};
 use tokio::net::TcpListener;
-use tracing::{error_span, info, warn};
+use tracing::{debug, error_span, info, warn};
 
 use crate::{
     api::{self, ApiConfig, App},
     engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
-    memory::{self, Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights, free_memory},
+    memory::{Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights, free_memory},
+    plan::{self, Member, Memory},
     router::{Aliases, ChatModel, Kind, Router, Served, Work},
     speech::{Transcriber, Vocabulary},
     text::{TextError, TextModel},
@@ -59,6 +60,8 @@ pub struct ModelConfig {
     pub template: Option<PathBuf>,
     /// What it should be able to do at once.
     pub wanted: Wanted,
+    /// Whether its weights are random ones, so that its weight files are not needed.
+    pub dummy_weights: bool,
     /// Seconds from which on recordings are cut at silences and transcribed all at once.
     pub parallel_from: f64,
 }
@@ -106,7 +109,8 @@ pub fn load<P: hf_hub::api::Progress>(
     mut download: impl FnMut() -> P,
     mut progress: impl FnMut(&str) -> Box<Progress>,
 ) -> Result<Vec<Served>, ServeError> {
-    let budget = config.budget.bytes(free_memory());
+    let memory = Memory::here(config.budget, free_memory());
+    let budget = memory.budget;
     let mut found = Vec::with_capacity(config.models.len());
     for model in &config.models {
         found.push(Found::new(model, &config.hub, &mut download).map_err(model.failure())?);
@@ -118,12 +122,13 @@ pub fn load<P: hf_hub::api::Progress>(
         let progress = progress(&found.config.name);
         read.push(found.read(progress).map_err(found.config.failure())?);
     }
-    let plans = memory::plan(budget, &read.iter().map(Read::candidate).collect::<Vec<_>>())?;
-    let aliases = config.aliases.of(&read.iter().map(Read::kind).collect::<Vec<_>>());
+    let (table, plans) = plan::table(memory, &read.iter().map(Read::member).collect::<Vec<_>>());
+    let plans = plans?;
+    let aliases = config.aliases.of(&read.iter().map(|read| read.text.kind()).collect::<Vec<_>>());
+    info!("memory is shared out\n{table}");
     for (read, plan) in read.iter().zip(&plans) {
         report(read, plan);
     }
-    report_all(budget, &plans);
 
     let mut served = Vec::with_capacity(read.len());
     for ((read, plan), aliases) in read.into_iter().zip(plans).zip(aliases) {
@@ -131,6 +136,51 @@ pub fn load<P: hf_hub::api::Progress>(
         served.push(read.start(plan.engine, aliases).map_err(failure)?);
     }
     Ok(served)
+}
+
+/// What models would be, as far as that can be told without their weights, which are neither read nor downloaded.
+///
+/// # Errors
+/// When anything else is missing or broken; the message says what, and of which model.
+pub fn outline<P: hf_hub::api::Progress>(
+    config: &ServerConfig,
+    mut download: impl FnMut() -> P,
+) -> Result<Vec<Outlined>, ServeError> {
+    let outlined =
+        |model: &ModelConfig| Outlined::new(model, &config.hub, &mut download).map_err(model.failure());
+    config.models.iter().map(outlined).collect()
+}
+
+/// A model without its weights.
+pub struct Outlined {
+    config: ModelConfig,
+    outline: Outline,
+    text: Text,
+}
+
+impl Outlined {
+    fn new<P: hf_hub::api::Progress>(
+        config: &ModelConfig,
+        hub: &HubConfig,
+        download: impl FnMut() -> P,
+    ) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::new(hub::resolve_small(&config.source, hub, download)?);
+        let outline = percept_models::outline(&checkpoint, config.dtype, config.fit)?;
+        let weight_bytes = match percept_models::weight_bytes(&checkpoint, config.dtype) {
+            Ok(bytes) if !config.dummy_weights => bytes,
+            Ok(_) | Err(LoadError::NoWeights { .. } | LoadError::MissingShard { .. }) => outline.weight_bytes,
+            Err(error) => return Err(error.into()),
+        };
+        let text = Text::read(config, &checkpoint, &outline.task)?;
+        Ok(Self { config: config.clone(), outline: Outline { weight_bytes, ..outline }, text })
+    }
+
+    /// It as one of several that share a memory.
+    pub fn member(&self) -> Member<'_> {
+        let Self { config, outline, text } = self;
+        let candidate = Candidate { loaded: outline, vocabulary: text.vocabulary(), wanted: &config.wanted };
+        Member { name: &config.name, kind: text.kind(), candidate }
+    }
 }
 
 impl ModelConfig {
@@ -155,8 +205,17 @@ impl<'a> Found<'a> {
         hub: &HubConfig,
         download: impl FnMut() -> P,
     ) -> Result<Self, ModelError> {
-        let checkpoint = Checkpoint::new(hub::resolve(&config.source, hub, download)?);
-        let weights = percept_models::weight_bytes(&checkpoint, config.dtype)?;
+        let ModelConfig { source, dtype, fit, .. } = config;
+        let (checkpoint, weights) = if config.dummy_weights {
+            let checkpoint = Checkpoint::new(hub::resolve_small(source, hub, download)?);
+            let weights = percept_models::outline(&checkpoint, *dtype, *fit)?.weight_bytes;
+            warn!(model = config.name, "its weights are random: answers will mean nothing");
+            (checkpoint, weights)
+        } else {
+            let checkpoint = Checkpoint::new(hub::resolve(source, hub, download)?);
+            let weights = percept_models::weight_bytes(&checkpoint, *dtype)?;
+            (checkpoint, weights)
+        };
         info!(model = config.name, weights = %Bytes(weights), "found");
         Ok(Self { config, checkpoint, weights })
     }
@@ -164,7 +223,8 @@ impl<'a> Found<'a> {
     fn read(&self, progress: Box<Progress>) -> Result<Read<'a>, ModelError> {
         let ModelConfig { dtype, fit, .. } = *self.config;
         let options = LoadOptions { device: Device::Cpu, dtype, fit, most_bytes: self.weights, progress };
-        let loaded = percept_models::load(&self.checkpoint, options)?;
+        let load = if self.config.dummy_weights { percept_models::load_random } else { percept_models::load };
+        let loaded = load(&self.checkpoint, options)?;
         if fit.is_some() && !loaded.preprocess.has_fit() {
             let model = &self.config.name;
             warn!(
@@ -172,16 +232,8 @@ impl<'a> Found<'a> {
                 "--image-fit means nothing to this model, which does not see pictures as one square"
             );
         }
-        let text = match &loaded.task {
-            Task::Chat(info) => {
-                let template = self.config.template.as_deref();
-                Text::Chat(Box::new(TextModel::read(&self.checkpoint, info, template)?))
-            }
-            Task::Transcribe(info) => {
-                Text::Speech(Box::new(Vocabulary::read(&self.checkpoint, info)?), info.clone())
-            }
-        };
-        Ok(Read { config: self.config, loaded, text })
+        let text = Text::read(self.config, &self.checkpoint, &loaded.task)?;
+        Ok(Read { config: self.config, outline: loaded.outline(), loaded, text })
     }
 }
 
@@ -191,31 +243,52 @@ enum Text {
     Speech(Box<Vocabulary>, SpeechInfo),
 }
 
+impl Text {
+    fn read(config: &ModelConfig, checkpoint: &Checkpoint, task: &Task) -> Result<Self, ModelError> {
+        Ok(match task {
+            Task::Chat(info) => {
+                let template = config.template.as_deref();
+                Self::Chat(Box::new(TextModel::read(checkpoint, info, template)?))
+            }
+            Task::Transcribe(info) => {
+                Self::Speech(Box::new(Vocabulary::read(checkpoint, info)?), info.clone())
+            }
+        })
+    }
+
+    /// Ids of the tokenizer.
+    fn vocabulary(&self) -> usize {
+        match self {
+            Self::Chat(text) => text.tokenizer().size(),
+            Self::Speech(vocabulary, _) => vocabulary.size(),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Chat(_) => Kind::Chat,
+            Self::Speech(..) => Kind::Speech,
+        }
+    }
+}
+
 /// A model whose weights are read.
 struct Read<'a> {
     config: &'a ModelConfig,
+    outline: Outline,
     loaded: Loaded,
     text: Text,
 }
 
 impl Read<'_> {
-    fn candidate(&self) -> Candidate<'_> {
-        let vocabulary = match &self.text {
-            Text::Chat(text) => text.tokenizer().size(),
-            Text::Speech(vocabulary, _) => vocabulary.size(),
-        };
-        Candidate { loaded: &self.loaded, vocabulary, wanted: &self.config.wanted }
-    }
-
-    fn kind(&self) -> Kind {
-        match self.text {
-            Text::Chat(_) => Kind::Chat,
-            Text::Speech(..) => Kind::Speech,
-        }
+    fn member(&self) -> Member<'_> {
+        let Self { config, outline, text, .. } = self;
+        let candidate = Candidate { loaded: outline, vocabulary: text.vocabulary(), wanted: &config.wanted };
+        Member { name: &config.name, kind: text.kind(), candidate }
     }
 
     fn start(self, engine: EngineConfig, aliases: Vec<String>) -> Result<Served, ModelError> {
-        let Self { config, loaded, text } = self;
+        let Self { config, loaded, text, .. } = self;
         let preprocess = Arc::clone(&loaded.preprocess);
         // Lines of the log that are an engine's say which.
         let _model = error_span!("engine", model = config.name).entered();
@@ -239,7 +312,7 @@ impl Read<'_> {
 
 fn report(read: &Read<'_>, plan: &Plan) {
     let model = &read.config.name;
-    info!(
+    debug!(
         model,
         dtype = ?read.loaded.dtype,
         weights = %Bytes(plan.weights),
@@ -249,10 +322,10 @@ fn report(read: &Read<'_>, plan: &Plan) {
         tokens = plan.engine.pages * plan.engine.page_size,
         context = plan.engine.context,
         sequences = plan.engine.limits.sequences,
-        "memory is shared out"
+        "memory of a model"
     );
     let most = read.loaded.task.context();
-    let wanted = read.config.wanted.context.filter(|_| read.kind() == Kind::Chat).unwrap_or(most);
+    let wanted = read.config.wanted.context.filter(|_| read.text.kind() == Kind::Chat).unwrap_or(most);
     if wanted > most {
         warn!(
             model,
@@ -270,29 +343,16 @@ fn report(read: &Read<'_>, plan: &Plan) {
     }
 }
 
-fn report_all(budget: u64, plans: &[Plan]) {
-    let of = |part: fn(&Plan) -> u64| Bytes(plans.iter().map(part).sum());
-    info!(
-        models = plans.len(),
-        weights = %of(|plan| plan.weights),
-        workspace = %of(|plan| plan.workspace),
-        encoder_cache = %of(|plan| plan.encoder_cache),
-        kv_cache = %of(|plan| plan.kv_cache),
-        used = %of(|plan| plan.share),
-        budget = %Bytes(budget),
-        "memory of all models"
-    );
-}
-
 /// Changes with what may change an answer: program, checkpoint, type, treatment of pictures.
 fn fingerprint(config: &ModelConfig) -> String {
     let all = format!(
-        "{} {:?} {:?} {:?} {:?}",
+        "{} {:?} {:?} {:?} {:?} {:?}",
         env!("CARGO_PKG_VERSION"),
         config.source,
         config.dtype,
         config.fit,
-        config.template
+        config.template,
+        config.dummy_weights
     );
     format!("fp_{}", &blake3::hash(all.as_bytes()).to_hex()[..12])
 }

@@ -99,7 +99,7 @@ impl Drop for Serving {
 fn help_teaches() {
     let text = |arguments: &[&str]| String::from_utf8(run(percept(arguments)).stdout).unwrap();
     let help = text(&["--help"]);
-    for word in ["serve", "pull", "chat", "percept serve llava-hf/llava-1.5-7b-hf"] {
+    for word in ["serve", "plan", "pull", "chat", "percept serve llava-hf/llava-1.5-7b-hf", "--gpu a10g"] {
         assert!(help.contains(word), "{word}");
     }
     let help = text(&["serve", "--help"]);
@@ -113,7 +113,12 @@ fn help_teaches() {
         "--hosted-names",
         "PERCEPT_MODEL=one,another",
         "percept serve large=",
+        "--dummy-weights",
     ] {
+        assert!(help.contains(word), "{word}");
+    }
+    let help = text(&["plan", "--help"]);
+    for word in ["a10g", "h200", "--context", "--json", "exit code", "percept plan llava-hf"] {
         assert!(help.contains(word), "{word}");
     }
     assert!(text(&["--version"]).starts_with("percept 0."));
@@ -168,6 +173,19 @@ fn mistakes_are_explained() {
         (vec!["serve", &fixture, "--config", &wrong], "wrong.toml"),
         (vec!["serve", &fixture, "--config", &broken], "broken.toml"),
         (vec!["serve", &fixture, "--config", "/nowhere.toml"], "/nowhere.toml"),
+        (vec!["plan"], "no model given"),
+        (vec!["plan", "./nowhere"], "neither a folder nor a hub id"),
+        (vec!["plan", "/tmp"], "/tmp/config.json is missing"),
+        (vec!["plan", "owner/model", "--offline"], "is not in the cache"),
+        (vec!["plan", &fixture, &fixture], "two models are named llava"),
+        (
+            vec!["plan", &fixture, "--gpu", "gtx970"],
+            "(a10g, l4, rtx4090, rtx3090, a100-40, l40s, h100, a100, h200)",
+        ),
+        (vec!["plan", &fixture, "--gpu", "gtx970"], "such as 24GiB"),
+        (vec!["plan", &fixture, "--dtype", "int4"], "possible values: f32, bf16"),
+        (vec!["plan", &fixture, "--max-sequences", "0"], "max_sequences must be at least 1"),
+        (vec!["chat", "hello", "--dummy-weights"], "--model"),
         (vec!["pull", &fixture], "is a folder already"),
         (vec!["chat", "hello", "--url", "http://127.0.0.1:1"], "start one with percept serve"),
         (vec!["chat", "hello", "--model", &fixture, "-i", "/nowhere.png"], "cannot read /nowhere.png"),
@@ -281,6 +299,169 @@ fn several_models_are_served_by_one_process() {
     for model in ["first", "second"] {
         assert!(log.contains(&format!("engine{{model=\"{model}\"}}: engine ended")), "{log}");
     }
+}
+
+/// A copy of a fixture without its weights, with another network in it if one is given.
+fn without_weights(name: &str, change: impl FnOnce(&mut Value)) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for entry in fs::read_dir(fixtures().join(name)).unwrap() {
+        let entry = entry.unwrap();
+        if entry.path().extension().is_some_and(|ending| ending == "json") {
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+    }
+    let config = folder.path().join("config.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(config, json.to_string()).unwrap();
+    folder
+}
+
+/// Seven billion weights in the text, and nothing in the folder.
+fn seven_billion() -> TempDir {
+    without_weights("llava", |config| {
+        config["text_config"] = serde_json::json!({"max_position_embeddings": 4096, "vocab_size": 32064});
+    })
+}
+
+/// What `percept plan` says as JSON, and its exit code.
+fn planned(arguments: &[&str]) -> (Value, Option<i32>) {
+    let output = run(percept(&[&["plan", "--json"], arguments].concat()));
+    let error = String::from_utf8_lossy(&output.stderr);
+    (serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{error}")), output.status.code())
+}
+
+#[test]
+fn a_plan_is_made_without_weights_and_says_what_would_fit() {
+    let folder = seven_billion();
+    let path = folder.path().to_str().unwrap();
+    let model = format!("large={path}");
+    let (plan, code) = planned(&[&model, "--gpu", "A10G", "--dtype", "bf16"]);
+    assert_eq!(code, Some(0), "{plan}");
+    assert_eq!(plan["memory"]["name"], "a10g");
+    assert_eq!(plan["memory"]["total"], 23_028_u64 << 20);
+    assert_eq!(plan["fits"], true);
+    let row = &plan["models"][0];
+    assert_eq!((&row["name"], &row["dtype"]), (&"large".into(), &"bf16".into()));
+    assert_eq!(row["token_bytes"], 512 << 10);
+    // 16 rows of a picture: keys, values, and the row itself.
+    assert_eq!((&row["medium_rows"], &row["medium_bytes"]), (&16.into(), &(16 * (520 << 10)).into()));
+    let weights = row["weights"].as_u64().unwrap();
+    assert!((13_500_000_000..13_600_000_000).contains(&weights), "{weights}");
+    let sum: u64 = ["weights", "workspace", "encoder_cache", "kv_cache"]
+        .map(|part| row[part].as_u64().unwrap())
+        .iter()
+        .sum();
+    let [used, budget] = [&plan["used"], &plan["memory"]["budget"]].map(|bytes| bytes.as_u64().unwrap());
+    assert!(sum <= used && used <= budget && sum * 100 > budget * 99, "{sum} {used} {budget}");
+    // A request of 16 rows and 500 tokens takes 33 pages of 16 rows.
+    let rows = row["kv_cache"].as_u64().unwrap() / (512 << 10);
+    assert_eq!(row["at_once"], rows / 16 / 33);
+    assert!(row["at_once"].as_u64().unwrap() > 15);
+
+    // In f32 the weights alone are too much.
+    let (plan, code) = planned(&[&model, "--gpu", "a10g"]);
+    assert_eq!((code, &plan["fits"], &plan["models"][0]["at_once"]), (Some(1), &false.into(), &Value::Null));
+    let advice: Vec<_> =
+        plan["advice"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    assert_eq!(advice, ["it fits with --dtype bf16", "as it is, it fits on --gpu a100-40 (40.0 GiB)"]);
+    let error = fails(percept(&["plan", &model, "--gpu", "a10g"]));
+    assert!(
+        error.contains("the weights take") && error.contains("\n  it fits with --dtype bf16\n"),
+        "{error}"
+    );
+    // A context that is asked for is not made shorter silently.
+    let arguments =
+        [model.as_str(), "--gpu", "14GiB", "--memory", "1", "--dtype", "bf16", "--context", "4096"];
+    let (plan, code) = planned(&arguments);
+    assert_eq!((code, &plan["fits"]), (Some(1), &false.into()), "{plan}");
+    let context = plan["models"][0]["context"].to_string();
+    assert_eq!(plan["advice"][0], "it fits with --max-context ".to_owned() + &context);
+    let (plan, code) = planned(&[&arguments[..8], &[&context]].concat());
+    assert_eq!((code, &plan["fits"]), (Some(0), &true.into()), "{plan}");
+    // Without a wish it is the table that says so.
+    let output = run(percept(&["plan", &model, "--gpu", "14GiB", "--memory", "1", "--dtype", "bf16"]));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains(&format!("{context} of 4096")), "{text}");
+}
+
+#[test]
+fn the_table_of_a_plan_is_that_of_the_log() {
+    let models = [format!("sees={}", llava_path()), format!("hears={}", whisper_path())];
+    let [sees, hears] = models.each_ref().map(String::as_str);
+    let output = run(percept(&["plan", sees, hears, "--memory", "200MB"]));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let (table, last) = text.trim_end().rsplit_once('\n').unwrap();
+    for line in ["sees", "weights", "KV cache", "a window of 30 s", "with a picture and 500 tokens"] {
+        assert!(table.contains(line), "{line}: {text}");
+    }
+    assert!(
+        last.starts_with("taken: ") && last.contains("of 190.7 MiB that may be used (free on this machine: ")
+    );
+    let serving = Serving::start(percept(&["serve", "-p", "0", sees, hears, "--memory", "200MB"]));
+    serving.signal("TERM");
+    let (_, log) = serving.end();
+    assert!(log.contains(table), "{table}\n{log}");
+}
+
+/// Programs count on the names.
+#[test]
+fn the_names_of_a_plan_in_json_stay() {
+    let (plan, code) = planned(&[&llava_path(), &whisper_path(), "--gpu", "1GiB"]);
+    assert_eq!(code, Some(0));
+    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+    assert_eq!(names(&plan), "memory fits used models advice");
+    assert_eq!(names(&plan["memory"]), "name total budget");
+    for (row, task) in
+        plan["models"].as_array().unwrap().iter().zip(["image-text-to-text", "automatic-speech-recognition"])
+    {
+        assert_eq!(row["task"], task);
+        assert_eq!(
+            names(row),
+            "name task dtype weights workspace least_cache token_bytes medium_rows medium_bytes wanted_context \
+             encoder_cache kv_cache context sequences at_once"
+        );
+    }
+    assert_eq!(plan["advice"], serde_json::json!([]));
+    assert_eq!(plan["models"][1]["medium_rows"], 1500);
+    assert_eq!(plan["models"][1]["at_once"], 64);
+    let (none, _) = planned(&[&llava_path(), &whisper_path(), "--gpu", "1MiB"]);
+    assert_eq!((names(&none), names(&none["models"][0])), (names(&plan), names(&plan["models"][0])));
+}
+
+#[test]
+fn a_plan_is_made_for_what_the_file_names() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("p.toml");
+    fs::write(&file, format!("model = [\"a={0}\", \"b={0}\"]\nmemory = \"100MB\"\n", llava_path())).unwrap();
+    let (plan, _) = planned(&["--config", file.to_str().unwrap()]);
+    assert_eq!(plan["models"][1]["name"], "b");
+    assert_eq!(plan["memory"]["budget"], 100_000_000);
+}
+
+#[test]
+fn random_weights_answer_and_say_what_they_are() {
+    let folder = without_weights("llava", |_| {});
+    let path = folder.path().to_str().unwrap();
+    let question = ["chat", "hello", "--model", path, "-t", "0", "--max-tokens", "6"];
+    let ask = || run(percept(&[&question[..], &["--dummy-weights"]].concat()));
+    let answer = ask();
+    let log = String::from_utf8(answer.stderr.clone()).unwrap();
+    assert!(answer.status.success() && log.contains("weights are random"), "{log}");
+    assert_eq!(answer.stdout, ask().stdout);
+    assert!(fails(percept(&question)).contains("has neither model.safetensors"));
+    let whisper = without_weights("whisper", |_| {});
+    let arguments = [
+        "transcribe",
+        &speech(),
+        "--model",
+        whisper.path().to_str().unwrap(),
+        "--temperature",
+        "0",
+        "--dummy-weights",
+    ];
+    assert!(run(percept(&arguments)).status.success());
 }
 
 /// A hub that never answers, and its address.

@@ -217,6 +217,35 @@ async fn only_what_is_needed_is_downloaded_and_only_once() {
     assert!(loaded.is_ok());
 }
 
+/// What would be served can be known before its weights are downloaded.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_files_come_without_weights_and_the_weights_later() {
+    let (url, hub) = start(one_commit(files())).await;
+    let cache = TempDir::new().unwrap();
+    let config = config(&url, cache.path());
+    let small = |config: HubConfig| async move {
+        tokio::task::spawn_blocking(move || hub::resolve_small(&Source::Hub(id("main")), &config, || ()))
+            .await
+            .unwrap()
+    };
+    let folder = small(config.clone()).await.unwrap();
+    assert!(folder.join("config.json").exists() && !folder.join("model.safetensors").exists());
+    assert!(!downloads(&hub).contains(&"model.safetensors".to_owned()));
+    hub.lock().unwrap().asked.clear();
+    let offline = HubConfig { offline: true, ..config.clone() };
+    assert_eq!(small(offline.clone()).await.unwrap(), folder);
+    assert_eq!(hub.lock().unwrap().asked, []);
+    let error = resolve(id("main"), offline).await.unwrap_err().to_string();
+    assert!(error.contains("is not in the cache"), "{error}");
+
+    check(&resolve(id("main"), config.clone()).await.unwrap());
+    assert_eq!(downloads(&hub), ["model.safetensors"]);
+    // What is whole is looked at where it is.
+    hub.lock().unwrap().asked.clear();
+    assert_eq!(small(config).await.unwrap(), folder);
+    assert_eq!(hub.lock().unwrap().asked, []);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn revisions_share_files_and_an_update_brings_only_what_is_new() {
     let (url, hub) = start(one_commit(files())).await;

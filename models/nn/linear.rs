@@ -4,7 +4,7 @@ use candle_core::{DType, IndexOp as _, Tensor};
 use candle_nn::VarBuilder;
 use percept_kernels::linear;
 
-use crate::Result;
+use crate::{Result, weights::join};
 
 /// Whether a layer has a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Linear {
             .iter()
             .map(|(name, output, bias)| Self::load(input, *output, *bias, &vb.pp(name)))
             .collect::<Result<Vec<_>>>()?;
-        let weight = Tensor::cat(&layers.iter().map(|layer| &layer.weight).collect::<Vec<_>>(), 0)?;
+        let weight = join(&layers.iter().map(|layer| layer.weight.clone()).collect::<Vec<_>>())?;
         if layers.iter().all(|layer| layer.bias.is_none()) {
             return Ok(Self { weight, bias: None });
         }

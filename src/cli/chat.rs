@@ -12,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::client::{Client, Own, message};
+use super::client::{Client, Own, OwnModel, message};
 use crate::router::Kind;
 
 #[derive(Debug, Args)]
@@ -40,6 +40,9 @@ pub(super) struct Chat {
     /// A checkpoint folder or hub id to load for this question, instead of asking a server
     #[arg(long, short, value_name = "PATH_OR_HUB_ID")]
     model: Option<String>,
+    /// Random weights for --model instead of the checkpoint's, to measure a machine; answers mean nothing
+    #[arg(long, requires = "model")]
+    dummy_weights: bool,
     /// The name of the model to ask, where a server has several
     #[arg(long, short, value_name = "NAME")]
     name: Option<String>,
@@ -59,7 +62,8 @@ impl Chat {
         match self.model.clone() {
             None => self.ask(&self.url),
             Some(model) => {
-                let own = Own::start(model, self.name.clone(), config)?;
+                let (name, dummy_weights) = (self.name.clone(), self.dummy_weights);
+                let own = Own::start(OwnModel { model, name, dummy_weights }, config)?;
                 let result = self.ask(&own.url);
                 own.stop();
                 result

@@ -70,13 +70,27 @@ pub(super) struct Own {
     pub(super) url: String,
 }
 
+/// What a server of one command serves.
+#[derive(Debug)]
+pub(super) struct OwnModel {
+    /// A folder or a hub id.
+    pub(super) model: String,
+    /// What it is called, where that is said.
+    pub(super) name: Option<String>,
+    /// Whether its weights are random ones.
+    pub(super) dummy_weights: bool,
+}
+
 impl Own {
-    /// Loads a model and serves it, under `name` where there is one.
-    pub(super) fn start(model: String, name: Option<String>, config: Option<&Path>) -> anyhow::Result<Self> {
+    /// Loads a model and serves it.
+    pub(super) fn start(own: OwnModel, config: Option<&Path>) -> anyhow::Result<Self> {
+        let OwnModel { model, name, dummy_weights } = own;
         let settings = Settings::default().complete(config)?;
         log(settings.log.as_deref().unwrap_or("warn"), LogFormat::Human)?;
         // The file's names are for a server's models.
-        let config = Settings { model: vec![model], name, alias: Vec::new(), ..settings }.resolve()?;
+        let dummy_weights = Some(dummy_weights).filter(|dummy| *dummy).or(settings.dummy_weights);
+        let config =
+            Settings { model: vec![model], name, alias: Vec::new(), dummy_weights, ..settings }.resolve()?;
         let runtime = Runtime::new()?;
         let app = App::new(config.api.clone());
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;

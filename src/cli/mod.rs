@@ -3,6 +3,7 @@
 
 mod chat;
 mod client;
+mod plan;
 mod progress;
 mod pull;
 mod serve;
@@ -29,7 +30,8 @@ use crate::config::{LogFormat, Settings};
 Try it:
   percept serve llava-hf/llava-1.5-7b-hf            serve a model of the hub on http://127.0.0.1:8000
   percept chat 'What is this?' --image cat.jpg      ask it about a picture, from another shell
-  percept serve ./my-checkpoint --port 9000         serve a checkpoint of your own")]
+  percept serve ./my-checkpoint --port 9000         serve a checkpoint of your own
+  percept plan llava-hf/llava-1.5-7b-hf --gpu a10g  will it fit, and how much at once?")]
 struct Cli {
     /// Configuration file [default: percept/config.toml in the user's configuration folder, if it is there]
     #[arg(long, global = true, value_name = "FILE")]
@@ -64,6 +66,23 @@ Examples:
   percept serve large=llava-hf/llava-1.5-13b-hf small=llava-hf/llava-1.5-7b-hf --alias gpt-4o-mini=small
   percept serve ./my-checkpoint --image-fit pad --max-images 4")]
     Serve(Box<Settings>),
+    /// Tell what models will take of a memory, and how much they can do at once in it
+    ///
+    /// Nothing but the small files of a checkpoint is needed, neither its weights nor the machine that is meant. It is
+    /// the same arithmetic by which percept serve shares out memory, and the same table that it logs.
+    #[command(after_help = "\
+Models, and options that are not given, come from the configuration file and the environment, as for percept serve.
+Small files of models of the hub are downloaded; weights are not.
+
+The exit code is 0 where the models fit, with the context that is asked for, and 1 where they do not. Then it says
+what would.
+
+Examples:
+  percept plan llava-hf/llava-1.5-7b-hf --gpu a10g --dtype bf16
+  percept plan llava-hf/llava-1.5-13b-hf openai/whisper-large-v3 --gpu 48GiB --dtype bf16 --context 2048
+  percept plan ./my-checkpoint                       on this machine, as percept serve would
+  percept plan ./my-checkpoint --gpu h100 --json     for programs; all sizes are in bytes")]
+    Plan(plan::Plan),
     /// Download a checkpoint from the hub, or bring it up to date
     #[command(
         after_help = "Prints the folder of the checkpoint. An interrupted download goes on where it stopped."
@@ -101,6 +120,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Serve(settings) => serve::run(*settings, cli.config.as_deref()),
+        Command::Plan(plan) => plan.run(cli.config.as_deref()),
         Command::Pull(pull) => pull.run(cli.config.as_deref()),
         Command::Chat(chat) => chat.run(cli.config.as_deref()),
         Command::Transcribe(transcribe) => transcribe.run(cli.config.as_deref()),

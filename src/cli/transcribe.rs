@@ -19,7 +19,7 @@ use indicatif::MultiProgress;
 use serde_json::Value;
 
 use self::files::Input;
-use super::client::{Client, Own};
+use super::client::{Client, Own, OwnModel};
 use crate::router::Kind;
 use crate::speech::{
     Segment, Word,
@@ -107,6 +107,9 @@ pub(super) struct Transcribe {
     /// A checkpoint folder or hub id to load for this, instead of asking a server
     #[arg(long, short, value_name = "PATH_OR_HUB_ID", help_heading = "Who")]
     model: Option<String>,
+    /// Random weights for --model instead of the checkpoint's, to measure a machine; answers mean nothing
+    #[arg(long, requires = "model", help_heading = "Who")]
+    dummy_weights: bool,
     /// The name of the model to ask, where a server has several
     #[arg(long, short, value_name = "NAME", help_heading = "Who")]
     name: Option<String>,
@@ -171,7 +174,8 @@ impl Transcribe {
         match self.model.clone() {
             None => self.ask(&self.url, &inputs, &formats),
             Some(model) => {
-                let own = Own::start(model, self.name.clone(), config)?;
+                let (name, dummy_weights) = (self.name.clone(), self.dummy_weights);
+                let own = Own::start(OwnModel { model, name, dummy_weights }, config)?;
                 let result = self.ask(&own.url, &inputs, &formats);
                 own.stop();
                 result
