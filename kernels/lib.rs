@@ -6,6 +6,7 @@
 mod alignment;
 mod attention;
 mod kv_write;
+pub mod launch;
 mod linear;
 mod log_mel;
 mod mapped;
