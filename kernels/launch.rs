@@ -216,7 +216,7 @@ const TILE: usize = 64;
 /// Head sizes that the tensor cores' form is compiled for.
 const TILE_WIDTHS: [usize; 4] = [64, 80, 96, 128];
 
-/// What attention reads and writes. Shapes as in [`crate::attention`].
+/// What attention reads and writes. Shapes as in [`crate::attention()`].
 #[derive(Debug, Clone, Copy)]
 pub struct Attention {
     /// Of queries, keys, values and output.

@@ -5,6 +5,8 @@
 
 mod alignment;
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod kv_write;
 pub mod launch;
 mod linear;
