@@ -8,6 +8,9 @@ use crate::{
     view::{Rows, contiguous, with_u32},
 };
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 /// Rows of several sequences, end to end.
 #[derive(Debug, Clone)]
 pub struct Ragged {
@@ -160,6 +163,19 @@ impl CustomOp3 for Attention {
             T::to_cpu_storage_owned(out)
         });
         Ok((storage, shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &candle_core::CudaStorage,
+        q_layout: &Layout,
+        k: &candle_core::CudaStorage,
+        k_layout: &Layout,
+        v: &candle_core::CudaStorage,
+        v_layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_cuda((q, q_layout), (k, k_layout), (v, v_layout))
     }
 }
 

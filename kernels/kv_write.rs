@@ -2,6 +2,8 @@
 
 use candle_core::{CpuStorage, InplaceOp3, Layout, Result, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use crate::{cuda, launch};
 use crate::{
     scalar::{Real, dtype, for_real},
     view::{Rows, contiguous},
@@ -65,5 +67,34 @@ impl InplaceOp3 for KvWrite {
             }
             Ok(())
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        cache: &mut candle_core::CudaStorage,
+        cache_layout: &Layout,
+        rows: &candle_core::CudaStorage,
+        rows_layout: &Layout,
+        slots: &candle_core::CudaStorage,
+        slots_layout: &Layout,
+    ) -> Result<()> {
+        let device = &cache.device.clone();
+        let stream = &device.cuda_stream();
+        let element = cuda::element(cache, self.name())?;
+        let (pages, page_size, heads, width) = cache_layout.shape().dims4()?;
+        let count = rows_layout.shape().dims3()?.0;
+        let cache = cuda::contiguous_mut(cache, cache_layout, "cache", stream)?;
+        let (from, rows) = cuda::rows(rows, rows_layout, element, "rows", stream)?;
+        let slots = cuda::contiguous_u32(slots, slots_layout, count, device, "slots", stream)?;
+        let sizes = [count, heads * width, pages * page_size];
+        if let Some(launch) = launch::kv_write(element, cache.address, from, slots.address, sizes)? {
+            // SAFETY: `kv_write` has found heads, widths and types of the rows equal to the cache's, and a slot for each
+            // row. The cache is contiguous, and rows and slots are inside their storage, as the functions above have
+            // checked. A slot outside the cache is noticed by the kernel, which traps.
+            unsafe { cuda::run(device, &cuda::KV_WRITE, &launch)? }
+        }
+        drop((cache, rows, slots));
+        Ok(())
     }
 }

@@ -5,7 +5,10 @@
 
 mod alignment;
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod kv_write;
+pub mod launch;
 mod linear;
 mod log_mel;
 mod mapped;

@@ -2,9 +2,16 @@
 //!
 //! candle's own RMSNorm divides and multiplies in the stored type, which in bf16 is not what the reference does.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use crate::{
+    cuda,
+    launch::{self, Norm},
+};
 use crate::{
     scalar::{Real, dtype, for_real},
     view::contiguous,
@@ -77,6 +84,17 @@ impl CustomOp2 for RmsNorm {
         });
         Ok((storage, x_layout.shape().clone()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        on_cuda(self.name(), self.eps, (x, x_layout), (weight, weight_layout), None)
+    }
 }
 
 struct LayerNorm {
@@ -113,6 +131,19 @@ impl CustomOp3 for LayerNorm {
         });
         Ok((storage, x_layout.shape().clone()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        on_cuda(self.name(), self.eps, (x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
 }
 
 fn by_row<T: Real>(
@@ -125,4 +156,37 @@ fn by_row<T: Real>(
     let mut out = vec![T::zero(); x.len()];
     x.par_chunks(width).zip(out.par_chunks_mut(width)).with_min_len(8).for_each(|(x, out)| norm(x, out));
     Ok(T::to_cpu_storage_owned(out))
+}
+
+/// RMSNorm, or with a bias LayerNorm.
+#[cfg(feature = "cuda")]
+fn on_cuda(
+    op: &str,
+    eps: f32,
+    (x, x_layout): (&CudaStorage, &Layout),
+    (weight, weight_layout): (&CudaStorage, &Layout),
+    bias: Option<(&CudaStorage, &Layout)>,
+) -> Result<(CudaStorage, Shape)> {
+    let device = &x.device;
+    let stream = &device.cuda_stream();
+    let element = cuda::element(x, op)?;
+    let shape = x_layout.shape().clone();
+    let width = weight_layout.shape().dims1()?;
+    let (count, out_layout) = (shape.elem_count(), Layout::contiguous(shape.clone()));
+    let x = cuda::contiguous(x, x_layout, element, "x", stream)?;
+    let weight = cuda::contiguous(weight, weight_layout, element, "weight", stream)?;
+    let bias =
+        bias.map(|(bias, layout)| cuda::contiguous(bias, layout, element, "bias", stream)).transpose()?;
+    // SAFETY: the kernel writes every element: it has a block for each row.
+    let mut out = unsafe { cuda::unwritten(device, element, count)? };
+    let to = cuda::contiguous_mut(&mut out, &out_layout, "out", stream)?;
+    let norm = bias.as_ref().map_or(Norm::Rms, |bias| Norm::Layer { bias: bias.address });
+    let addresses = [to.address, x.address, weight.address];
+    if let Some(launch) = launch::norm(norm, element, addresses, [count / width, width], eps)? {
+        // SAFETY: `check` has found weight and bias as wide as x's rows and of its type, and a width above zero. All
+        // operands are contiguous and inside their storage, as `cuda::contiguous` has checked, and out is as large as x.
+        unsafe { cuda::run(device, &cuda::NORM, &launch)? }
+    }
+    drop((x, weight, bias, to));
+    Ok((out, shape))
 }

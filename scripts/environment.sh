@@ -53,7 +53,8 @@ rebuild_for_this_clone() {
     mkdir -p "$CARGO_TARGET_DIR"
     local profile
     for profile in dev release; do
-        cargo clean --quiet --locked --profile "$profile" -p percept -p percept-models -p percept-kernels
+        cargo clean --quiet --locked --profile "$profile" -p percept -p percept-models \
+            -p percept-kernels -p percept-kernels-emulation
     done
     printf '%s\n' "$PWD" >"$marker"
 }

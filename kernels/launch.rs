@@ -1,0 +1,436 @@
+//! How the CUDA versions are launched: kernel, grid, shared memory and arguments, worked out without a device.
+//!
+//! What a GPU gets and what the emulation in the tests gets are the same values. Addresses are plain numbers here;
+//! whoever launches answers for them.
+
+use candle_core::{Result, bail};
+
+/// An element type, as the names of kernels spell it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// 32 bits.
+    F32,
+    /// bfloat16.
+    BF16,
+    /// IEEE half.
+    F16,
+}
+
+impl Element {
+    /// Bytes of one element.
+    #[must_use]
+    pub fn size(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::BF16 => "bf16",
+            Self::F16 => "f16",
+        }
+    }
+}
+
+/// One argument of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Argument {
+    /// Of device memory; null is 0.
+    Address(u64),
+    /// `unsigned`.
+    U32(u32),
+    /// `int`.
+    I32(i32),
+    /// `float`.
+    F32(f32),
+}
+
+impl Argument {
+    /// Bytes of the kernel's parameter.
+    #[must_use]
+    pub fn size(self) -> usize {
+        if matches!(self, Self::Address(_)) { 8 } else { 4 }
+    }
+
+    /// The value, in the first [`Self::size`] bytes of a little-endian word.
+    #[must_use]
+    pub fn word(self) -> u64 {
+        match self {
+            Self::Address(address) => address,
+            Self::U32(value) => u64::from(value),
+            Self::I32(value) => u64::from(value.cast_unsigned()),
+            Self::F32(value) => u64::from(value.to_bits()),
+        }
+    }
+}
+
+/// One launch, as `cuLaunchKernel` takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    /// The kernel's name.
+    pub kernel: String,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    /// In the order of the kernel's parameters.
+    pub arguments: Vec<Argument>,
+}
+
+/// Rows that may lie apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows {
+    /// Of the first element.
+    pub address: u64,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+use Argument::{Address, F32, I32};
+
+/// A size as a kernel takes it, which is an `int` there.
+fn int(value: usize, what: &str) -> Result<Argument> {
+    match i32::try_from(value) {
+        Ok(value) => Ok(I32(value)),
+        Err(_) => bail!("{what} {value} is more than a CUDA kernel takes"),
+    }
+}
+
+/// A grid, checked against what the hardware takes.
+fn grid(sizes: [usize; 3]) -> Result<[u32; 3]> {
+    let most = [i32::MAX.cast_unsigned(), 65535, 65535];
+    let mut grid = [0; 3];
+    for axis in 0..3 {
+        grid[axis] = u32::try_from(sizes[axis]).unwrap_or(u32::MAX);
+        if grid[axis] > most[axis] {
+            bail!("{sizes:?} is a larger grid than CUDA takes")
+        }
+    }
+    Ok(grid)
+}
+
+fn aligned(bytes: u64, addresses: &[u64]) -> bool {
+    addresses.iter().all(|address| address.is_multiple_of(bytes))
+}
+
+/// Which norm, and its operands besides x: addresses of rows `[rows, width]` or of `[width]`.
+#[derive(Debug, Clone, Copy)]
+pub enum Norm {
+    /// RMSNorm.
+    Rms,
+    /// RMSNorm of the rounded sum `x + residual`, which is kept.
+    AddRms {
+        /// `[rows, width]`, written; may be where x or residual is.
+        sum: u64,
+        /// `[rows, width]`.
+        residual: u64,
+    },
+    /// LayerNorm.
+    Layer {
+        /// `[width]`.
+        bias: u64,
+    },
+}
+
+/// A norm over contiguous rows; none for no rows.
+///
+/// # Errors
+/// When there are more rows or columns than a kernel takes.
+pub fn norm(
+    norm: Norm,
+    element: Element,
+    [out, x, weight]: [u64; 3],
+    [rows, width]: [usize; 2],
+    eps: f32,
+) -> Result<Option<Launch>> {
+    if rows == 0 {
+        return Ok(None);
+    }
+    let (name, addresses) = match norm {
+        Norm::Rms => ("rms_norm", vec![out, x, weight]),
+        Norm::AddRms { sum, residual } => ("add_rms_norm", vec![out, sum, x, residual, weight]),
+        Norm::Layer { bias } => ("layer_norm", vec![out, x, weight, bias]),
+    };
+    let per_load = 16 / element.size();
+    let wide = width.is_multiple_of(per_load) && aligned(16, &addresses);
+    let loads = width.div_ceil(if wide { per_load } else { 1 });
+    // A multiple of a warp, and at most what `__launch_bounds__` in norm.cu says.
+    let threads = loads.next_multiple_of(32).clamp(32, 512) as u32;
+    let mut arguments: Vec<_> = addresses.into_iter().map(Address).collect();
+    arguments.extend([int(width, "width")?, F32(eps), I32(i32::from(wide))]);
+    Ok(Some(Launch {
+        kernel: format!("{name}_{}", element.name()),
+        grid: grid([rows, 1, 1])?,
+        block: [threads, 1, 1],
+        shared: 0,
+        arguments,
+    }))
+}
+
+/// Copies `count` rows of `width` elements to their slots of a cache that has `cache_slots`; none for no rows.
+///
+/// # Errors
+/// When something is larger than a kernel takes.
+pub fn kv_write(
+    element: Element,
+    cache: u64,
+    rows: Rows,
+    slots: u64,
+    [count, width, cache_slots]: [usize; 3],
+) -> Result<Option<Launch>> {
+    if count == 0 || width == 0 {
+        return Ok(None);
+    }
+    let (row, stride) = (width * element.size(), rows.stride * element.size());
+    let fits = |unit: usize| {
+        row.is_multiple_of(unit)
+            && stride.is_multiple_of(unit)
+            && aligned(unit as u64, &[cache, rows.address])
+    };
+    let unit = [16, 4].into_iter().find(|&unit| fits(unit)).unwrap_or(element.size());
+    let units = row / unit;
+    Ok(Some(Launch {
+        kernel: format!("kv_write_{unit}"),
+        grid: grid([count, 1, 1])?,
+        block: [units.next_multiple_of(32).clamp(32, 256) as u32, 1, 1],
+        shared: 0,
+        arguments: vec![
+            Address(cache),
+            Address(rows.address),
+            Address(slots),
+            int(units, "row of")?,
+            int(stride / unit, "stride")?,
+            int(cache_slots, "cache of")?,
+        ],
+    }))
+}
+
+/// Positions that one block of the decode form reads.
+const SPLIT: usize = 256;
+/// Warps of a block, in attention.cu.
+const WARPS: usize = 4;
+/// Queries of a tile, and keys of one.
+const TILE: usize = 64;
+/// Head sizes that the tensor cores' form is compiled for.
+const TILE_WIDTHS: [usize; 4] = [64, 80, 96, 128];
+
+/// What attention reads and writes. Shapes as in [`crate::attention()`].
+#[derive(Debug, Clone, Copy)]
+pub struct Attention {
+    /// Of queries, keys, values and output.
+    pub element: Element,
+    /// `[rows, heads, width]`, contiguous, zero before the launch.
+    pub out: u64,
+    /// Queries.
+    pub q: Rows,
+    /// Keys: fresh rows, or the slots of the whole cache, one after another.
+    pub keys: Rows,
+    /// Values, as keys.
+    pub values: Rows,
+    /// u32 `[sequences + 1]`.
+    pub offsets: u64,
+    /// Sequences.
+    pub sequences: usize,
+    /// Of all sequences.
+    pub rows: usize,
+    /// Rows of the longest sequence.
+    pub longest: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key heads.
+    pub kv_heads: usize,
+    /// Head size.
+    pub width: usize,
+    /// Where keys lie in pages.
+    pub pages: Option<Paged>,
+    /// A row sees none behind it.
+    pub causal: bool,
+    /// A row sees no more than so many.
+    pub window: Option<usize>,
+    /// Of scores.
+    pub scale: f32,
+}
+
+/// The page table, as [`crate::Pages`].
+#[derive(Debug, Clone, Copy)]
+pub struct Paged {
+    /// u32 `[sequences, most_pages]`.
+    pub table: u64,
+    /// u32 `[sequences]`.
+    pub lengths: u64,
+    /// Columns of the table.
+    pub most_pages: usize,
+    /// Slots of a page.
+    pub page_size: usize,
+    /// Pages of the cache.
+    pub pages: usize,
+}
+
+impl Attention {
+    /// The f32 elements that the decode form keeps between its two launches: parts, and statistics.
+    #[must_use]
+    pub fn workspace(&self) -> [usize; 2] {
+        let Some(paged) = self.pages else { return [0, 0] };
+        let parts = self.sequences * self.heads * paged.splits();
+        [parts * self.width, parts * 2]
+    }
+
+    /// The launches, in order. `workspace` has the addresses of what [`Self::workspace`] asks for.
+    ///
+    /// # Errors
+    /// When the head size is above 256, or something is larger than a kernel takes.
+    pub fn launches(&self, workspace: [u64; 2]) -> Result<Vec<Launch>> {
+        if self.width == 0 || self.width > 256 {
+            bail!("attention: a head size of {} has no CUDA version, the largest is 256", self.width)
+        }
+        let mut launches = Vec::new();
+        if [self.rows, self.longest, self.sequences, self.heads].contains(&0) {
+            return Ok(launches);
+        }
+        if let Some(paged) = self.pages {
+            // A sequence with one row is always computed so, whatever the step has beside it.
+            launches.extend(self.decode(paged, workspace)?);
+        }
+        if self.pages.is_none() || self.longest > 1 {
+            launches.push(self.many()?);
+        }
+        Ok(launches)
+    }
+
+    fn decode(&self, paged: Paged, [parts, stats]: [u64; 2]) -> Result<[Launch; 2]> {
+        let (pairs, group) = (self.pairs(), self.heads / self.kv_heads);
+        let together = [1, 4, 8].into_iter().find(|&most| group <= most).unwrap_or(8);
+        let splits = paged.splits();
+        let name = self.element.name();
+        let decode = Launch {
+            kernel: format!("attention_decode_{name}_n{pairs}_g{together}"),
+            grid: grid([splits, self.kv_heads * group.div_ceil(together), self.sequences])?,
+            block: [32 * WARPS as u32, 1, 1],
+            shared: joined(pairs, together),
+            arguments: vec![
+                Address(parts),
+                Address(stats),
+                Address(self.q.address),
+                Address(self.keys.address),
+                Address(self.values.address),
+                Address(self.offsets),
+                Address(paged.lengths),
+                Address(paged.table),
+                int(self.rows, "rows")?,
+                int(self.q.stride, "stride")?,
+                int(self.kv_heads, "heads")?,
+                int(group, "heads")?,
+                int(self.width, "head size")?,
+                int(paged.most_pages, "page table of")?,
+                int(paged.page_size, "page of")?,
+                int(paged.pages, "cache of")?,
+                int(SPLIT, "split of")?,
+                self.window(),
+                self.paired(),
+                self.scale(),
+            ],
+        };
+        let merge = Launch {
+            kernel: format!("attention_merge_{name}"),
+            grid: grid([self.heads, self.sequences, 1])?,
+            block: [128, 1, 1],
+            shared: 0,
+            arguments: vec![
+                Address(self.out),
+                Address(parts),
+                Address(stats),
+                Address(self.offsets),
+                Address(paged.lengths),
+                int(self.width, "head size")?,
+                int(splits, "splits")?,
+                int(SPLIT, "split of")?,
+                self.window(),
+            ],
+        };
+        Ok([decode, merge])
+    }
+
+    fn many(&self) -> Result<Launch> {
+        let name = self.element.name();
+        let operands = [self.q, self.keys, self.values];
+        let tiled = self.element != Element::F32
+            && TILE_WIDTHS.contains(&self.width)
+            && aligned(16, &[self.out])
+            && operands.iter().all(|rows| aligned(16, &[rows.address]) && rows.stride.is_multiple_of(8));
+        let (kernel, blocks, shared) = if tiled {
+            let elements = 5 * TILE * (self.width + 8);
+            let kernel = format!("attention_tiles_{name}_d{}", self.width);
+            (kernel, self.longest.div_ceil(TILE), (elements * self.element.size()) as u32)
+        } else {
+            let pairs = self.pairs();
+            (format!("attention_rows_{name}_n{pairs}"), self.longest, joined(pairs, 1))
+        };
+        let paged =
+            self.pages.unwrap_or(Paged { table: 0, lengths: 0, most_pages: 0, page_size: 1, pages: 0 });
+        Ok(Launch {
+            kernel,
+            grid: grid([blocks, self.heads, self.sequences])?,
+            block: [32 * WARPS as u32, 1, 1],
+            shared,
+            arguments: vec![
+                Address(self.out),
+                Address(self.q.address),
+                Address(self.keys.address),
+                Address(self.values.address),
+                Address(self.offsets),
+                Address(paged.lengths),
+                Address(paged.table),
+                int(self.rows, "rows")?,
+                int(self.q.stride, "stride")?,
+                int(self.keys.stride, "stride")?,
+                int(self.values.stride, "stride")?,
+                int(self.kv_heads, "heads")?,
+                int(self.width, "head size")?,
+                int(paged.most_pages, "page table of")?,
+                int(paged.page_size, "page of")?,
+                int(paged.pages, "cache of")?,
+                I32(i32::from(self.causal)),
+                self.window(),
+                self.paired(),
+                self.scale(),
+            ],
+        })
+    }
+
+    /// Pairs of elements that a lane holds.
+    fn pairs(&self) -> usize {
+        self.width.div_ceil(64).next_power_of_two()
+    }
+
+    fn window(&self) -> Argument {
+        I32(self.window.and_then(|window| i32::try_from(window).ok()).unwrap_or(i32::MAX))
+    }
+
+    /// Whether two elements can be read at once.
+    fn paired(&self) -> Argument {
+        let fits = |rows: &Rows| {
+            rows.stride.is_multiple_of(2) && aligned(2 * self.element.size() as u64, &[rows.address])
+        };
+        let fits = self.width.is_multiple_of(2) && [self.q, self.keys, self.values].iter().all(fits);
+        I32(i32::from(fits))
+    }
+
+    /// Softmax to base 2.
+    fn scale(&self) -> Argument {
+        F32((f64::from(self.scale) * std::f64::consts::LOG2_E) as f32)
+    }
+}
+
+impl Paged {
+    /// By the width of the table; a sequence that has fewer leaves the rest alone.
+    fn splits(&self) -> usize {
+        (self.most_pages * self.page_size).div_ceil(SPLIT).max(1)
+    }
+}
+
+/// Bytes in which the warps of a block join what they have.
+fn joined(pairs: usize, heads: usize) -> u32 {
+    (WARPS * heads * (64 * pairs + 2) * 4) as u32
+}
