@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Finds a CUDA toolkit, or installs one below the cache folder, and prints the environment that a build needs.
 #
-#   eval "$(scripts/cuda-toolkit.sh)" && cargo build --release --features cuda
+#   eval "$(scripts/cuda-toolkit.sh)" && cargo build --release -p percept-kernels --features cuda
 #
 # A toolkit of the machine is taken as it is: CUDA_HOME, then /usr/local/cuda, then nvcc on PATH. Otherwise the
 # compiler and its libraries come from Python packages. Those have no driver and no cuBLAS, which a GPU host has: what
@@ -79,7 +79,7 @@ symbols() {
         cudart) module=runtime ;;
         cublasLt) module=cublaslt ;;
     esac
-    cudarc=$(cargo metadata --locked --format-version 1 --features cuda \
+    cudarc=$(cargo metadata --locked --format-version 1 --manifest-path kernels/Cargo.toml --features cuda \
         --filter-platform "$(rustc -vV | sed -n 's/^host: //p')" |
         python3 -c 'import json, os, sys
 found = [p for p in json.load(sys.stdin)["packages"] if p["name"] == "cudarc"]
