@@ -14,7 +14,7 @@ use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
     Preprocess, Result, SizeError, Task, TextInfo,
     batch::Batch,
-    end_to_end, ids,
+    end_to_end,
     nn::{
         decoder::{Decoder, DecoderConfig, TextConfig},
         image::{Filter, ImageProcessorConfig, Levels, stretch, tiles},
@@ -159,11 +159,9 @@ impl Config {
     }
 
     fn text(&self, decoder: &DecoderConfig, placeholder: u32) -> TextInfo {
-        let stops = ids(self.eos_token_id.as_ref()).chain(ids(self.text_config.eos_token_id.as_ref()));
         TextInfo {
-            positions: decoder.numbering(),
             template: self.template.as_deref().and_then(template),
-            ..TextInfo::new(decoder.positions, placeholder, stops.collect())
+            ..decoder.text_info(placeholder, &[&self.eos_token_id, &self.text_config.eos_token_id])
         }
     }
 

@@ -400,6 +400,13 @@ struct Parts {
     encoder_row: usize,
 }
 
+impl Parts {
+    fn loaded(self, weight_bytes: u64, dtype: DType, device: Device) -> Loaded {
+        let Self { model, preprocess, task, width, encoder_row } = self;
+        Loaded { model, preprocess, task, width, encoder_row, weight_bytes, dtype, device }
+    }
+}
+
 /// Every architecture that can be loaded.
 pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
@@ -474,9 +481,9 @@ pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, Loa
     }
     let failure = weights.failure();
     let vb = weights.into_builder(dtype, &device);
-    let Parts { model, preprocess, task, width, encoder_row } = (architecture.load)(checkpoint, fit, &vb)
+    let parts = (architecture.load)(checkpoint, fit, &vb)
         .map_err(|error| failure.lock().ok().and_then(|mut failure| failure.take()).unwrap_or(error))?;
-    Ok(Loaded { model, preprocess, task, width, encoder_row, weight_bytes, dtype, device })
+    Ok(parts.loaded(weight_bytes, dtype, device))
 }
 
 /// Loads a network of a checkpoint's shapes with random weights: as [`load`] does, but for its weight files, which
@@ -492,8 +499,7 @@ pub fn load_random(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Load
     }
     let vb = Random::new(weight_bytes, progress).into_builder(dtype, &device);
     let parts = (architecture(checkpoint)?.load)(checkpoint, fit, &vb)?;
-    let Parts { model, preprocess, task, width, encoder_row } = parts;
-    Ok(Loaded { model, preprocess, task, width, encoder_row, weight_bytes, dtype, device })
+    Ok(parts.loaded(weight_bytes, dtype, device))
 }
 
 /// What the network of a checkpoint will be. Its weights are neither read nor needed: their size is that of the
@@ -505,17 +511,8 @@ pub fn outline(checkpoint: &Checkpoint, dtype: DType, fit: Option<Fit>) -> Resul
     let outlined = Outlined::default();
     let vb = outlined.builder(dtype);
     let parts = (architecture(checkpoint)?.load)(checkpoint, fit, &vb)?;
-    let Parts { model, preprocess, task, width, encoder_row } = parts;
     let weight_bytes = outlined.elements() * dtype.size_in_bytes() as u64;
-    Ok(Outline {
-        cache_shape: model.cache_shape(),
-        preprocess,
-        task,
-        width,
-        encoder_row,
-        weight_bytes,
-        dtype,
-    })
+    Ok(parts.loaded(weight_bytes, dtype, Device::Cpu).outline())
 }
 
 /// Bytes that the weights of a checkpoint take as `dtype`. Reads no more of them than their headers.

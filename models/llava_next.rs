@@ -17,7 +17,7 @@ use crate::{
     end_to_end,
     nn::{
         decoder::Decoder,
-        image::{Filter, ImageProcessorConfig, Levels, gather, place, stretch, tiles},
+        image::{Filter, ImageProcessorConfig, Levels, pack, place, stretch, tiles},
         projected::{ProjectedConfig, ProjectedTower},
     },
 };
@@ -90,16 +90,11 @@ impl Model for LlavaNext {
 
     fn encode(&self, media: &[Features]) -> Result<Tensor> {
         let crops = self.tower.forward(&end_to_end(media)?)?.flatten_to(1)?;
-        let newline = crops.dim(0)?;
-        let mut order = Vec::new();
-        let mut first = 0;
-        for features in media {
-            let (width, height) = features.size.picture()?;
+        pack(&crops, &self.newline.unsqueeze(0)?, media, |(width, height), first, newline| {
             let plan = self.grid.plan(width, height);
-            order.extend(self.grid.order(&plan, first, newline));
-            first += (1 + plan.rows * plan.columns) * self.grid.patches * self.grid.patches;
-        }
-        gather(&Tensor::cat(&[&crops, &self.newline.unsqueeze(0)?], 0)?, order)
+            let patches = (1 + plan.rows * plan.columns) * self.grid.patches * self.grid.patches;
+            (self.grid.order(&plan, first, newline), patches)
+        })
     }
 
     fn forward(&self, batch: &Batch, cache: &KvCache) -> Result<Tensor> {

@@ -15,10 +15,10 @@ use serde::Deserialize;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, SizeError, Task, TextInfo,
+    Preprocess, Result, SizeError, Task,
     batch::{Batch, Remembered},
     cache::LayerCache,
-    end_to_end, ids,
+    end_to_end,
     nn::{
         attention::{Biases, CrossAttention, Sight},
         decoder::{Block, DecoderConfig, Ends, TextConfig},
@@ -26,7 +26,7 @@ use crate::{
         linear::{Bias, Linear},
         mlp::{Activation, GateUp, GatedMlp},
         norm::{LayerNorm, RmsNorm},
-        patches::PatchEmbedding,
+        patches::{PatchEmbedding, check_patches},
         rope::Rope,
         vit::{VitBlock, VitConfig, VitNames},
     },
@@ -133,12 +133,7 @@ impl VisionConfig {
         let unsupported = |key: &str, value: &dyn std::fmt::Debug, supported: &str| {
             Err(LoadError::unsupported(&format!("vision_config {key}"), &format!("{value:?}"), supported))
         };
-        if self.num_channels != 3 {
-            return unsupported("num_channels", &self.num_channels, "3");
-        }
-        if self.patch_size == 0 || self.image_size < self.patch_size {
-            return unsupported("patch_size", &self.patch_size, "1 to image_size");
-        }
+        check_patches(self.num_channels, self.image_size, self.patch_size)?;
         if self.supported_aspect_ratios != arrangements(self.max_num_tiles) || self.max_num_tiles == 0 {
             let supported = "all arrangements of 1 to max_num_tiles tiles, in order";
             return unsupported("supported_aspect_ratios", &self.supported_aspect_ratios, supported);
@@ -201,8 +196,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     vision.check()?;
     let hidden = decoder.attention.hidden;
     let placeholder = config.image_token_index.or(config.image_token_id).unwrap_or(128_256);
-    let stops = ids(config.text_config.eos_token_id.as_ref()).collect();
-    let info = TextInfo::new(decoder.positions, placeholder, stops);
+    let info = decoder.text_info(placeholder, &[&config.text_config.eos_token_id]);
     let canvases = Canvases { side: vision.image_size, arrangements: arrangements(vision.max_num_tiles) };
     let preprocess = preprocess(checkpoint, vision, placeholder, canvases.clone())?;
     let language = vb.pp("language_model");
@@ -211,7 +205,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     Ok(Parts {
         width: hidden,
         encoder_row: vision.row_size(&vision.layer()?, hidden),
-        task: Task::Chat(TextInfo { positions: decoder.numbering(), ..info }),
+        task: Task::Chat(info),
         preprocess: Arc::new(preprocess),
         model: Box::new(Mllama {
             tower: Tower::load(vision, &vb.pp("vision_model"))?,

@@ -14,11 +14,11 @@ use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
     Preprocess, Result, SizeError, Task, TextInfo,
     batch::Batch,
-    end_to_end, ids,
+    end_to_end,
     nn::{
         clip::{ClipConfig, ClipTower},
         decoder::{Decoder, DecoderConfig, TextConfig},
-        image::{Filter, ImageProcessorConfig, Levels, bicubic, gather, place, stretch, tiles},
+        image::{Filter, ImageProcessorConfig, Levels, bicubic, pack, place, stretch, tiles},
         linear::Bias,
         mlp::{Activation, Mlp},
         vit::hidden_state,
@@ -171,12 +171,10 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
 }
 
 fn text_info(text: &TextConfig, decoder: &DecoderConfig, placeholder: u32) -> TextInfo {
-    let stops = ids(text.eos_token_id.as_ref()).collect();
     TextInfo {
-        positions: decoder.numbering(),
         // `processing_phi3_v.py` encodes what is between pictures each by itself.
         stretches: true,
-        ..TextInfo::new(decoder.positions, placeholder, stops)
+        ..decoder.text_info(placeholder, &[&text.eos_token_id])
     }
 }
 
@@ -199,16 +197,11 @@ impl Model for Phi3V {
     fn encode(&self, media: &[Features]) -> Result<Tensor> {
         let states = self.tower.states(&end_to_end(media)?, &[self.state])?;
         let patches = states[0].narrow(1, 1, self.grid.patches * self.grid.patches)?.flatten_to(1)?;
-        let separators = patches.dim(0)?;
-        let mut order = Vec::new();
-        let mut first = 0;
-        for features in media {
-            let (width, height) = features.size.picture()?;
+        let blocks = pack(&patches, &self.separators, media, |(width, height), first, separators| {
             let plan = self.grid.plan(width, height);
-            order.extend(self.grid.order(&plan, first, separators));
-            first += (1 + plan.rows * plan.columns) * self.grid.patches * self.grid.patches;
-        }
-        let blocks = gather(&Tensor::cat(&[&patches, &self.separators], 0)?, order)?;
+            let patches = (1 + plan.rows * plan.columns) * self.grid.patches * self.grid.patches;
+            (self.grid.order(&plan, first, separators), patches)
+        })?;
         let rows = blocks.dim(0)? / (MERGE * MERGE);
         self.projector.forward(&blocks.reshape((rows, ()))?)
     }

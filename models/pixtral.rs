@@ -21,7 +21,7 @@ use crate::{
         linear::Bias,
         mlp::{Activation, GateUp, Mlp},
         norm::RmsNorm,
-        patches::PatchEmbedding,
+        patches::{PatchEmbedding, check_patches},
         projected::{ProjectedConfig, Strategy, VisionConfig},
         rope::{GridRope, RopeParameters},
         vit::{GatedNames, VitBlock, VitConfig},
@@ -95,12 +95,7 @@ impl PixtralConfig {
         if !head.is_multiple_of(4) {
             return unsupported("head_dim", head, "multiples of 4");
         }
-        if self.num_channels != 3 {
-            return unsupported("num_channels", self.num_channels, "3");
-        }
-        if self.patch_size == 0 || self.image_size < self.patch_size {
-            return unsupported("patch_size", self.patch_size, "1 to image_size");
-        }
+        check_patches(self.num_channels, self.image_size, self.patch_size)?;
         Ok(config)
     }
 }

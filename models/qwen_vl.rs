@@ -16,7 +16,6 @@ use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
     Preprocess, Ragged, Result, SizeError, Task, TextInfo,
     batch::Batch,
-    ids,
     nn::{
         attention::{Biases, Qkv},
         decoder::{Decoder, DecoderConfig, TextConfig},
@@ -127,11 +126,9 @@ impl Config {
         if !decoder.rope.has_planes() {
             return Err(LoadError::unsupported("text_config rope", "without mrope_section", "mrope"));
         }
-        let stops = ids(self.eos_token_id.as_ref()).chain(ids(text.eos_token_id.as_ref()));
         // Of the configuration classes.
         let placeholder = self.image_token_id.unwrap_or(151_655);
-        let info = TextInfo::new(decoder.positions, placeholder, stops.collect());
-        let info = TextInfo { positions: decoder.numbering(), ..info };
+        let info = decoder.text_info(placeholder, &[&self.eos_token_id, &text.eos_token_id]);
         Ok((decoder, info))
     }
 

@@ -14,16 +14,16 @@ use serde::Deserialize;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Result, SizeError, Task, TextInfo,
+    Preprocess, Result, SizeError, Task,
     batch::{Batch, Ragged},
-    end_to_end, ids,
+    end_to_end,
     nn::{
-        decoder::{Decoder, DecoderConfig, TextConfig},
+        decoder::{Decoder, TextConfig},
         image::{Filter, ImageProcessorConfig, Levels, stretch, tiles},
         linear::{Bias, Linear},
         mlp::Activation,
         norm::LayerNorm,
-        patches::{PatchEmbedding, merge},
+        patches::{PatchEmbedding, check_patches, merge},
         vit::{VitBlock, VitConfig, VitNames},
     },
 };
@@ -120,7 +120,10 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
         width: hidden,
         // The tower has several rows for one of these; joined, they are projected.
         encoder_row: (block * block * vit.row_size()).max(2 * merged + hidden),
-        task: Task::Chat(config.text(&decoder)),
+        task: Task::Chat(
+            decoder
+                .text_info(config.image_token_id, &[&config.eos_token_id, &config.text_config.eos_token_id]),
+        ),
         preprocess: Arc::new(Tiles {
             words: Words::read(checkpoint, &grid)?,
             grid,
@@ -145,14 +148,6 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     })
 }
 
-impl Config {
-    fn text(&self, decoder: &DecoderConfig) -> TextInfo {
-        let stops = ids(self.eos_token_id.as_ref()).chain(ids(self.text_config.eos_token_id.as_ref()));
-        let info = TextInfo::new(decoder.positions, self.image_token_id, stops.collect());
-        TextInfo { positions: decoder.numbering(), ..info }
-    }
-}
-
 impl VisionConfig {
     /// Patches along a side of a tile.
     fn side(&self) -> usize {
@@ -161,15 +156,7 @@ impl VisionConfig {
 
     /// Sizes of a layer, where this tower is what is described.
     fn layer(&self) -> Result<VitConfig, LoadError> {
-        let unsupported = |key: &str, value: usize, supported: &str| {
-            Err(LoadError::unsupported(&format!("vision_config {key}"), &value.to_string(), supported))
-        };
-        if self.num_channels != 3 {
-            return unsupported("num_channels", self.num_channels, "3");
-        }
-        if self.patch_size == 0 || self.image_size < self.patch_size {
-            return unsupported("patch_size", self.patch_size, "1 to image_size");
-        }
+        check_patches(self.num_channels, self.image_size, self.patch_size)?;
         let config = VitConfig {
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{Golden, fixtures, llava, server};
+use support::{Golden, edit, fixtures, llava, server};
 use tempfile::TempDir;
 
 /// The program, in an environment that is nobody's.
@@ -303,17 +303,8 @@ fn several_models_are_served_by_one_process() {
 
 /// A copy of a fixture without its weights, with another network in it if one is given.
 fn without_weights(name: &str, change: impl FnOnce(&mut Value)) -> TempDir {
-    let folder = TempDir::new().unwrap();
-    for entry in fs::read_dir(fixtures().join(name)).unwrap() {
-        let entry = entry.unwrap();
-        if entry.path().extension().is_some_and(|ending| ending == "json") {
-            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-        }
-    }
-    let config = folder.path().join("config.json");
-    let mut json: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
-    change(&mut json);
-    fs::write(config, json.to_string()).unwrap();
+    let folder = support::without_weights(name);
+    edit(folder.path(), "config.json", change);
     folder
 }
 

@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use percept::config::Settings;
 use percept_models::{Checkpoint, LoadOptions, Loaded, MediaSize, Outline, Task};
 use serde_json::{Value, json};
-use support::{fixtures, load, server};
+use support::{edit, fixtures, load, server, without_weights};
 use tempfile::TempDir;
 
 /// Fixtures of all networks that are known, by name.
@@ -20,25 +20,6 @@ fn families() -> BTreeMap<String, PathBuf> {
         known.map(|entry| (entry.file_name().into_string().unwrap(), entry.path())).collect();
     assert!(known.len() > 8 && known.contains_key("whisper"), "{known:?}");
     known
-}
-
-/// A copy of a fixture without its weights.
-fn without_weights(name: &str) -> TempDir {
-    let folder = TempDir::new().unwrap();
-    for entry in fs::read_dir(fixtures().join(name)).unwrap() {
-        let entry = entry.unwrap();
-        if entry.path().extension().is_some_and(|ending| ending == "json") {
-            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-        }
-    }
-    folder
-}
-
-fn edit(folder: &TempDir, name: &str, change: impl FnOnce(&mut Value)) {
-    let path = folder.path().join(name);
-    let mut json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    change(&mut json);
-    fs::write(path, json.to_string()).unwrap();
 }
 
 fn outline(folder: &TempDir, dtype: DType) -> Result<Outline, String> {
@@ -102,9 +83,9 @@ fn other_files_must_be_there() {
         assert!(error.contains(&expected), "{error}");
     }
     let folder = without_weights("llava");
-    edit(&folder, "config.json", |config| config["text_config"]["attention_bias"] = json!(true));
+    edit(folder.path(), "config.json", |config| config["text_config"]["attention_bias"] = json!(true));
     assert!(outline(&folder, DType::F32).err().unwrap().contains("attention_bias"));
-    edit(&folder, "config.json", |config| {
+    edit(folder.path(), "config.json", |config| {
         config["text_config"]["attention_bias"] = json!(false);
         config["text_config"]["vocab_size"] = json!(1_u64 << 60);
     });
@@ -115,7 +96,7 @@ fn other_files_must_be_there() {
 #[test]
 fn networks_of_published_sizes_have_as_many_weights_as_published() {
     let llava = without_weights("llava");
-    edit(&llava, "config.json", |config| {
+    edit(llava.path(), "config.json", |config| {
         config["text_config"] = json!({
             "model_type": "llama", "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "vocab_size": 32064,
         });
@@ -124,7 +105,7 @@ fn networks_of_published_sizes_have_as_many_weights_as_published() {
             "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
         });
     });
-    edit(&llava, "preprocessor_config.json", |config| {
+    edit(llava.path(), "preprocessor_config.json", |config| {
         config["crop_size"] = json!({"height": 336, "width": 336});
         config["size"] = json!({"shortest_edge": 336});
     });
@@ -135,7 +116,7 @@ fn networks_of_published_sizes_have_as_many_weights_as_published() {
     assert_eq!(found.cache_shape.row_bytes(DType::BF16), 512 << 10);
 
     let whisper = without_weights("whisper");
-    edit(&whisper, "config.json", |config| {
+    edit(whisper.path(), "config.json", |config| {
         *config = json!({
             "architectures": ["WhisperForConditionalGeneration"], "d_model": 1280, "num_mel_bins": 128,
             "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,

@@ -10,24 +10,24 @@ use candle_core::{DType, Device, Tensor};
 use futures_util::future::join_all;
 use percept::{
     config::Settings,
-    engine::{self, EngineConfig, Event, Handle, Key, Limits},
-    media::Picture,
-    request::{self, Media, Prompt, Readout, Request, Sampling, Source, Span},
+    engine::{self, EngineConfig, Handle, Limits},
+    request::{self, Prompt, Readout, Request, Sampling, Span},
     text::{Message, Part, Role, TextModel},
 };
 use percept_models::{
-    Batch, Checkpoint, Features, Insert, KvCache, Loaded, MediaSize, Medium, Pages, Paging, Ragged,
-    Remembered, Task,
+    Batch, Checkpoint, Insert, KvCache, Loaded, MediaSize, Pages, Ragged, Remembered, Task,
 };
 use serde_json::{Value, json};
 use support::{
-    Case, Golden, fixtures,
+    Case, Golden,
+    answers::{answer, media, roomy},
+    copy_of, edit, encode, features, fixtures,
+    forward::{self, PAGE},
     internvl::{Layout, converted},
     largest_difference, load, picture, server, sha256,
 };
 use tempfile::TempDir;
 
-const PAGE: usize = 16;
 const CONTEXT: usize = 1024;
 
 /// A model with its goldens.
@@ -52,7 +52,7 @@ impl Family {
 
     fn read(name: &str, dtype: DType, crops: Option<u64>) -> Self {
         let copy = crops.map(|crops| with_crops(name, crops));
-        let folder = copy.as_ref().map_or_else(|| fixtures().join(name), |copy| copy.path().join(name));
+        let folder = copy.as_ref().map_or_else(|| fixtures().join(name), |copy| copy.path().to_owned());
         Self { _copy: copy, crops, ..Self::of(folder, name, dtype) }
     }
 
@@ -91,50 +91,19 @@ impl Family {
         info.placeholder
     }
 
-    fn features(&self, name: &str) -> Features {
-        let pixels = picture(name);
-        let (height, width, _) = pixels.dims3().unwrap();
-        let tensor = self.loaded.preprocess.run(Medium::Picture(&pixels)).unwrap();
-        Features { tensor, size: MediaSize::Image { width, height } }
-    }
-
-    /// Encoder rows of a case's pictures, all pictures in one call.
-    fn encode(&self, case: &Case) -> Option<Tensor> {
-        let features: Vec<_> = case.images.iter().map(|name| self.features(name)).collect();
-        (!features.is_empty()).then(|| self.loaded.model.encode(&features).unwrap())
-    }
-
     /// Logits of every row of a prompt, computed in one step.
     fn logits(&self, case: &Case) -> Tensor {
-        let device = &Device::Cpu;
         let Prompt { tokens, spans } = self.prompt(case);
         let rows = tokens.len();
         let pages = rows.div_ceil(PAGE);
         let of_memories: usize = spans.iter().map(|span| span.memory.div_ceil(PAGE)).sum();
-        let model = &self.loaded.model;
-        let all = pages + of_memories + 1;
-        let cache = KvCache::new(model.cache_shape(), all, PAGE, self.loaded.dtype, device).unwrap();
-        // Pages in falling order, so that a mistake in their use shows.
-        let table: Vec<u32> = (0..pages as u32).rev().collect();
-        let slots: Vec<u32> =
-            (0..rows).map(|row| table[row / PAGE] * PAGE as u32 + (row % PAGE) as u32).collect();
-        let encoded = self.encode(case);
+        let cache = forward::cache(&self.loaded, pages + of_memories + 1);
+        let encoded = encode(&self.loaded, case);
         let memory = self.remember(&spans, encoded.as_ref(), rows, &cache, pages);
-        let positions = match self.golden.tensor(&case.name, "position_ids") {
-            Some(positions) => positions.reshape((3, rows)).unwrap().to_dtype(DType::U32).unwrap(),
-            None => {
-                let line = Tensor::arange(0u32, rows as u32, device).unwrap();
-                if self.loaded.task.positions().planes {
-                    Tensor::stack(&[&line; 3], 0).unwrap()
-                } else {
-                    line
-                }
-            }
-        };
         let long = case.extra.get("rope").map(|rope| {
             let forced = rope["mode"].as_str().unwrap();
             let long = forced == "long" || forced == "auto" && rope["long_at_prompt"].as_bool().unwrap();
-            Tensor::full(u32::from(long), rows, device).unwrap()
+            Tensor::full(u32::from(long), rows, &Device::Cpu).unwrap()
         });
         let seen = tokens.iter().enumerate().filter(|(_, token)| **token == self.placeholder());
         let inserts = seen.enumerate().map(|(index, (at, _))| Insert {
@@ -144,23 +113,11 @@ impl Family {
         let inserts: Vec<_> = if memory.is_some() { Vec::new() } else { inserts.collect() };
         let taken = inserts.len() + spans.iter().map(|span| span.memory).sum::<usize>();
         assert_eq!(taken, encoded.as_ref().map_or(0, |rows| rows.dim(0).unwrap()), "{}", case.name);
-        let batch = Batch {
-            positions,
-            long,
-            rows: Ragged::new(&[rows], device).unwrap(),
-            memory,
-            inserts,
-            text: Paging {
-                slots: Tensor::from_vec(slots, rows, device).unwrap(),
-                pages: Pages {
-                    table: Tensor::from_vec(table, (1, pages), device).unwrap(),
-                    lengths: Tensor::new(&[rows as u32], device).unwrap(),
-                },
-            },
-            tokens: Tensor::from_vec(tokens, rows, device).unwrap(),
-            last: Tensor::arange(0u32, rows as u32, device).unwrap(),
-        };
-        model.forward(&batch, &cache).unwrap()
+        let mut batch = Batch { long, memory, ..forward::batch(&self.loaded, &tokens, inserts) };
+        if let Some(positions) = self.golden.tensor(&case.name, "position_ids") {
+            batch.positions = positions.reshape((3, rows)).unwrap().to_dtype(DType::U32).unwrap();
+        }
+        self.loaded.model.forward(&batch, &cache).unwrap()
     }
 
     /// What `rows` rows see besides the text, written to pages from `first` on: from each picture on its rows, and those
@@ -223,15 +180,9 @@ impl Family {
     }
 
     fn request(&self, case: &Case, sampling: Sampling) -> Request {
-        let media = case.images.iter().map(|name| {
-            let pixels = picture(name);
-            let (height, width, _) = pixels.dims3().unwrap();
-            let rgb = pixels.flatten_all().unwrap().to_vec1().unwrap();
-            Media { key: Key::of(name.as_bytes()), source: Source::Pixels(Picture::new(width, height, rgb)) }
-        });
         Request {
             prompt: self.prompt(case),
-            media: media.collect(),
+            media: media(case),
             sampling,
             limits: request::Limits { tokens: self.length(case), stops: Arc::clone(self.text.stops()) },
             readout: Readout::Answer,
@@ -248,21 +199,7 @@ impl Family {
     }
 
     fn config(&self) -> EngineConfig {
-        EngineConfig {
-            limits: Limits {
-                sequences: 64,
-                rows: 4096,
-                chunk: 4096,
-                encoded: CONTEXT,
-                spare: CONTEXT / 8,
-                encode: 1024,
-            },
-            pages: 1024,
-            page_size: PAGE,
-            queue: 256,
-            context: CONTEXT,
-            vocabulary: self.text.tokenizer().size(),
-        }
+        roomy(CONTEXT, self.text.tokenizer().size())
     }
 
     /// Cases at once, each compared with the reference.
@@ -282,17 +219,8 @@ fn crops(case: &Case) -> Option<u64> {
 
 /// A copy of the fixture whose pictures have at most so many tiles.
 fn with_crops(name: &str, crops: u64) -> TempDir {
-    let copy = TempDir::new().unwrap();
-    let folder = copy.path().join(name);
-    std::fs::create_dir(&folder).unwrap();
-    for file in std::fs::read_dir(fixtures().join(name)).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
-    }
-    let file = folder.join("preprocessor_config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    config["num_crops"] = crops.into();
-    std::fs::write(file, config.to_string()).unwrap();
+    let copy = copy_of(name, |_| true);
+    edit(copy.path(), "preprocessor_config.json", |config| config["num_crops"] = crops.into());
     copy
 }
 
@@ -313,20 +241,6 @@ fn messages(case: &Case) -> Vec<Message> {
         },
     };
     case.turns().iter().map(message).collect()
-}
-
-async fn answer(handle: &Handle, request: Request) -> Vec<u32> {
-    let mut events = handle.submit(request).unwrap();
-    let mut tokens = Vec::new();
-    loop {
-        match events.next().await {
-            Event::Started { .. } => {}
-            Event::Token(drawn) => tokens.push(drawn.id),
-            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
-            Event::Finished { .. } => return tokens,
-            Event::Failed(error) => panic!("{error}"),
-        }
-    }
 }
 
 /// Bytes of the pixels that `features` were made of: what normalising did is undone.
@@ -386,14 +300,15 @@ fn pixels_equal_the_reference(name: &'static str) {
         // Some cases have all pictures' tiles in one.
         let together = case.uint8_stage.as_ref().and_then(|stage| stage.get("pixel_u8"));
         if let Some(expected) = together.filter(|_| case.images.len() > 1) {
-            let all: Vec<_> = case.images.iter().map(|image| family.features(image).tensor).collect();
+            let all: Vec<_> =
+                case.images.iter().map(|image| features(&family.loaded, image).tensor).collect();
             let all = Tensor::cat(&all, 0).unwrap();
             assert_eq!(all.dims(), expected.shape, "{}", case.name);
             assert_eq!(sha256(&levels(&all, &config)), expected.sha256, "{}", case.name);
             compared += 1;
         }
         for (index, image) in case.images.iter().enumerate() {
-            let features = family.features(image).tensor;
+            let features = features(&family.loaded, image).tensor;
             let stage = case.uint8_stage.as_ref();
             let expected = stage.and_then(|stage| {
                 stage
@@ -432,7 +347,7 @@ fn rows_and_logits_equal_the_reference(families: &[Family]) {
     for (family, case) in
         families.iter().flat_map(|family| family.all_cases().map(move |case| (family, case)))
     {
-        if let Some(found) = family.encode(case) {
+        if let Some(found) = encode(&family.loaded, case) {
             let whole = family.golden.tensor(&case.name, "image_features").cloned();
             let parts: Vec<_> = (0..case.images.len())
                 .filter_map(|index| {

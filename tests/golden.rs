@@ -12,57 +12,19 @@ use percept_models::{
 use serde::Deserialize;
 use serde_json::Value;
 use support::{
-    Case, Golden, fixtures, largest_difference, llava, load, pattern, picture, sha256, sound_pattern, wav,
-    whisper,
+    Case, Golden, encode, fixtures,
+    forward::{self, PAGE},
+    largest_difference, llava, load, pattern, picture, sha256, sound_pattern, wav, whisper,
 };
-
-const PAGE: usize = 16;
-
-fn features(loaded: &Loaded, name: &str) -> Features {
-    let pixels = picture(name);
-    let (height, width, _) = pixels.dims3().unwrap();
-    let tensor = loaded.preprocess.run(Medium::Picture(&pixels)).unwrap();
-    Features { tensor, size: MediaSize::Image { width, height } }
-}
-
-/// Encoder rows of a case's pictures, all pictures in one call.
-fn encode(loaded: &Loaded, case: &Case) -> Option<Tensor> {
-    let features: Vec<_> = case.images.iter().map(|name| features(loaded, name)).collect();
-    (!features.is_empty()).then(|| loaded.model.encode(&features).unwrap())
-}
 
 /// Logits of every row of a prompt, computed in one step.
 fn logits(loaded: &Loaded, case: &Case, encoded: Option<&Tensor>) -> Tensor {
-    let device = &Device::Cpu;
-    let rows = case.input_ids.len();
-    let pages = rows.div_ceil(PAGE);
-    let cache = KvCache::new(loaded.model.cache_shape(), pages + 1, PAGE, loaded.dtype, device).unwrap();
-    // Pages in falling order, so that a mistake in their use shows.
-    let table: Vec<u32> = (0..pages as u32).rev().collect();
-    let slots: Vec<u32> =
-        (0..rows).map(|row| table[row / PAGE] * PAGE as u32 + (row % PAGE) as u32).collect();
     let mut from = 0;
     let inserts = case.image_spans.iter().map(|&(at, length)| {
         from += length;
         Insert { at, rows: encoded.unwrap().narrow(0, from - length, length).unwrap() }
     });
-    let batch = Batch {
-        tokens: Tensor::from_vec(case.ids(), rows, device).unwrap(),
-        positions: Tensor::arange(0u32, rows as u32, device).unwrap(),
-        long: None,
-        rows: Ragged::new(&[rows], device).unwrap(),
-        memory: None,
-        inserts: inserts.collect(),
-        text: Paging {
-            slots: Tensor::from_vec(slots, rows, device).unwrap(),
-            pages: Pages {
-                table: Tensor::from_vec(table, (1, pages), device).unwrap(),
-                lengths: Tensor::new(&[rows as u32], device).unwrap(),
-            },
-        },
-        last: Tensor::arange(0u32, rows as u32, device).unwrap(),
-    };
-    loaded.model.forward(&batch, &cache).unwrap()
+    forward::logits(loaded, &case.ids(), inserts.collect())
 }
 
 #[test]

@@ -4,15 +4,14 @@
 
 mod support;
 
-use std::{collections::HashMap, fs};
+use std::collections::HashMap;
 
 use candle_core::{DType, Device, IndexOp as _, Module as _, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{clip::vision_model, llama, mistral, pixtral, qwen2, siglip};
 use percept_models::{Checkpoint, Features, Insert, Loaded, MediaSize, nn};
 use serde_json::{Value, json};
-use support::{fixtures, forward, largest_difference, load};
-use tempfile::TempDir;
+use support::{copy_of, edit, fixtures, forward, largest_difference, load};
 
 /// f32 in another order of sums, with logits of about 10.
 const TOLERANCE: f64 = 1e-4;
@@ -29,14 +28,8 @@ fn config(name: &str) -> Value {
 
 /// The fixture with another configuration.
 fn changed(name: &str, change: impl FnOnce(&mut Value)) -> Loaded {
-    let folder = TempDir::new().unwrap();
-    for file in fs::read_dir(fixtures().join(name)).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
-    }
-    let mut config = config(name);
-    change(&mut config);
-    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let folder = copy_of(name, |_| true);
+    edit(folder.path(), "config.json", change);
     load(folder.path().to_owned(), DType::F32, None)
 }
 

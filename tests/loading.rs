@@ -18,7 +18,7 @@ use percept::{
 };
 use percept_models::{Checkpoint, Features, LoadOptions, Loaded, MediaSize, Medium, Task};
 use serde_json::{Value, json};
-use support::{fixtures, internvl, largest_difference, picture};
+use support::{copy_of, edit, fixtures, internvl, largest_difference, picture};
 use tempfile::TempDir;
 
 /// A copy of the fixture that a test may change.
@@ -32,12 +32,7 @@ impl Copy {
     }
 
     fn of(name: &str) -> Self {
-        let folder = TempDir::new().unwrap();
-        for entry in fs::read_dir(fixtures().join(name)).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-        }
-        Self { folder }
+        Self { folder: copy_of(name, |_| true) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -45,9 +40,7 @@ impl Copy {
     }
 
     fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
-        let mut json: Value = serde_json::from_str(&fs::read_to_string(self.path(name)).unwrap()).unwrap();
-        change(&mut json);
-        fs::write(self.path(name), json.to_string()).unwrap();
+        edit(self.folder.path(), name, change);
     }
 
     fn weights(&self) -> HashMap<String, Tensor> {

@@ -5,35 +5,24 @@ mod support;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use futures_util::future::join_all;
 use percept::{
-    engine::{self, EngineConfig, Event, Handle, Key, Limits},
-    media::Picture,
-    request::{self, Media, Prompt, Readout, Request, Sampling, Source, Span},
+    engine::{self, EngineConfig, Handle, Limits},
+    request::{self, Prompt, Readout, Request, Sampling, Span},
 };
-use support::{Case, Golden, llava, load, picture};
+use support::{
+    Case, Golden,
+    answers::{self, answer, media},
+    llava, load,
+};
 
 const CONTEXT: usize = 4096;
 const VOCABULARY: usize = 482;
 const END: u32 = 2;
 
 fn roomy() -> EngineConfig {
-    EngineConfig {
-        limits: Limits {
-            sequences: 64,
-            rows: 4096,
-            chunk: 4096,
-            encoded: CONTEXT,
-            spare: CONTEXT / 8,
-            encode: 1024,
-        },
-        pages: 1024,
-        page_size: 16,
-        queue: 256,
-        context: CONTEXT,
-        vocabulary: VOCABULARY,
-    }
+    answers::roomy(CONTEXT, VOCABULARY)
 }
 
 fn start(config: EngineConfig, fit: percept_models::Fit) -> Handle {
@@ -41,36 +30,13 @@ fn start(config: EngineConfig, fit: percept_models::Fit) -> Handle {
 }
 
 fn request(case: &Case, sampling: Sampling) -> Request {
-    let media = case.images.iter().map(|name| {
-        let pixels = picture(name);
-        let (height, width, _) = pixels.dims3().unwrap();
-        let rgb = pixels.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        Media { key: Key::of(name.as_bytes()), source: Source::Pixels(Picture::new(width, height, rgb)) }
-    });
     let spans = case.image_spans.iter().map(|&(start, length)| Span::line(start..start + length));
     Request {
         prompt: Prompt { tokens: case.ids(), spans: spans.collect() },
-        media: media.collect(),
+        media: media(case),
         sampling,
         limits: request::Limits { tokens: 12, stops: Arc::new([END]) },
         readout: Readout::Answer,
-    }
-}
-
-async fn answer(handle: &Handle, request: Request) -> Vec<u32> {
-    let mut events = handle.submit(request).unwrap();
-    let mut tokens = Vec::new();
-    loop {
-        match events.next().await {
-            Event::Started { .. } => {}
-            Event::Token(drawn) => tokens.push(drawn.id),
-            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
-            Event::Finished { generated, .. } => {
-                assert!(generated - tokens.len() <= 1);
-                return tokens;
-            }
-            Event::Failed(error) => panic!("{error}"),
-        }
     }
 }
 

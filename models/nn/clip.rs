@@ -10,7 +10,7 @@ use super::{
     linear::Bias,
     mlp::Activation,
     norm::LayerNorm,
-    patches::PatchEmbedding,
+    patches::{PatchEmbedding, check_patches},
     vit::{VitBlock, VitConfig, VitNames},
 };
 use crate::{LoadError, Result};
@@ -96,18 +96,11 @@ impl ClipConfig {
     /// # Errors
     /// When it does not.
     pub fn check(&self) -> Result<(), LoadError> {
-        let unsupported = |key: &str, value: &dyn std::fmt::Display, supported: &str| {
-            Err(LoadError::unsupported(&format!("vision_config {key}"), &value.to_string(), supported))
-        };
-        if self.model_type != "clip_vision_model" {
-            return unsupported("model_type", &self.model_type, "clip_vision_model");
+        const KNOWN: &str = "clip_vision_model";
+        if self.model_type != KNOWN {
+            return Err(LoadError::unsupported("vision_config model_type", &self.model_type, KNOWN));
         }
-        if self.num_channels != 3 {
-            return unsupported("num_channels", &self.num_channels, "3");
-        }
-        if self.patch_size == 0 || self.image_size < self.patch_size {
-            return unsupported("patch_size", &self.patch_size, "1 to image_size");
-        }
+        check_patches(self.num_channels, self.image_size, self.patch_size)?;
         self.layer()?;
         Ok(())
     }

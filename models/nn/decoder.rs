@@ -13,9 +13,10 @@ use super::{
     rope::{Rope, RopeConfig, RopeParameters, Rotation},
 };
 use crate::{
-    LoadError, Positions, Result,
+    LoadError, Positions, Result, TextInfo,
     batch::Batch,
     cache::{CacheShape, KvCache, LayerCache},
+    ids,
 };
 
 /// `text_config` as checkpoints write it: a key that equals its class's default may be absent.
@@ -314,9 +315,14 @@ impl DecoderConfig {
         self.names.head
     }
 
-    /// How its rows are numbered.
-    pub fn numbering(&self) -> Positions {
-        Positions { planes: self.rope.has_planes(), long: self.rope.long() }
+    /// What the text side must know, where `placeholder` stands for a picture and configurations have ids of these
+    /// forms that end an answer.
+    pub fn text_info(&self, placeholder: u32, stops: &[&Option<serde_json::Value>]) -> TextInfo {
+        let stops = stops.iter().flat_map(|stop| ids(stop.as_ref())).collect();
+        TextInfo {
+            positions: Positions { planes: self.rope.has_planes(), long: self.rope.long() },
+            ..TextInfo::new(self.positions, placeholder, stops)
+        }
     }
 }
 

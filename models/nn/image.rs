@@ -5,7 +5,7 @@ pub use percept_kernels::Filter;
 use percept_kernels::{Canvas, Region, Resize, normalise, resize};
 use serde::{Deserialize, Deserializer};
 
-use crate::{LoadError, Result};
+use crate::{Features, LoadError, Result};
 
 /// How a picture that is not square becomes square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -337,6 +337,28 @@ impl SquareProcessor {
 pub fn gather(all: &Tensor, order: Vec<u32>) -> Result<Tensor> {
     let count = order.len();
     all.index_select(&Tensor::from_vec(order, count, all.device())?, 0)
+}
+
+/// The rows of several pictures, and separators between them, each picture's in an order of its own: for a picture's
+/// width and height, where its rows begin in `rows`, and where separators do, `order` gives that order and how many rows
+/// the picture has.
+///
+/// # Errors
+/// When a medium is no picture, or there is no such row.
+pub(crate) fn pack(
+    rows: &Tensor,
+    separators: &Tensor,
+    media: &[Features],
+    order: impl Fn((usize, usize), usize, usize) -> (Vec<u32>, usize),
+) -> Result<Tensor> {
+    let behind = rows.dim(0)?;
+    let (mut all, mut first) = (Vec::new(), 0);
+    for features in media {
+        let (order, count) = order(features.size.picture()?, first, behind);
+        all.extend(order);
+        first += count;
+    }
+    gather(&Tensor::cat(&[rows, separators], 0)?, all)
 }
 
 /// PyTorch's `interpolate(mode="bicubic", align_corners=False)` without antialiasing: four taps along each axis, cubic

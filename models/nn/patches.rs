@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
 use super::linear::{Bias, Linear};
-use crate::Result;
+use crate::{LoadError, Result};
 
 /// A convolution whose stride is its size: a matrix product over patches.
 #[derive(Debug)]
@@ -45,6 +45,21 @@ impl PatchEmbedding {
             .reshape((pictures * rows * columns, 3 * size * size))?;
         self.linear.forward(&patches)?.reshape((pictures, rows * columns, ()))
     }
+}
+
+/// Whether a tower's pictures are of three colours and can be cut into patches.
+///
+/// # Errors
+/// When they are not; the message names the key of `vision_config`.
+pub fn check_patches(channels: usize, image: usize, patch: usize) -> Result<(), LoadError> {
+    if channels != 3 {
+        return Err(LoadError::unsupported("vision_config num_channels", &channels.to_string(), "3"));
+    }
+    if patch == 0 || image < patch {
+        let supported = "1 to image_size";
+        return Err(LoadError::unsupported("vision_config patch_size", &patch.to_string(), supported));
+    }
+    Ok(())
 }
 
 /// Squares of `block` × `block` patches as one row each, in whose channels the patches lie row by row: `rows`

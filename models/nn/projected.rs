@@ -13,7 +13,7 @@ use super::{
     mlp::{Activation, Mlp},
     vit::hidden_state,
 };
-use crate::{LoadError, Result, TextInfo, ids};
+use crate::{LoadError, Result, TextInfo};
 
 /// Published files keep the old names; transformers 4.52 and 5 moved them in memory, and some tools save those.
 pub const ALIASES: &[(&str, &str)] = &[
@@ -150,10 +150,8 @@ impl<V: VisionConfig> ProjectedConfig<V> {
     /// # Errors
     /// When the text's network is not supported.
     pub fn text(&self) -> Result<TextInfo, LoadError> {
-        let decoder = self.decoder()?;
-        let stops = ids(self.eos_token_id.as_ref()).chain(ids(self.text_config.eos_token_id.as_ref()));
-        let info = TextInfo::new(decoder.positions, self.image_token(), stops.collect());
-        Ok(TextInfo { positions: decoder.numbering(), ..info })
+        let stops = [&self.eos_token_id, &self.text_config.eos_token_id];
+        Ok(self.decoder()?.text_info(self.image_token(), &stops))
     }
 }
 

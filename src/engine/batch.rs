@@ -36,7 +36,7 @@ impl Batcher {
         extra: impl Fn(SeqId) -> Range<usize>,
     ) -> Result<Batch> {
         let mut tokens = Vec::new();
-        let mut positions = [const { Vec::new() }; 3];
+        let mut positions = Vec::new();
         let mut long = Vec::new();
         let mut slots = Vec::new();
         let mut lengths = Vec::with_capacity(parts.len());
@@ -52,12 +52,8 @@ impl Batcher {
             let first = tokens.len();
             self.insert(sequence, first, rows, &encoded, &mut inserts)?;
             tokens.extend_from_slice(&sequence.tokens[new.clone()]);
-            for row in new.clone() {
-                for (positions, position) in positions.iter_mut().zip(sequence.position(row)) {
-                    positions.push(position as u32);
-                }
-                long.push(u32::from(sequence.long));
-            }
+            positions.extend(new.clone().map(|row| sequence.position(row).map(|position| position as u32)));
+            long.resize(long.len() + rows, u32::from(sequence.long));
             slots.extend(new.clone().map(|row| self.slot(&sequence.pages, row)));
             lengths.push(rows);
             visible.push(new.end as u32);
@@ -75,7 +71,7 @@ impl Batcher {
             text: Paging { slots: self.upload(slots)?, pages: self.pages(&tables, visible)? },
             memory: self.remembered(&sights)?,
             tokens: self.upload(tokens)?,
-            positions: self.positions(positions)?,
+            positions: self.positions(&positions)?,
             long: self.positions.long.map(|_| self.upload(long)).transpose()?,
             inserts,
             last: self.upload(last)?,
@@ -130,13 +126,14 @@ impl Batcher {
         Ok(Pages { table, lengths: self.upload(lengths)? })
     }
 
-    fn positions(&self, positions: [Vec<u32>; 3]) -> Result<Tensor> {
-        let rows = positions[0].len();
+    /// Of each row, in time, height and width; all the same where the network does not tell them apart.
+    fn positions(&self, rows: &[[u32; 3]]) -> Result<Tensor> {
+        let plane = |plane: usize| rows.iter().map(move |row| row[plane]);
         if self.positions.planes {
-            return Tensor::from_vec(positions.concat(), (3, rows), &self.device);
+            let planes = (0..3).flat_map(plane).collect();
+            return Tensor::from_vec(planes, (3, rows.len()), &self.device);
         }
-        let [positions, ..] = positions;
-        self.upload(positions)
+        self.upload(plane(0).collect())
     }
 
     fn upload(&self, list: Vec<u32>) -> Result<Tensor> {

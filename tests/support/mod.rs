@@ -2,16 +2,22 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+pub mod answers;
 pub mod forward;
 pub mod internvl;
 pub mod server;
 pub mod speech;
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Device, Tensor};
-use percept_models::{Checkpoint, Fit, LoadOptions, Loaded};
+use percept_models::{Checkpoint, Features, Fit, LoadOptions, Loaded, MediaSize, Medium};
 use serde::Deserialize;
+use tempfile::TempDir;
 
 pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -29,6 +35,45 @@ pub fn load(folder: PathBuf, dtype: DType, fit: Option<Fit>) -> Loaded {
     let options =
         LoadOptions { device: Device::Cpu, dtype, fit, most_bytes: u64::MAX, progress: Box::new(|_, _| {}) };
     percept_models::load(&Checkpoint::new(folder), options).expect("the fixture loads")
+}
+
+/// A copy of a fixture that a test may change: those of its files that are wanted.
+pub fn copy_of(name: &str, wanted: impl Fn(&Path) -> bool) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for entry in fs::read_dir(fixtures().join(name)).unwrap() {
+        let file = entry.unwrap().path();
+        if wanted(&file) {
+            fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    folder
+}
+
+/// A copy of a fixture without its weights.
+pub fn without_weights(name: &str) -> TempDir {
+    copy_of(name, |file| file.extension().is_some_and(|ending| ending == "json"))
+}
+
+/// Changes a JSON file of a folder.
+pub fn edit(folder: &Path, name: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let file = folder.join(name);
+    let mut json = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(file, json.to_string()).unwrap();
+}
+
+/// A picture of the fixtures, ready to be encoded.
+pub fn features(loaded: &Loaded, name: &str) -> Features {
+    let pixels = picture(name);
+    let (height, width, _) = pixels.dims3().unwrap();
+    let tensor = loaded.preprocess.run(Medium::Picture(&pixels)).unwrap();
+    Features { tensor, size: MediaSize::Image { width, height } }
+}
+
+/// Encoder rows of a case's pictures, all pictures in one call.
+pub fn encode(loaded: &Loaded, case: &Case) -> Option<Tensor> {
+    let features: Vec<_> = case.images.iter().map(|name| features(loaded, name)).collect();
+    (!features.is_empty()).then(|| loaded.model.encode(&features).unwrap())
 }
 
 /// A picture under `tests/fixtures/inputs`, u8 `[height, width, 3]`.
