@@ -1,12 +1,11 @@
 // The playground: what the models see and hear, tried in a browser.
 
-import { render } from "preact";
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { asProblem, type Health, health, type Model, models, type Problem, suitable } from "./api";
 import { Chat } from "./chat";
 import { Icon } from "./icons";
 import { Failure } from "./parts";
-import { applyTheme, DEFAULTS, type Sampling, Settings, savedTheme } from "./settings";
+import { DEFAULTS, type Sampling, Settings } from "./settings";
 import { Speech } from "./speech";
 
 const SIDES = { chat: "See", speech: "Hear" } as const;
@@ -15,7 +14,7 @@ type Side = keyof typeof SIDES;
 /** Milliseconds between two questions about the server's load, while somebody looks. */
 const LOAD_EVERY = 1000;
 
-function App() {
+export function App() {
   const [side, setSide] = useState<Side>(location.hash === "#hear" ? "speech" : "chat");
   const [all, setAll] = useState<Model[] | null>(null);
   const [problem, setProblem] = useState<Problem | null>(null);
@@ -164,7 +163,3 @@ function Load() {
     </span>
   );
 }
-
-applyTheme(savedTheme());
-const root = document.getElementById("app");
-if (root) render(<App />, root);

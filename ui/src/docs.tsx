@@ -1,10 +1,9 @@
 // The description of the API, as this server generates it.
 
-import { type ComponentChild, render } from "preact";
+import type { ComponentChild } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { address } from "./api";
 import { Markdown } from "./markdown";
-import { applyTheme, savedTheme } from "./settings";
 
 interface Schema {
   $ref?: string;
@@ -230,7 +229,7 @@ function Endpoint({ reader, method, path, operation }: OperationProps) {
   );
 }
 
-function Docs() {
+export function Docs() {
   const [document, setDocument] = useState<Document | null>(null);
   const [trouble, setTrouble] = useState("");
   useEffect(() => {
@@ -284,7 +283,3 @@ function Docs() {
     </>
   );
 }
-
-applyTheme(savedTheme());
-const root = document.getElementById("app");
-if (root) render(<Docs />, root);
