@@ -1,4 +1,4 @@
-"""Draws and speaks what the demo models are shown first: assets/demo/samples. Needs Pillow and the program espeak-ng."""
+"""Draws and speaks what the demo models meet first (assets/demo/samples): Pillow, espeak-ng and ffmpeg."""
 
 import math
 import subprocess
@@ -34,9 +34,10 @@ def picture():
 def sentence():
     command = ["espeak-ng", "-v", "en-us", "-s", "150", "-w", "/dev/stdout", SENTENCE]
     spoken = subprocess.run(command, check=True, capture_output=True).stdout
-    to_16_khz = ["ffmpeg", "-v", "error", "-y", "-i", "-", "-af", "adelay=300,apad=pad_dur=0.3", "-ar", "16000"]
-    file = OUT / "sentence.wav"
-    subprocess.run([*to_16_khz, "-fflags", "+bitexact", "-flags", "+bitexact", str(file)], check=True, input=spoken)
+    silence = ["-af", "adelay=300,apad=pad_dur=0.3"]
+    form = ["-ar", "16000", "-fflags", "+bitexact", "-flags", "+bitexact"]
+    command = ["ffmpeg", "-v", "error", "-y", "-i", "-", *silence, *form, str(OUT / "sentence.wav")]
+    subprocess.run(command, check=True, input=spoken)
 
 
 if __name__ == "__main__":
