@@ -52,6 +52,14 @@ def loader(rows, options):
     )
 
 
+def begin_with(net, state):
+    """What fits of a state, so that a tower can go on under another text network."""
+    own = net.state_dict()
+    fitting = {name: w for name, w in state.items() if name in own and own[name].shape == w.shape}
+    net.load_state_dict(fitting, strict=False)
+    print(f"begins with {len(fitting)} of {len(own)} tensors", flush=True)
+
+
 class Run:
     """The loop. `net(batch, done)` gives the loss and figures to log; `save` writes the checkpoint."""
 
@@ -63,7 +71,7 @@ class Run:
         self.state = options.state or options.out.with_name(options.out.name + "-state")
         self.state.mkdir(parents=True, exist_ok=True)
         if options.init:
-            net.load_state_dict(torch.load(options.init, weights_only=True))
+            begin_with(net, torch.load(options.init, weights_only=True))
         net.to(options.device)
         print(f"{sum(p.numel() for p in net.model.parameters()) / 1e6:.2f} M parameters", flush=True)
         self.optimiser = Optimiser(net.named_parameters(), options.muon_lr, options.adam_lr)
