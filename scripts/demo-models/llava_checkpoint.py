@@ -68,11 +68,11 @@ def build_model(tok):
     )
     text = LlamaConfig(
         vocab_size=tok.get_vocab_size(),
-        hidden_size=160,
-        intermediate_size=416,
+        hidden_size=128,
+        intermediate_size=352,
         num_hidden_layers=4,
-        num_attention_heads=5,
-        num_key_value_heads=5,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
@@ -170,6 +170,7 @@ def save(model, tok, out):
         if name != "lm_head.weight" and "position_ids" not in name
     }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     tok.save(str(out / "tokenizer.json"))
     c, ids = model.config, special_ids(tok)
     side = {"height": SIDE, "width": SIDE}

@@ -212,10 +212,12 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--only", choices=["pictures", "sound"])
+    options = parser.parse_args()
     for name, write in (("pictures", write_pictures), ("sound", write_sound)):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        write(folder / name)
+        if options.only in (None, name):
+            shutil.rmtree(options.folder / name, ignore_errors=True)
+            write(options.folder / name)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def is_hidden(name):
     return "layers." in name or "projector" in name or "conv2" in name
 
 
-def rate(step, done, warm_up=100):
+def rate(step, done, warm_up=40):
     """Up within `warm_up` steps, then straight down to nothing at done = 1."""
     return min(1.0, (step + 1) / warm_up) * min(1.0, 1.25 * (1 - done))
 

@@ -30,13 +30,13 @@ COLOURS = {
 }
 COLOUR_NAMES = list(COLOURS)
 SHAPES = ["circle", "square", "triangle", "star", "cross", "ring"]
-DIGITS, LETTERS = "0123456789", "ABCEFHKLRSTX"
+DIGITS, LETTERS = "0123456789", "ACEHLTX"
 KINDS = SHAPES + list(DIGITS + LETTERS)
 PLACES = ["top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right"]
 FONTS = [
     f
     for f in sorted(glob.glob("/usr/share/fonts/truetype/dejavu/DejaVu*.ttf"))
-    if not any(word in f for word in ("MathTeX", "ExtraLight", "Oblique", "Italic"))
+    if not any(word in f for word in ("MathTeX", "ExtraLight", "Oblique", "Italic", "Serif", "Condensed"))
 ]
 
 
@@ -131,7 +131,7 @@ _fonts = {}
 
 def text_mask(rng, text):
     """(mask, half its height)."""
-    px = round(rng.uniform(56, 84) if len(text) == 1 else rng.uniform(50, 66)) * 2
+    px = round(rng.uniform(62, 84) if len(text) == 1 else rng.uniform(54, 66)) * 2
     path = rng.choice(FONTS)
     if (path, px) not in _fonts:
         _fonts[path, px] = ImageFont.truetype(path, px)
@@ -142,7 +142,7 @@ def text_mask(rng, text):
     ImageDraw.Draw(big).text(
         (12 - left + rng.randint(0, 1), 12 - top + rng.randint(0, 1)), text, font=font, fill=255
     )
-    big = big.rotate(rng.uniform(-8, 8), Image.Resampling.BILINEAR, expand=True)
+    big = big.rotate(rng.uniform(-5, 5), Image.Resampling.BILINEAR, expand=True)
     left, top, right, bottom = big.getbbox()
     big = big.crop((left - 2, top - 2, right + 2, bottom + 2))
     big = big.crop((0, 0, big.width + big.width % 2, big.height + big.height % 2))
@@ -197,7 +197,7 @@ class Scene:
         while True:
             self.things, self.text, self.pasted = [], None, []
             chance = rng.random()
-            if chance < 0.66:
+            if chance < 0.6:
                 self._place_shapes()
             elif chance < 0.97:
                 self._place_text()
@@ -241,9 +241,9 @@ class Scene:
         chance = rng.random()
         text = (
             rng.choice(DIGITS)
-            if chance < 0.37
+            if chance < 0.4
             else rng.choice(LETTERS)
-            if chance < 0.72
+            if chance < 0.7
             else str(rng.randint(10, 99))
         )
         mask, half = self.masks.draw(rng, text)

@@ -143,6 +143,10 @@ class Net(torch.nn.Module):
         model.model.vision_tower.embeddings.patch_embedding.requires_grad_(False)
         model.model.language_model.layers[LOOKING[0]].self_attn.keep_weights = True
 
+    @staticmethod
+    def stored_name(name):
+        return L.checkpoint_name(name.removeprefix("model."))
+
     def forward(self, batch, done):
         if self.phase == "see":
             return self.see(*batch)
@@ -213,7 +217,7 @@ def main():
     )
     parser.add_argument("phase", choices=["see", "answer"])
     add_arguments(parser, muon_lr=0.02, adam_lr=2e-3)
-    parser.add_argument("--batch", type=int, help="pictures in a batch (96 to see, 24 to answer)")
+    parser.add_argument("--batch", type=int, help="pictures in a batch (96 to see, 16 to answer)")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     tok = L.build_tokenizer()
@@ -224,7 +228,7 @@ def main():
         L.prepare_tower(net.model, torch.from_numpy(examples))
         rows = Pictures(options.batch or 96, options.seed)
     else:
-        rows = Rows(tok, options.batch or 24, options.seed + 50)
+        rows = Rows(tok, options.batch or 16, options.seed + 50)
     Run(
         net, loader(rows, options), Progress(options), options, lambda: L.save(net.model, tok, options.out)
     ).go()

@@ -20,7 +20,7 @@ from sentences import sentence
 from training import Progress, Run, add_arguments, loader
 from voices import PHONEMES, RATE, Voices
 
-SHORT = (2.4, 3.6)  # seconds of the short cuts
+SHORT, MIDDLE = (2.4, 3.6), 6.0  # seconds of cuts: one sentence, several
 
 
 class Clips(torch.utils.data.IterableDataset):
@@ -43,12 +43,12 @@ class Clips(torch.utils.data.IterableDataset):
 
     def batch(self):
         rng = self.rng
-        full = rng.random() < full_share(self.progress.done)
-        seconds = W.WINDOW if full else rng.choice(SHORT)
+        seconds = choose_seconds(rng, self.progress.done)
+        full = seconds == W.WINDOW
         # a row of a full window has more to attend to
         size = max(1, int(self.seconds / seconds / (1.3 if full else 1)))
         shift = 0 if full or rng.random() < 0.5 else rng.randrange(W.POSITIONS - int(seconds * 50) + 1)
-        rows = [self.full() if full else self.short(seconds) for _ in range(size)]
+        rows = [self.window() if full else self.cut(seconds) for _ in range(size)]
         packed = [self.tokens(said, shift) for _, _, said in rows]
         width = max(len(ids) for ids, _, _ in packed)
         pack = np.zeros((4, size, width), np.int64)
@@ -62,11 +62,13 @@ class Clips(torch.utils.data.IterableDataset):
         )
         return mels, frames, torch.from_numpy(pack), shift
 
-    def short(self, seconds):
-        """One sentence, or none."""
+    def cut(self, seconds):
+        """One sentence, or as many as there is room for, or none."""
         rng, cut = self.rng, Cut(seconds)
         if rng.random() < 0.06:
             return sound.log_mel(self.quiet(len(cut.sound))), cut.frames, []
+        if seconds == MIDDLE:
+            self.fill(cut, seconds)
         while not cut.said:
             utterance = self.voices.draw()
             if utterance.end < seconds - 0.1:
@@ -78,7 +80,7 @@ class Clips(torch.utils.data.IterableDataset):
                 )
         return sound.log_mel(sound.spoil(rng, cut.sound, self.noises)), cut.frames, cut.said
 
-    def full(self):
+    def window(self):
         """A whole window: sentences up to some time, then silence, the zeros of padded features, or noise to
         its end."""
         rng, cut = self.rng, Cut(W.WINDOW)
@@ -86,14 +88,7 @@ class Clips(torch.utils.data.IterableDataset):
         if rng.random() < 0.12:
             x = self.quiet(len(cut.sound))
         else:
-            at, stop, level = rng.uniform(0, 0.5), rng.uniform(1.5, W.WINDOW * 1.3), rng.uniform(0.4, 1)
-            while True:
-                utterance = self.voices.draw()
-                if cut.said and at + utterance.end > min(stop, W.WINDOW - 0.06):
-                    break
-                if at + utterance.end < W.WINDOW - 0.06:
-                    cut.add(utterance, at, level * rng.uniform(0.7, 1))
-                    at += utterance.end + rng.uniform(0.15, rng.choice([0.5, 1.6]))
+            self.fill(cut, 0 if rng.random() < 0.4 else rng.uniform(3, W.WINDOW * 1.2))
             last = cut.said[-1][3]
             x = sound.spoil(rng, cut.sound, self.noises)
         last += rng.uniform(0.05, 0.6)
@@ -104,6 +99,18 @@ class Clips(torch.utils.data.IterableDataset):
         if padding < 0.3:
             mel[:, int(last * 100) + 1 :] = 0  # openai-whisper pads features, not sound
         return mel, cut.frames, cut.said
+
+    def fill(self, cut, stop):
+        """Sentences up to the time `stop`, one at least."""
+        rng, room = self.rng, len(cut.sound) / RATE - 0.06
+        at, level = rng.uniform(0, 0.5), rng.uniform(0.4, 1)
+        while True:
+            utterance = self.voices.draw()
+            if cut.said and at + utterance.end > min(stop, room):
+                return
+            if at + utterance.end < room:
+                cut.add(utterance, at, level * rng.uniform(0.7, 1))
+                at += utterance.end + rng.uniform(0.15, rng.choice([0.5, 1.6]))
 
     def quiet(self, n):
         rng = self.rng
@@ -186,8 +193,10 @@ def word_spans(text, starts, begin, end):
     return [(int(a * 50) - 1, int(b * 50) + 2) for a, b in zip(starts, [*starts[1:], end], strict=True)]
 
 
-def full_share(done):
-    return 0.0 if done < 0.3 else 0.35 if done < 0.45 else 0.6
+def choose_seconds(rng, done):
+    """First what teaches quickly, later what will be asked for."""
+    short, middle, full = (1, 0, 0) if done < 0.25 else (0.3, 0.4, 0.3) if done < 0.6 else (0.15, 0.35, 0.5)
+    return rng.choices([*SHORT, MIDDLE, W.WINDOW], [short / 2, short / 2, middle, full])[0]
 
 
 class Net(torch.nn.Module):
@@ -197,6 +206,10 @@ class Net(torch.nn.Module):
         self.phoneme = torch.nn.Linear(model.config.d_model, 1 + len(PHONEMES))
         model.model.encoder.embed_positions.weight.requires_grad_(False)
         model.model.decoder.layers[-1].encoder_attn.keep_weights = True
+
+    @staticmethod
+    def stored_name(name):
+        return name.removeprefix("model.")
 
     def hear(self, mel, shift):
         e = self.model.model.encoder
@@ -222,7 +235,7 @@ class Net(torch.nn.Module):
         tokens = F.cross_entropy(logits, targets[keep])
         right = (logits.argmax(-1) == targets[keep]).float().mean()
         guide = self.guide(first, after, heard.shape[1])
-        total = tokens + (1 - 0.7 * done) * phoneme + 0.3 * (1 - 0.8 * done) * guide
+        total = tokens + (1 - 0.7 * done) * phoneme + 0.6 * (1 - 0.8 * done) * guide
         return total, {"tokens": tokens, "right": right, "phoneme": phoneme, "guide": guide}
 
     def guide(self, first, after, positions):
@@ -244,7 +257,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser, muon_lr=0.02, adam_lr=2e-3)
-    parser.add_argument("--seconds", type=float, default=140, help="sound in a batch")
+    parser.add_argument("--seconds", type=float, default=110, help="sound in a batch")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     tok = W.build_tokenizer()

@@ -103,6 +103,7 @@ def save(model, tok, out):
         if name != "proj_out.weight"
     }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)
     tok.save(str(out / "tokenizer.json"))
     c, at = model.config, {t: tok.token_to_id(t) for t in SPECIAL}
     ends = {
