@@ -9,12 +9,14 @@ import pytest
 from conftest import FIXTURES
 from test_openai import CASES, messages
 
+# Busy machines are slow.
+http = httpx.Client(timeout=300)
 RECORDING = FIXTURES / "inputs/speechlike_3s.wav"
 
 
 @pytest.fixture(scope="module")
 def document(server):
-    return httpx.get(server.removesuffix("/v1") + "/openapi.json").json()
+    return http.get(server.removesuffix("/v1") + "/openapi.json").json()
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +53,11 @@ def test_it_is_valid(document):
 def test_it_describes_chat(server, check):
     body = {"model": "llava", "messages": messages(CASES[0]), "max_tokens": 3, "temperature": 0}
     check(body, CHAT, "requestBody")
-    answer = httpx.post(f"{server}/chat/completions", json=body)
+    answer = http.post(f"{server}/chat/completions", json=body)
     check(answer.json(), CHAT, "responses", "200")
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     check(body, CHAT, "requestBody")
-    chunks = pieces(httpx.post(f"{server}/chat/completions", json=body).text)
+    chunks = pieces(http.post(f"{server}/chat/completions", json=body).text)
     assert len(chunks) > 3
     for chunk in chunks:
         check(chunk, CHAT, "responses", "200", media="text/event-stream")
@@ -75,7 +77,7 @@ def test_what_it_forbids_is_refused(server, check, wrong):
     check(body, CHAT, "requestBody")
     with pytest.raises(jsonschema.ValidationError):
         check(body | wrong, CHAT, "requestBody")
-    answer = httpx.post(f"{server}/chat/completions", json=body | wrong)
+    answer = http.post(f"{server}/chat/completions", json=body | wrong)
     assert answer.status_code == 400
     check(answer.json(), CHAT, "responses", "400")
 
@@ -84,7 +86,7 @@ def test_it_describes_transcripts(speech_server, check):
     def ask(**fields):
         with RECORDING.open("rb") as file:
             fields = {"model": "whisper", **fields}
-            answer = httpx.post(f"{speech_server}/audio/transcriptions", data=fields, files={"file": file})
+            answer = http.post(f"{speech_server}/audio/transcriptions", data=fields, files={"file": file})
         assert answer.status_code == 200, answer.text
         return answer
 
@@ -100,9 +102,9 @@ def test_it_describes_transcripts(speech_server, check):
 
 
 def test_it_describes_the_rest(server, check):
-    models = httpx.get(f"{server}/models").json()
+    models = http.get(f"{server}/models").json()
     check(models, ("get", "/v1/models"), "responses", "200")
     check(models["data"][0], ("get", "/v1/models/{model}"), "responses", "200")
-    check(httpx.get(f"{server}/models/none").json(), ("get", "/v1/models/{model}"), "responses", "404")
-    health = httpx.get(server.removesuffix("/v1") + "/health").json()
+    check(http.get(f"{server}/models/none").json(), ("get", "/v1/models/{model}"), "responses", "404")
+    health = http.get(server.removesuffix("/v1") + "/health").json()
     check(health, ("get", "/health"), "responses", "200")

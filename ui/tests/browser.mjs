@@ -54,6 +54,8 @@ export function launch() {
 export async function open(browser, url, options = {}) {
   const context = await browser.newContext({ acceptDownloads: true, ...options });
   await context.grantPermissions(["clipboard-read", "clipboard-write"]);
+  // Machines that run tests are busy.
+  context.setDefaultTimeout(60_000);
   const page = await context.newPage();
   const wrong = [];
   const allowed = [url.origin ?? new URL(url).origin];

@@ -64,7 +64,8 @@ macro_rules! inline {
 inline! {
     Anything => {};
     NameOrObject => {"type": ["string", "object"]};
-    chat::Never => {"not": {}};
+    // As it is written: where there could be one, there is null.
+    chat::Never => {"type": "null"};
     chat::Biases => {"type": "object", "additionalProperties": {"type": "number"}, "maxProperties": MOST_BIASES};
     audio::Threshold => {"anyOf": [{"type": "number"}, {"const": "none"}]};
 }
