@@ -138,7 +138,7 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_body: Option<Text<Size>>,
-    /// Most pictures of a request [default: 16]
+    /// Most pictures and videos of a request [default: 16]
     #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_images: Option<u32>,
@@ -154,7 +154,11 @@ pub struct Settings {
     #[arg(long, value_name = "PIXELS", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_image_pixels: Option<u32>,
-    /// Most pixels of all pictures of a request [default: 100000000]
+    /// Most frames of all videos of a request [default: 128]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_video_frames: Option<u32>,
+    /// Most pixels of all pictures and frames of a request [default: 100000000]
     #[arg(long, value_name = "PIXELS", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_request_pixels: Option<u32>,
@@ -447,6 +451,7 @@ impl Settings {
                 image_bytes: size(&self.max_image_bytes, 20_000_000),
                 image_edge: count("max_image_edge", self.max_image_edge, 16_384)?,
                 image_pixels: count("max_image_pixels", self.max_image_pixels, 40_000_000)?,
+                video_frames: self.max_video_frames.unwrap_or(128) as usize,
                 request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
             },
             media_memory: size(&self.image_memory, 2 << 30),

@@ -131,6 +131,9 @@ pub fn wav(name: &str) -> Vec<i16> {
 #[derive(Debug, Deserialize)]
 pub struct Goldens {
     pub tolerance: HashMap<String, f64>,
+    /// What ends an answer.
+    #[serde(default)]
+    pub stop_token_ids: Vec<u32>,
     pub cases: Vec<Case>,
 }
 
