@@ -21,6 +21,7 @@ use toml::{Table, Value};
 
 use crate::{
     api::{ApiConfig, SoundConfig},
+    device::DeviceChoice,
     hub::{HubConfig, HubError, Source},
     media::{MediaLimits, sound::SoundLimits},
     memory::{Budget, Wanted, parse_bytes},
@@ -58,7 +59,11 @@ pub struct Settings {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hosted_names: Option<bool>,
-    /// The type of weights and activations [default: f32]
+    /// Where to compute: cpu, cuda, or cuda:1 for the second GPU [default: auto, the first GPU if this percept can use one]
+    #[arg(long, value_name = "DEVICE", help_heading = "Models")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<Text<DeviceChoice>>,
+    /// The type of weights and activations [default: bf16 on a GPU, f32 on the CPU]
     #[arg(long, value_name = "TYPE", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
@@ -394,7 +399,8 @@ impl Settings {
             models,
             aliases: Aliases::new(&names, &aliases, hosted)?,
             hub: self.hub(),
-            budget: self.memory.as_ref().map_or(Budget::Share(0.5), |budget| budget.value),
+            device: self.device.as_ref().map_or(DeviceChoice::Auto, |device| device.value),
+            budget: self.memory.as_ref().map(|budget| budget.value),
             api: self.api()?,
             address: (host, self.port.unwrap_or(8000)).into(),
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(30).into()),
@@ -413,10 +419,10 @@ impl Settings {
         let model = |Given { name, source }| ModelConfig {
             name: self.name.clone().or(name).unwrap_or_else(|| source.name()),
             source,
-            dtype: match self.dtype.unwrap_or(Dtype::F32) {
+            dtype: self.dtype.map(|dtype| match dtype {
                 Dtype::F32 => DType::F32,
                 Dtype::Bf16 => DType::BF16,
-            },
+            }),
             fit: self.image_fit.map(|fit| match fit {
                 ImageFit::Crop => Fit::Crop,
                 ImageFit::Pad => Fit::Pad,

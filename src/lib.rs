@@ -18,6 +18,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod device;
 pub mod engine;
 pub mod hub;
 pub mod media;

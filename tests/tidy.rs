@@ -73,7 +73,7 @@ fn only_the_api_and_the_server_know_http() {
 fn only_the_engine_and_loading_know_tensors() {
     only(
         &["src"],
-        &["src/engine", "src/server.rs", "src/config.rs"],
+        &["src/engine", "src/server.rs", "src/config.rs", "src/device.rs"],
         &["Tensor", "Device", "DType", "candle_core"],
     );
 }

@@ -35,9 +35,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 def frames_of(video):
     """Frame k is the test picture, seen from 7 k columns further to the right."""
-    return [
-        pattern(video["width"] + 7 * k, video["height"])[:, 7 * k :] for k in range(video["frames"])
-    ]
+    return [pattern(video["width"] + 7 * k, video["height"])[:, 7 * k :] for k in range(video["frames"])]
 
 
 def video(width, height, frames, fps):

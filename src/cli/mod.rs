@@ -78,8 +78,8 @@ The exit code is 0 where the models fit, with the context that is asked for, and
 what would.
 
 Examples:
-  percept plan llava-hf/llava-1.5-7b-hf --gpu a10g --dtype bf16
-  percept plan llava-hf/llava-1.5-13b-hf openai/whisper-large-v3 --gpu 48GiB --dtype bf16 --context 2048
+  percept plan llava-hf/llava-1.5-7b-hf --gpu a10g
+  percept plan llava-hf/llava-1.5-13b-hf openai/whisper-large-v3 --gpu 48GiB --context 2048
   percept plan ./my-checkpoint                       on this machine, as percept serve would
   percept plan ./my-checkpoint --gpu h100 --json     for programs; all sizes are in bytes")]
     Plan(plan::Plan),
