@@ -24,7 +24,7 @@ impl<T: Real> Case<T> {
             output,
             x: noise(rows * input, 1),
             weight: noise(output * input, 2),
-            bias: (output % 3 != 0).then(|| noise(output, 3)),
+            bias: (!output.is_multiple_of(3)).then(|| noise(output, 3)),
             skip: 0,
         }
     }
