@@ -98,10 +98,10 @@ impl Config {
                 return Err(LoadError::unsupported(key, "0", "1 or more"));
             }
         }
-        // A window has 30 seconds, and a row 20 milliseconds: what asks about windows counts on it.
-        if self.max_source_positions != ROWS {
+        // A row is 20 milliseconds long. What cuts recordings wants windows of a second.
+        if !(ROWS / 30..=ROWS).contains(&self.max_source_positions) {
             let found = self.max_source_positions.to_string();
-            return Err(LoadError::unsupported("max_source_positions", &found, "1500"));
+            return Err(LoadError::unsupported("max_source_positions", &found, "50 to 1500"));
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Recordings to text: a client of the engine, as the API is. Windows of 30 seconds, the reference's rules for what to
-//! do with each, words and their times.
+//! Recordings to text: a client of the engine, as the API is. Windows as long as the network hears, the reference's
+//! rules for what to do with each, words and their times.
 //!
 //! Reference: openai/whisper, `whisper/transcribe.py` and `whisper/decoding.py`. Knows no HTTP and no tensor.
 

@@ -12,8 +12,6 @@ use super::{
     words::{self, Next, WordTiming},
 };
 
-/// Frames of a window.
-pub const WINDOW: usize = 3000;
 /// Frames of a second.
 pub const FRAMES_PER_SECOND: f64 = 100.0;
 /// Frames from one mark of time to the next.
@@ -146,7 +144,7 @@ impl<'a, L: Listen> Walk<'a, L> {
             let mut seek = clip.start;
             let end = clip.end.min(self.content);
             while seek < end.min(clip.speech_end) {
-                let size = WINDOW.min(end - seek);
+                let size = self.vocabulary.window.min(end - seek);
                 let (next, segments) = self.window(Window { seek, size }).await?;
                 debug_assert!(next > seek, "the walk does not get on");
                 seek = next.max(seek + 1);
@@ -324,8 +322,14 @@ impl<'a, L: Listen> Walk<'a, L> {
             segments.iter().flat_map(|segment| &segment.tokens).copied().filter(|&id| id < end).collect();
         let timings = self.listener.align(heard, window, &text).await?;
         words::add_words(segments, timings, end, self.last_speech);
-        let window =
-            words::Window { seek: window.seek, size: window.size, content: self.content, single_end, next };
+        let window = words::Window {
+            seek: window.seek,
+            size: window.size,
+            full: self.vocabulary.window,
+            content: self.content,
+            single_end,
+            next,
+        };
         let threshold = self.options.hallucination_silence_threshold;
         Ok(words::skip_hallucinations(&window, threshold, self.last_speech, segments))
     }

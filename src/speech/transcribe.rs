@@ -24,7 +24,7 @@ use tracing::{debug, error};
 use super::{
     Mode, Options, Segment, Transcript, Update, Vocabulary,
     decode::{Attempt, Decoded, Heard, Job, Texts},
-    seek::{Clip, FRAMES_PER_MARK, FRAMES_PER_SECOND, Listen, Step, WINDOW, Walk, Window},
+    seek::{Clip, FRAMES_PER_MARK, FRAMES_PER_SECOND, Listen, Step, Walk, Window},
     vad,
     words::WordTiming,
 };
@@ -162,6 +162,13 @@ impl Transcriber {
 }
 
 impl Transcriber {
+    /// Options that cut no longer windows than the network hears.
+    fn fitted(&self, mut options: Options) -> Options {
+        let window = self.info.frames as f64 / FRAMES_PER_SECOND * 1000.0;
+        options.vad.longest_ms = options.vad.longest_ms.min(window as u32);
+        options
+    }
+
     async fn run(
         &self,
         recording: Arc<Recording>,
@@ -169,7 +176,7 @@ impl Transcriber {
         place: &Place,
         updates: &UnboundedSender<Result<Update, SpeechError>>,
     ) -> Result<Transcript, SpeechError> {
-        let (options, vocabulary) = (Arc::new(options), Arc::clone(&self.vocabulary));
+        let (options, vocabulary) = (Arc::new(self.fitted(options)), Arc::clone(&self.vocabulary));
         let texts = {
             let (options, vocabulary) = (Arc::clone(&options), Arc::clone(&vocabulary));
             Arc::new(blocking(move || Texts::of(&options, &vocabulary)).await?)
@@ -233,8 +240,12 @@ impl Run<'_> {
     async fn channel(&self, channel: usize) -> Result<Transcript, SpeechError> {
         let options = &self.job.options;
         let content = self.recording.samples() / HOP;
-        let ears =
-            Ears { recording: Arc::clone(&self.recording), mel: self.transcriber.mel.clone(), channel };
+        let ears = Ears {
+            recording: Arc::clone(&self.recording),
+            mel: self.transcriber.mel.clone(),
+            window: self.transcriber.info.frames,
+            channel,
+        };
         let parallel = self.is_parallel();
         let (peak, spans) = ears.survey(parallel.then(|| options.vad.clone()), self.updates.clone()).await?;
         let ear =
@@ -271,7 +282,7 @@ impl Run<'_> {
             Some(code) => (code.clone(), 1.0),
             None => {
                 // As in the reference: what follows the recording is silence, while windows end in nothing at all.
-                let heard = ear.ears.hear(0..WINDOW, ear.peak, self.place.turn()).await?;
+                let heard = ear.ears.hear(0..ear.ears.window, ear.peak, self.place.turn()).await?;
                 let found = self.job.language(&heard).await?;
                 debug!(language = ?found.first(), "language detected");
                 found.into_iter().next().ok_or(SpeechError::Nothing)?
@@ -432,6 +443,8 @@ impl Listen for Ear<'_> {
 struct Ears {
     recording: Arc<Recording>,
     mel: Mel,
+    /// Frames of a window.
+    window: usize,
     channel: usize,
 }
 
@@ -444,16 +457,17 @@ impl Ears {
         updates: UnboundedSender<Result<Update, SpeechError>>,
     ) -> Result<(f32, Option<Vec<vad::Span>>), SpeechError> {
         let (recording, mel, channel) = (Arc::clone(&self.recording), self.mel.clone(), self.channel);
+        let window = self.window;
         blocking(move || {
             let mut detector = vad.map(|options| vad::Detector::new(&options));
             // The last frames are centred behind the end.
             let frames = recording.samples().div_ceil(HOP) + REACH.div_ceil(HOP) + 1;
             let mut peak = SILENCE;
-            for first in (0..frames).step_by(WINDOW) {
+            for first in (0..frames).step_by(window) {
                 if updates.is_closed() {
                     return Err(SpeechError::Stopped);
                 }
-                let frames = first..(first + WINDOW).min(frames);
+                let frames = first..(first + window).min(frames);
                 let (samples, stretch) = read(&recording, channel, frames.clone())?;
                 peak = peak.max(mel.peak(&samples, stretch).map_err(|error| hear(&error))?);
                 if let Some(detector) = &mut detector {
@@ -479,11 +493,12 @@ impl Ears {
     /// Frames as a recording of their own, with silence behind them, where no times lie.
     async fn hear_alone(&self, frames: Range<usize>, turn: Turn) -> Result<Heard, SpeechError> {
         let (recording, mel, channel) = (Arc::clone(&self.recording), self.mel.clone(), self.channel);
+        let window = self.window;
         blocking(move || {
             let samples = recording.read(channel, frames.start * HOP..frames.end * HOP)?;
-            let peak = mel.peak(&samples, 0..WINDOW).map_err(|error| hear(&error))?;
+            let peak = mel.peak(&samples, 0..window).map_err(|error| hear(&error))?;
             let last_mark = (samples.len() / HOP / FRAMES_PER_MARK) as u32;
-            let sound = Sound { samples: samples.into(), frames: 0..WINDOW, peak };
+            let sound = Sound { samples: samples.into(), frames: 0..window, peak };
             Ok(Heard::new(sound, turn).until(last_mark))
         })
         .await

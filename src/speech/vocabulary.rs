@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc};
 use percept_models::{Checkpoint, SpeechInfo};
 use serde::Deserialize;
 
-use super::Suppress;
+use super::{Suppress, seek::FRAMES_PER_MARK};
 use crate::text::{TextError, Tokenizer, TokenizerError};
 
 /// Seconds from one mark of time to the next.
@@ -33,6 +33,8 @@ pub struct Vocabulary {
     pub no_timestamps: u32,
     /// Marks of time.
     pub marks: Range<u32>,
+    /// Frames of a window: what the marks can tell apart.
+    pub window: usize,
     /// Codes and ids, in the order of the ids; none where the model knows English only.
     languages: Vec<(String, u32)>,
     /// Ids that are no speech.
@@ -66,7 +68,7 @@ impl Vocabulary {
         let no_timestamps = id(&["<|notimestamps|>"])?;
         // Files of the first checkpoints do not list the marks, which follow directly.
         let first_mark = tokenizer.id("<|0.00|>").unwrap_or(no_timestamps + 1);
-        let marks = (30.0 / MARK_SECONDS) as u32 + 1;
+        let marks = (info.frames / FRAMES_PER_MARK) as u32 + 1;
         let size = (tokenizer.size().max((first_mark + marks) as usize)).min(info.vocabulary) as u32;
         // English-only checkpoints have ids for languages as well, and never learned them. They are known by a text
         // vocabulary that is one token shorter.
@@ -85,6 +87,7 @@ impl Vocabulary {
             non_speech: non_speech(&tokenizer)?,
             control: vec![transcribe, translate, start, previous, model, no_speech],
             marks: first_mark..(first_mark + marks).min(size),
+            window: info.frames,
             end,
             start,
             translate,

@@ -5,8 +5,6 @@ use crate::speech::{Segment, Word};
 
 /// Marks that are no words.
 const PUNCTUATION: &str = "\"'“¿([{-\"'.。,，!！?？:：”)]}、";
-/// Frames of a window, whether the recording goes on that long or not.
-const WINDOW: usize = 3000;
 
 /// A window that was transcribed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +13,8 @@ pub struct Window {
     pub seek: usize,
     /// Frames of the recording, or of the clip, that are in it.
     pub size: usize,
+    /// Frames of a window, whether the recording goes on that long or not.
+    pub full: usize,
     /// Frames of the whole recording.
     pub content: usize,
     /// Whether its tokens end with text and one time: nothing was said after that.
@@ -73,7 +73,7 @@ impl Window {
     }
 
     fn end(&self) -> f64 {
-        seconds(self.seek + WINDOW)
+        seconds(self.seek + self.full)
     }
 
     /// The reference can stay where it is, for ever.

@@ -385,6 +385,7 @@ fn a_recording_goes_the_way_of_the_references_loop() {
             let window = Window {
                 seek: step.seek,
                 size: step.size,
+                full: 3000,
                 content,
                 single_end: step.single_end,
                 next: step.next,
@@ -419,7 +420,7 @@ fn spoken(start: f64, end: f64, probability: f64) -> Segment {
 
 #[test]
 fn the_loop_never_stays_where_it_is() {
-    let window = Window { seek: 100, size: 500, content: 9000, single_end: false, next: 100 };
+    let window = Window { seek: 100, size: 500, full: 3000, content: 9000, single_end: false, next: 100 };
     // The word ends less than half a frame after the window's start.
     let mut segments = vec![spoken(1.0, 1.004, 0.9)];
     let next = skip_hallucinations(&window, None, 0.0, &mut segments);
@@ -431,7 +432,7 @@ fn the_loop_never_stays_where_it_is() {
 
 #[test]
 fn invented_text_between_silences_is_cut_off() {
-    let window = Window { seek: 0, size: 3000, content: 9000, single_end: true, next: 3000 };
+    let window = Window { seek: 0, size: 3000, full: 3000, content: 9000, single_end: true, next: 3000 };
     let check = |window: Window, threshold: f64, given: &[(f64, f64, f64)], seek: usize, left: usize| {
         let mut segments: Vec<Segment> =
             given.iter().map(|&(start, end, probability)| spoken(start, end, probability)).collect();
@@ -459,7 +460,7 @@ fn invented_text_between_silences_is_cut_off() {
 
 #[test]
 fn eight_words_tell_whether_a_segment_was_invented() {
-    let window = Window { seek: 0, size: 3000, content: 9000, single_end: true, next: 3000 };
+    let window = Window { seek: 0, size: 3000, full: 3000, content: 9000, single_end: true, next: 3000 };
     let left = |unsure: std::ops::Range<usize>| {
         let word = |index: usize| Word {
             word: String::from(" so"),
@@ -483,7 +484,7 @@ fn eight_words_tell_whether_a_segment_was_invented() {
 
 #[test]
 fn without_a_threshold_the_next_window_begins_after_the_last_word() {
-    let window = Window { seek: 0, size: 3000, content: 9000, single_end: false, next: 3000 };
+    let window = Window { seek: 0, size: 3000, full: 3000, content: 9000, single_end: false, next: 3000 };
     let check = |window: Window, threshold, end: f64, expected: usize| {
         let mut segments = vec![spoken(0.5, 1.5, 0.9), spoken(end - 0.5, end, 0.9)];
         let next = skip_hallucinations(&window, threshold, 0.0, &mut segments);
@@ -500,7 +501,7 @@ fn without_a_threshold_the_next_window_begins_after_the_last_word() {
 
 #[test]
 fn nothing_said_keeps_the_window_as_it_is() {
-    let window = Window { seek: 300, size: 3000, content: 9000, single_end: false, next: 1000 };
+    let window = Window { seek: 300, size: 3000, full: 3000, content: 9000, single_end: false, next: 1000 };
     let next = skip_hallucinations(&window, Some(1.0), 2.5, &mut Vec::new());
     assert_eq!(next, Next::Keep { seek: 1000, last_speech: 2.5 });
     add_words(&mut [], vec![timing(" a", vec![1], 0.0, 1.0)], 9, 0.0);
