@@ -1,10 +1,10 @@
-"""Compares a server's answers with the reference's, for every checkpoint of the fixtures. Standard library only.
+"""Compares a server's answers with the reference's, for checkpoints of the fixtures. Standard library only.
 
 usage: python goldens.py PERCEPT FIXTURES [option of percept serve ...]
 
-Starts PERCEPT with each checkpoint on a free port, asks the conversations of its goldens at temperature 0 one by one and
-all at once, and compares texts. In f32 they must be equal; in bf16 (--dtype bf16) some may differ, so that only the share
-is told. The exit code is 1 where a text differs in f32, or a request fails.
+Starts PERCEPT with each checkpoint on a free port, asks the conversations of its goldens at temperature 0 one by
+one and all at once, and compares texts. In f32 they must be equal; in bf16 (--dtype bf16) some may differ, so that
+only the share is told. The exit code is 1 where a text differs in f32, or a request fails.
 """
 
 import base64
@@ -15,12 +15,33 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-CHAT = ["llava", "llava_next", "phi3_v", "internvl2", "pixtral", "mllama", "qwen2_5_vl", "qwen2_vl", "smolvlm"]
+CHAT = [
+    "llava",
+    "llava_next",
+    "phi3_v",
+    "internvl2",
+    "pixtral",
+    "mllama",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "smolvlm",
+]
 
 
 def serve(program, model, options):
     """A server and its base URL."""
-    command = [program, "serve", str(model), "--port", "0", "--log", "warn", "--max-sequences", "32", *options]
+    command = [
+        program,
+        "serve",
+        str(model),
+        "--port",
+        "0",
+        "--log",
+        "warn",
+        "--max-sequences",
+        "32",
+        *options,
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     line = server.stdout.readline()
     if "http://" not in line:
