@@ -2,9 +2,9 @@
 
 usage: python goldens.py PERCEPT FIXTURES [option of percept serve ...]
 
-Starts PERCEPT with each checkpoint on a free port, asks the conversations of its goldens at temperature 0 one by
-one and all at once, and compares texts. In f32 they must be equal; in bf16 (--dtype bf16) some may differ, so that
-only the share is told. The exit code is 1 where a text differs in f32, or a request fails.
+Starts PERCEPT with each checkpoint on a free port, asks the conversations of its goldens at temperature 0
+one by one and all at once, and compares texts. In f32 they must be equal; in bf16 (--dtype bf16) some may
+differ, so that only the share is told. The exit code is 1 where a text differs in f32, or a request fails.
 """
 
 import base64

@@ -2,8 +2,8 @@
 
 usage: python shapes.py FIXTURES FOLDER
 
-Sizes are those of the published configurations (docs/models.md). Tokenizers are those of the fixtures: nobody reads
-what such a model says.
+Sizes are those of the published configurations (docs/models.md). Tokenizers are those of the fixtures:
+nobody reads what such a model says.
 """
 
 import json
