@@ -138,6 +138,22 @@ pub fn load<P: hf_hub::api::Progress>(
     Ok(served)
 }
 
+/// Loads the network of the first model and nothing around it, with its checkpoint. Blocks, as [`load`] does.
+///
+/// # Errors
+/// When anything is missing or its weights do not fit.
+pub fn load_network<P: hf_hub::api::Progress>(
+    config: &ServerConfig,
+    download: impl FnMut() -> P,
+    progress: impl FnOnce(&str) -> Box<Progress>,
+) -> Result<(Checkpoint, Loaded), ServeError> {
+    let model = &config.models[0];
+    let found = Found::new(model, &config.hub, download).map_err(model.failure())?;
+    check_weights(config.budget.bytes(free_memory()), &[found.weights])?;
+    let read = found.read(progress(&model.name)).map_err(model.failure())?;
+    Ok((found.checkpoint, read.loaded))
+}
+
 /// What models would be, as far as that can be told without their weights, which are neither read nor downloaded.
 ///
 /// # Errors
