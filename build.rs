@@ -1,4 +1,5 @@
 //! Tells a release build which commit it is of, for the figures that it measures.
+#![allow(clippy::print_stdout, reason = "how a build script speaks")]
 
 use std::{env, process::Command};
 

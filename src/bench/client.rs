@@ -81,7 +81,7 @@ pub enum Failure {
         again: Option<Duration>,
     },
     /// Another status than success.
-    #[error("{status}: {message}")]
+    #[error("{message}")]
     Status {
         /// The status.
         status: u16,

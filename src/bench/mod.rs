@@ -67,7 +67,7 @@ pub enum BenchError {
     #[error(transparent)]
     Workload(#[from] WorkloadError),
     /// The list of models is no help.
-    #[error("cannot ask {url} for its models: {failure}; name one with --model")]
+    #[error("cannot ask {url} for its models: {}: {failure}; start one with percept serve, or name a model with --model", failure.class())]
     Models {
         /// The server.
         url: String,
@@ -83,13 +83,8 @@ pub enum BenchError {
         task: &'static str,
     },
     /// The first request was not answered.
-    #[error("the first request was not answered: {class}: {failure}")]
-    First {
-        /// The class of the failure.
-        class: String,
-        /// Why.
-        failure: Failure,
-    },
+    #[error("the first request was not answered: {}: {0}", .0.class())]
+    First(Failure),
     /// Somebody stopped it before there was anything to tell.
     #[error("stopped before anything was measured")]
     Stopped,
@@ -231,25 +226,31 @@ async fn fit_words(
     // Not numbers that requests have, whose beginnings a server might have kept.
     let count = async |words: usize, number: u64| {
         let outcome = client.send(workload.question_of(words, u64::MAX - number), Instant::now()).await;
-        let answer =
-            outcome.result.map_err(|failure| BenchError::First { class: failure.class(), failure })?;
+        let answer = outcome.result.map_err(BenchError::First)?;
         Ok::<_, BenchError>(answer.usage.map(|usage| usage.prompt))
     };
     let (many, few) = (tokens.max(2), tokens.max(2) / 2);
-    let (Some(of_many), Some(of_few)) = (count(many, 0).await?, count(few, 1).await?) else {
-        let warning = "the server does not count tokens: words were taken for tokens of prompts";
-        return Ok((tokens.max(1), Some(warning.into())));
+    let counts = (count(many, 0).await?, count(few, 1).await?);
+    let (Some(of_many), Some(of_few)) = counts else {
+        return Ok((
+            tokens,
+            Some("the server does not count tokens: words were taken for tokens of prompts".into()),
+        ));
     };
     let a_word = (of_many as f64 - of_few as f64) / (many - few) as f64;
+    if a_word <= 0.0 {
+        let caution = "the server counts no more tokens for longer prompts: words were taken for tokens";
+        return Ok((tokens, Some(caution.into())));
+    }
     let besides = of_few as f64 - a_word * few as f64;
     let words = (tokens as f64 - besides) / a_word;
-    if a_word > 0.0 && words >= 1.0 {
+    if words >= 1.0 {
         return Ok((words.round() as usize, None));
     }
-    let least = format!(
+    let caution = format!(
         "prompts of {tokens} tokens are too short for this model: without a word they have {besides:.0}"
     );
-    Ok((1, Some(least)))
+    Ok((1, Some(caution)))
 }
 
 /// Levels, one after the other.
@@ -308,8 +309,7 @@ impl Levels<'_> {
             let request = self.subject.prepare(self.next);
             let asked = async { Ok(self.subject.client.send(request, Instant::now()).await) };
             let outcome = until_stopped(&self.stop, asked).await?;
-            let answer =
-                outcome.result.map_err(|failure| BenchError::First { class: failure.class(), failure })?;
+            let answer = outcome.result.map_err(BenchError::First)?;
             *self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner) = answer.fingerprint;
             self.next += 1;
             warm_up -= 1;

@@ -139,7 +139,7 @@ pub fn run(
 ) -> Result<(Offline, Vec<String>), OfflineError> {
     let loaded = subject.loaded;
     begin("what the device can do");
-    let limits = limits::measure(&loaded.device, loaded.dtype)?;
+    let limits = limits::measure(&loaded.device, loaded.dtype, timing.each)?;
     let mut bench = Stages { subject, timing, limits, begin, stages: Vec::new(), warnings: Vec::new() };
     match loaded.task {
         Task::Chat(_) => bench.pictures()?,

@@ -41,7 +41,7 @@ Examples:
   percept bench --sound 30 --concurrency 8 --seconds 60    recordings of 30 s
   percept bench --rate 2,5,10 --poisson --html report.html as if people asked, more and more of them
   percept bench --price 1.20 --gpu 0 --json percept.json   energy and money
-  percept bench --url http://127.0.0.1:8001 --model llava --json vllm.json
+  percept bench --url http://127.0.0.1:8001 --api-key KEY --json vllm.json
   percept bench compare vllm.json percept.json             ratios of two runs
   percept bench --offline ./my-checkpoint --dtype bf16     parts of a network, beside what the device can do";
 

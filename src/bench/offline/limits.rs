@@ -11,29 +11,27 @@ use crate::{bench::report::Limits, memory::free_memory};
 
 /// Larger than any cache, where there is room.
 const BUFFER: u64 = 512 << 20;
-/// How long each is tried.
-const EACH: Duration = Duration::from_millis(500);
 
-/// Measures a device, with products in `dtype`.
-pub(super) fn measure(device: &Device, dtype: DType) -> Result<Limits> {
+/// Measures a device, with products in `dtype`; each figure is tried for some time.
+pub(super) fn measure(device: &Device, dtype: DType, each: Duration) -> Result<Limits> {
     let bytes_per_second = match device {
-        Device::Cpu => read_rate()?,
-        _ => copy_rate(device)?,
+        Device::Cpu => read_rate(each)?,
+        _ => copy_rate(device, each)?,
     };
     Ok(Limits {
         bytes_per_second,
-        flops: product_rate(device, dtype)?,
+        flops: product_rate(device, dtype, each)?,
         threads: rayon::current_num_threads(),
     })
 }
 
 /// Bytes that all processors together read per second.
-fn read_rate() -> Result<f64> {
+fn read_rate(each: Duration) -> Result<f64> {
     let bytes = BUFFER.min(free_memory() / 4);
     // Zeros would share one page of memory.
     let buffer = vec![1u64; (bytes / 8) as usize];
     let read = |part: &[u64]| black_box(part).iter().fold(0u64, |sum, number| sum.wrapping_add(*number));
-    let times = repeated(EACH, || {
+    let times = repeated(each, || {
         black_box(buffer.par_chunks(1 << 16).map(read).reduce(|| 0, u64::wrapping_add));
         Ok::<_, candle_core::Error>(())
     })?;
@@ -41,9 +39,9 @@ fn read_rate() -> Result<f64> {
 }
 
 /// Bytes that a device reads and writes per second.
-fn copy_rate(device: &Device) -> Result<f64> {
+fn copy_rate(device: &Device, each: Duration) -> Result<f64> {
     let source = Tensor::ones(BUFFER as usize, DType::U8, device)?;
-    let times = repeated(EACH, || {
+    let times = repeated(each, || {
         black_box(source.copy()?);
         device.synchronize()
     })?;
@@ -52,17 +50,17 @@ fn copy_rate(device: &Device) -> Result<f64> {
 
 /// Multiplications and additions per second of the faster one of two products: candle's, and the one that networks
 /// use. For few rows the latter is faster, for many the former.
-fn product_rate(device: &Device, dtype: DType) -> Result<f64> {
+fn product_rate(device: &Device, dtype: DType, each: Duration) -> Result<f64> {
     let (rows, width) = if device.is_cpu() { (512, 2048) } else { (8192, 8192) };
     let ones = |rows: usize| Tensor::ones((rows, width), dtype, device);
     let (x, weight) = (ones(rows)?, ones(width)?);
     let layer = Linear::of(weight.clone(), None);
     let turned = weight.t()?;
-    let candles = repeated(EACH, || {
+    let candles = repeated(each, || {
         black_box(x.matmul(&turned)?);
         device.synchronize()
     })?;
-    let ours = repeated(EACH, || {
+    let ours = repeated(each, || {
         black_box(layer.forward(&x)?);
         device.synchronize()
     })?;
