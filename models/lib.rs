@@ -36,7 +36,7 @@ pub use crate::{
     cache::{CacheShape, KvCache},
     checkpoint::Checkpoint,
     nn::image::Fit,
-    weights::{INDEX_FILE, Progress, SINGLE_FILE, shards_of_index},
+    weights::{INDEX_FILE, Progress, SINGLE_FILE, dummy::WeightUses, shards_of_index},
 };
 use crate::{
     nn::projected,
@@ -583,6 +583,16 @@ pub fn outline(checkpoint: &Checkpoint, dtype: DType, fit: Option<Fit>) -> Resul
     let parts = (architecture(checkpoint)?.load)(checkpoint, fit, &vb)?;
     let weight_bytes = outlined.elements() * dtype.size_in_bytes() as u64;
     Ok(parts.loaded(weight_bytes, dtype, Device::Cpu).outline())
+}
+
+/// Numbers of the weights of a checkpoint's network, by when they are used; see [`outline`].
+///
+/// # Errors
+/// As [`load`], but for weight files.
+pub fn weight_uses(checkpoint: &Checkpoint) -> Result<WeightUses, LoadError> {
+    let outlined = Outlined::default();
+    (architecture(checkpoint)?.load)(checkpoint, None, &outlined.builder(DType::F32))?;
+    Ok(outlined.uses())
 }
 
 /// Bytes that the weights of a checkpoint take as `dtype`. Reads no more of them than their headers.

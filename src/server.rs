@@ -145,6 +145,34 @@ pub fn load<P: hf_hub::api::Progress>(
     Ok(served)
 }
 
+/// A network and nothing around it.
+pub struct Network {
+    /// Its files.
+    pub checkpoint: Checkpoint,
+    /// What computes.
+    pub loaded: Loaded,
+    /// Bytes that it may take in all.
+    pub budget: u64,
+}
+
+/// Loads the network of the first model. Blocks, as [`load`] does.
+///
+/// # Errors
+/// When anything is missing or its weights do not fit.
+pub fn load_network<P: hf_hub::api::Progress>(
+    config: &ServerConfig,
+    download: impl FnMut() -> P,
+    progress: impl FnOnce(&str) -> Box<Progress>,
+) -> Result<Network, ServeError> {
+    let model = &config.models[0];
+    let place = Place::find(config.device)?;
+    let found = Found::new(model, &place, &config.hub, download).map_err(model.failure())?;
+    let budget = place.memory(config.budget).budget;
+    check_weights(budget, &[found.weights])?;
+    let read = found.read(&place, progress(&model.name)).map_err(model.failure())?;
+    Ok(Network { checkpoint: found.checkpoint, loaded: read.loaded, budget })
+}
+
 /// What models would be, as far as that can be told without their weights, which are neither read nor downloaded. `dtype`
 /// is their type where nothing else is said.
 ///

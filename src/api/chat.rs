@@ -61,7 +61,7 @@ async fn submit(
     place: Place,
     chat: Chat,
 ) -> Result<Answer, ApiError> {
-    let Chat { messages, media, sampling, max_tokens, stops, .. } = chat;
+    let Chat { messages, media, sampling, max_tokens, stops, ignore_eos, .. } = chat;
     let opened = media::open(app, &model.text, media).await?;
     let context = served.handle.context();
     let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
@@ -82,7 +82,7 @@ async fn submit(
     let limits = request::Limits {
         // Clients ask for more than any model has; the answer ends where the context does.
         tokens: max_tokens.map_or(room, |most| most.min(room)),
-        stops: Arc::clone(model.text.stops()),
+        stops: if ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
     };
     let length = prompt.tokens.len();
     let events = place.submit(Request { prompt, media, sampling, limits, readout: Readout::Answer })?;

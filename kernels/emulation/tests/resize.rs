@@ -7,7 +7,8 @@ use percept_kernels_emulation::{Buffer, Emulator, FAULTS};
 
 /// A picture with hard edges, so that sums overshoot.
 fn picture(height: usize, width: usize) -> Vec<u8> {
-    let level = |i: usize| if i * i % 7 < 3 { 255 } else { (i * 37 % 251) as u8 * u8::from(!i.is_multiple_of(5)) };
+    let level =
+        |i: usize| if i * i % 7 < 3 { 255 } else { (i * 37 % 251) as u8 * u8::from(!i.is_multiple_of(5)) };
     (0..height * width * 3).map(level).collect()
 }
 

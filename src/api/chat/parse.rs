@@ -23,6 +23,8 @@ pub(super) struct Chat {
     pub(super) sampling: Asked,
     pub(super) max_tokens: Option<usize>,
     pub(super) stops: Vec<String>,
+    /// Whether the answer goes on where the model would end it.
+    pub(super) ignore_eos: bool,
     pub(super) stream: Option<Streaming>,
 }
 
@@ -77,6 +79,7 @@ impl Chat {
             },
             max_tokens: max_tokens.map(|most| most as usize),
             stops: stops(request.stop)?,
+            ignore_eos: request.ignore_eos.unwrap_or(false),
             stream: request.stream.unwrap_or(false).then_some(Streaming { usage }),
         })
     }

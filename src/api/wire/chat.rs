@@ -51,6 +51,8 @@ pub struct ChatRequest {
     pub seed: Option<i64>,
     /// One to four texts that end the answer.
     pub stop: Option<Stop>,
+    /// An extension: whether the answer goes on where the model would end it.
+    pub ignore_eos: Option<bool>,
     /// Whether the answer comes in pieces.
     pub stream: Option<bool>,
     /// How.
@@ -98,8 +100,6 @@ pub struct ChatRequest {
     /// Refused: an extension of other servers that would change the answer.
     pub guided_regex: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
-    pub ignore_eos: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
     pub min_tokens: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub prompt_logprobs: Option<Anything>,
@@ -124,7 +124,6 @@ impl ChatRequest {
             ("guided_grammar", &self.guided_grammar),
             ("guided_json", &self.guided_json),
             ("guided_regex", &self.guided_regex),
-            ("ignore_eos", &self.ignore_eos),
             ("min_tokens", &self.min_tokens),
             ("prompt_logprobs", &self.prompt_logprobs),
             ("stop_token_ids", &self.stop_token_ids),
