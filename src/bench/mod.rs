@@ -83,7 +83,7 @@ pub enum BenchError {
         task: &'static str,
     },
     /// The first request was not answered.
-    #[error("the first request was not answered: {}: {0}", .0.class())]
+    #[error("the first request was not answered: {class}: {failure}", class = .0.class(), failure = .0)]
     First(Failure),
     /// Somebody stopped it before there was anything to tell.
     #[error("stopped before anything was measured")]
