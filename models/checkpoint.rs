@@ -1,6 +1,7 @@
-//! A checkpoint folder: configuration files as published.
+//! A checkpoint: configuration files as published, in a folder or in the program itself.
 
 use std::{
+    borrow::Cow,
     fs,
     path::{Path, PathBuf},
 };
@@ -9,21 +10,61 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::LoadError;
 
-/// A folder with `config.json`, tokenizer, processor files and weights.
+/// `config.json`, tokenizer, processor files and weights.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     folder: PathBuf,
+    /// What is in it, where it is part of the program.
+    files: Option<&'static [EmbeddedFile]>,
 }
+
+/// A file of a checkpoint that is part of the program: its name and its content.
+pub type EmbeddedFile = (&'static str, &'static [u8]);
 
 impl Checkpoint {
     /// A checkpoint in `folder`. Nothing is read yet.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self { folder: folder.into(), files: None }
     }
 
-    /// Where it is.
+    /// A checkpoint that is part of the program.
+    pub fn embedded(name: &str, files: &'static [EmbeddedFile]) -> Self {
+        Self { folder: name.into(), files: Some(files) }
+    }
+
+    /// Where it is, for messages: a folder, or the name of one that is part of the program.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Whether it has a file of this name.
+    pub fn has(&self, name: &str) -> bool {
+        match self.files {
+            Some(_) => self.in_program(name).is_some(),
+            None => self.folder.join(name).is_file(),
+        }
+    }
+
+    /// The content of a file, or `None` where there is none.
+    ///
+    /// # Errors
+    /// When the file is there but cannot be read.
+    pub fn bytes(&self, name: &str) -> Result<Option<Cow<'static, [u8]>>, LoadError> {
+        if self.files.is_some() {
+            return Ok(self.in_program(name).map(Cow::Borrowed));
+        }
+        let file = self.folder.join(name);
+        match fs::read(&file) {
+            Ok(bytes) => Ok(Some(Cow::Owned(bytes))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(LoadError::Io { file, error }),
+        }
+    }
+
+    /// The content of a file that is part of the program.
+    pub(crate) fn in_program(&self, name: &str) -> Option<&'static [u8]> {
+        let found = self.files?.iter().find(|(known, _)| *known == name);
+        found.map(|(_, content)| *content)
     }
 
     /// The text of a file, or `None` where there is none.
@@ -31,12 +72,12 @@ impl Checkpoint {
     /// # Errors
     /// When the file is there but cannot be read.
     pub fn text(&self, name: &str) -> Result<Option<String>, LoadError> {
-        let file = self.folder.join(name);
-        match fs::read_to_string(&file) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(LoadError::Io { file, error }),
-        }
+        let Some(bytes) = self.bytes(name)? else { return Ok(None) };
+        let text = String::from_utf8(bytes.into_owned());
+        text.map(Some).map_err(|error| LoadError::Io {
+            file: self.folder.join(name),
+            error: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
+        })
     }
 
     /// A JSON file, or `None` where there is none.

@@ -34,7 +34,7 @@ use serde::Deserialize;
 pub use crate::{
     batch::{Batch, Insert, Pages, Paging, Ragged, Remembered},
     cache::{CacheShape, KvCache},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, EmbeddedFile},
     nn::image::Fit,
     weights::{INDEX_FILE, Progress, SINGLE_FILE, dummy::WeightUses, shards_of_index},
 };
@@ -544,7 +544,7 @@ impl fmt::Display for Architecture {
 pub fn load(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Loaded, LoadError> {
     let LoadOptions { device, dtype, fit, most_bytes, progress } = options;
     let architecture = architecture(checkpoint)?;
-    let weights = Weights::open(checkpoint.folder(), architecture.aliases, progress)?;
+    let weights = Weights::open(checkpoint, architecture.aliases, progress)?;
     let weight_bytes = weights.bytes_as(dtype);
     if weight_bytes > most_bytes {
         return Err(LoadError::TooLarge { weights: weight_bytes, limit: most_bytes });
@@ -601,7 +601,7 @@ pub fn weight_uses(checkpoint: &Checkpoint) -> Result<WeightUses, LoadError> {
 /// As [`load`], as far as that can be told by then.
 pub fn weight_bytes(checkpoint: &Checkpoint, dtype: DType) -> Result<u64, LoadError> {
     let architecture = architecture(checkpoint)?;
-    let weights = Weights::open(checkpoint.folder(), architecture.aliases, Box::new(|_, _| {}))?;
+    let weights = Weights::open(checkpoint, architecture.aliases, Box::new(|_, _| {}))?;
     Ok(weights.bytes_as(dtype))
 }
 

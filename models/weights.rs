@@ -5,7 +5,7 @@ pub(crate) mod dummy;
 
 use std::{
     collections::HashMap,
-    fs,
+    ops::Deref,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -18,7 +18,7 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use percept_kernels::{Mmap, map_file};
 use safetensors::{Dtype, tensor::Metadata};
 
-use crate::LoadError;
+use crate::{Checkpoint, LoadError};
 
 /// Called with the bytes read so far and the bytes there are, from several threads.
 pub type Progress = dyn Fn(u64, u64) + Send + Sync;
@@ -43,10 +43,10 @@ pub fn shards_of_index(text: &str) -> Result<Vec<String>, serde_json::Error> {
     Ok(shards)
 }
 
-/// A checkpoint's weights, still on disk.
+/// A checkpoint's weights, still where they are stored.
 pub(crate) struct Weights {
     tensors: HashMap<String, Stored>,
-    maps: Vec<Mmap>,
+    maps: Vec<Content>,
     files: Vec<PathBuf>,
     /// Pairs of a name prefix that models ask for and one that files may have instead.
     aliases: &'static [(&'static str, &'static str)],
@@ -67,19 +67,49 @@ struct Stored {
     end: usize,
 }
 
+/// The bytes of a weight file.
+enum Content {
+    /// On the disk.
+    Mapped(Mmap),
+    /// In the program.
+    Embedded(&'static [u8]),
+}
+
+impl Content {
+    fn open(checkpoint: &Checkpoint, name: &str) -> Result<Self, LoadError> {
+        if let Some(bytes) = checkpoint.in_program(name) {
+            return Ok(Self::Embedded(bytes));
+        }
+        let file = checkpoint.folder().join(name);
+        map_file(&file).map(Self::Mapped).map_err(|error| LoadError::Io { file, error })
+    }
+}
+
+impl Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
+}
+
 impl Weights {
-    /// Maps all files of a checkpoint folder and reads their headers.
+    /// Maps all weight files of a checkpoint and reads their headers.
     pub(crate) fn open(
-        folder: &Path,
+        checkpoint: &Checkpoint,
         aliases: &'static [(&'static str, &'static str)],
         progress: Box<Progress>,
     ) -> Result<Self, LoadError> {
-        let files = weight_files(folder)?;
+        let names = weight_files(checkpoint)?;
+        let files: Vec<PathBuf> = names.iter().map(|name| checkpoint.folder().join(name)).collect();
         let mut tensors = HashMap::new();
         let mut maps = Vec::with_capacity(files.len());
         let mut bytes = 0;
-        for (index, file) in files.iter().enumerate() {
-            let map = map_file(file).map_err(|error| LoadError::Io { file: file.clone(), error })?;
+        for (index, (name, file)) in names.iter().zip(&files).enumerate() {
+            let map = Content::open(checkpoint, name)?;
             let (data, metadata) = header(file, &map)?;
             for (name, info) in metadata.tensors() {
                 let (start, end) = info.data_offsets;
@@ -215,29 +245,21 @@ pub(crate) fn join(parts: &[Tensor]) -> crate::Result<Tensor> {
     }
 }
 
-/// The weight files of a folder, by transformers' rule: one file before an index.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, LoadError> {
-    let single = folder.join(SINGLE_FILE);
-    if single.is_file() {
-        return Ok(vec![single]);
+/// The names of a checkpoint's weight files, by transformers' rule: one file before an index.
+fn weight_files(checkpoint: &Checkpoint) -> Result<Vec<String>, LoadError> {
+    if checkpoint.has(SINGLE_FILE) {
+        return Ok(vec![SINGLE_FILE.to_owned()]);
     }
-    let index = folder.join(INDEX_FILE);
-    if !index.is_file() {
-        return Err(LoadError::NoWeights { folder: folder.to_owned() });
-    }
-    let text = fs::read_to_string(&index).map_err(|error| LoadError::Io { file: index.clone(), error })?;
+    let Some(text) = checkpoint.text(INDEX_FILE)? else {
+        return Err(LoadError::NoWeights { folder: checkpoint.folder().to_owned() });
+    };
+    let index = checkpoint.folder().join(INDEX_FILE);
     let shards = shards_of_index(&text).map_err(|error| LoadError::Json { file: index.clone(), error })?;
-    shards
-        .iter()
-        .map(|shard| {
-            let file = folder.join(shard);
-            let plain = Path::new(shard).components().count() == 1;
-            if !plain || !file.is_file() {
-                return Err(LoadError::MissingShard { file, index: index.clone() });
-            }
-            Ok(file)
-        })
-        .collect()
+    let plain = |shard: &str| Path::new(shard).components().count() == 1;
+    match shards.iter().find(|shard| !plain(shard) || !checkpoint.has(shard)) {
+        Some(shard) => Err(LoadError::MissingShard { file: checkpoint.folder().join(shard), index }),
+        None => Ok(shards),
+    }
 }
 
 /// Where the tensors of a file begin, and what they are. Every byte that they claim is there.

@@ -2,13 +2,13 @@
 # Every check of the project, as CI runs them; installs what the machine lacks.
 #
 #   scripts/check.sh            all
-#   scripts/check.sh STEP...    only these: format lint licences docs tests clients demo
+#   scripts/check.sh STEP...    only these: format lint licences docs tests clients ui browser demo
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 
-STEPS=(format lint licences docs tests clients demo)
+STEPS=(format lint licences docs tests clients ui browser demo)
 
 format() {
     local linters
@@ -52,8 +52,23 @@ clients() {
     done
 }
 
+# The pages: types, style, and whether what is embedded is what the sources make.
+ui() {
+    need_node_packages
+    npm run --prefix ui --silent check
+}
+
+# The pages in a browser, with a server of their own.
+browser() {
+    need_node_packages
+    need_python
+    command -v chromium >/dev/null || need_packages chromium
+    cargo build --locked --bin percept
+    PERCEPT="$CARGO_TARGET_DIR/debug/percept" npm test --prefix ui --silent
+}
+
 demo() {
-    PERCEPT_PROFILE=dev scripts/demo.sh
+    PERCEPT_PROFILE=dev scripts/demo.sh --once
 }
 
 linters() {

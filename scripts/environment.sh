@@ -6,7 +6,8 @@ CACHE="${XDG_CACHE_HOME:-$HOME/.cache}/percept"
 TOOLS="$CACHE/tools"
 # One target folder for all clones, unless the user has chosen one.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$CACHE/target}"
-export PATH="$TOOLS/bin:$PATH"
+# Where rustup puts cargo, which a shell that is older than rustup does not know yet.
+export PATH="$TOOLS/bin:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 mkdir -p "$TOOLS"
 
 fail() {
@@ -31,9 +32,39 @@ need_packages() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
 }
 
+# Rust by rustup, as its own page says, where there is none: Debian's is older than what is needed.
+need_rust() {
+    ! command -v cargo >/dev/null || return 0
+    need_packages ca-certificates curl
+    printf 'percept: installing Rust for this user, by rustup\n'
+    curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs |
+        sh -s -- -y --quiet --profile minimal --no-modify-path
+}
+
+# Node.js and npm: those on the machine, else a build of them that comes as a Python package, below the cache folder.
+need_node() {
+    local major environment
+    major=$(node --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/' || true)
+    if [ "${major:-0}" -ge 20 ] && command -v npm >/dev/null; then
+        return
+    fi
+    need_python
+    environment=$(python_environment node scripts/node-requirements.txt)
+    export PATH="$environment/bin:$PATH"
+}
+
+# The packages of ui/, exactly as its lock file says.
+need_node_packages() {
+    need_node
+    if ! cmp -s ui/package-lock.json ui/node_modules/.percept-lock; then
+        npm ci --prefix ui --silent
+        cp ui/package-lock.json ui/node_modules/.percept-lock
+    fi
+}
+
 # What a build needs: Rust of the workspace's version, and a C compiler for two of its dependencies.
 need_compilers() {
-    command -v cargo >/dev/null || fail 'cargo is missing: install Rust from https://rustup.rs, then try again'
+    need_rust
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
     found=$(rustc --version | cut -d' ' -f2)

@@ -21,6 +21,7 @@ use toml::{Table, Value};
 
 use crate::{
     api::{ApiConfig, SoundConfig},
+    demo::Demo,
     device::DeviceChoice,
     hub::{HubConfig, HubError, Source},
     media::{MediaLimits, sound::SoundLimits},
@@ -40,7 +41,8 @@ const MOST_SPEAKERS: usize = 8;
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Checkpoint folders, or hub ids such as llava-hf/llava-1.5-7b-hf or owner/name@revision. The name that requests
-    /// use is the hub id or the folder's name, unless it stands in front: NAME=PATH_OR_HUB_ID
+    /// use is the hub id or the folder's name, unless it stands in front: NAME=PATH_OR_HUB_ID [default: percept-demo-vlm
+    /// and percept-demo-whisper, two small models that are part of the program]
     #[arg(value_name = "PATH_OR_HUB_ID")]
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_several")]
     pub model: Vec<String>,
@@ -101,6 +103,10 @@ pub struct Settings {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_params: Option<bool>,
+    /// Leave out the page at / and the one at /docs
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Server")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_ui: Option<bool>,
     /// Seconds that running answers have to end when the server is stopped [default: 30]
     #[arg(long, value_name = "SECONDS", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -329,11 +335,6 @@ pub enum ConfigError {
         /// Why.
         reason: String,
     },
-    /// No model was named.
-    #[error(
-        "no model given: percept serve PATH_OR_HUB_ID, for example percept serve llava-hf/llava-1.5-7b-hf"
-    )]
-    NoModel,
     /// The text that gives a model means nothing.
     #[error(transparent)]
     Model(#[from] HubError),
@@ -409,9 +410,11 @@ impl Settings {
 
     /// All models. What is set for models is set for each of them.
     fn models(&self) -> Result<Vec<ModelConfig>, ConfigError> {
-        let given = self.model.iter().map(|text| Given::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        let mut given = self.model.iter().map(|text| Given::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        if given.is_empty() {
+            given = Demo::ALL.map(|demo| Given { name: None, source: Source::Embedded(demo) }).into();
+        }
         match (&self.name, &given[..]) {
-            (_, []) => return Err(ConfigError::NoModel),
             (None, _) | (Some(_), [Given { name: None, .. }]) => {}
             (Some(name), _) => return Err(ConfigError::NothingToName { name: name.clone() }),
         }
@@ -474,6 +477,7 @@ impl Settings {
                 ffmpeg: self.ffmpeg.clone(),
             },
             strict: self.strict_params.unwrap_or(false),
+            ui: !self.no_ui.unwrap_or(false),
         })
     }
 }
@@ -639,6 +643,8 @@ mod tests {
         };
         assert_eq!(named(&["a/b", "x=c/d@v1"], None).unwrap(), ["a/b", "x"]);
         assert_eq!(named(&["a/b"], Some("x")).unwrap(), ["x"]);
+        assert_eq!(named(&[], None).unwrap(), ["percept-demo-vlm", "percept-demo-whisper"]);
+        assert_eq!(named(&["x=percept-demo-vlm"], None).unwrap(), ["x"]);
         assert_eq!(named(&["x=a/b", "y=a/b"], None).unwrap(), ["x", "y"]);
         let folder = tempfile::Builder::new().prefix("x=").tempdir().unwrap();
         let path = folder.path().to_str().unwrap();
@@ -646,8 +652,7 @@ mod tests {
         assert_eq!(found[0].1, Source::Folder(path.into()), "a folder whose name has the sign");
         assert!(found[0].0.starts_with("x="));
         for (models, name, expected) in [
-            (vec![], None, "no model given"),
-            (vec![], Some("x"), "no model given"),
+            (vec![], Some("x"), "name x is for one model"),
             (vec!["a/b", "a/b@v2"], None, "two models are named a/b"),
             (vec!["a/b", "c/d"], Some("x"), "write NAME=PATH_OR_HUB_ID for each"),
             (vec!["y=a/b"], Some("x"), "name x is for one model"),

@@ -1,4 +1,4 @@
-//! Checkpoints: a folder, or files of the Hugging Face hub in the cache that all its tools share.
+//! Checkpoints: a folder, files of the Hugging Face hub in the cache that all its tools share, or one of the program's own.
 
 use std::{
     env, fs,
@@ -12,8 +12,10 @@ use hf_hub::{
         sync::{Api, ApiBuilder, ApiError, ApiRepo},
     },
 };
-use percept_models::{INDEX_FILE, SINGLE_FILE, shards_of_index};
+use percept_models::{Checkpoint, INDEX_FILE, SINGLE_FILE, shards_of_index};
 use tracing::warn;
+
+use crate::demo::Demo;
 
 /// Small files of a checkpoint, those that it has.
 const FILES: &[&str] = &[
@@ -36,6 +38,8 @@ pub enum Source {
     Folder(PathBuf),
     /// On the hub.
     Hub(HubId),
+    /// In the program.
+    Embedded(Demo),
 }
 
 /// A repository of the hub, at a revision.
@@ -112,11 +116,15 @@ pub enum HubError {
 }
 
 impl Source {
-    /// Reads a path or a hub id.
+    /// Reads a path, a hub id, or the name of a checkpoint that is part of the program; a folder that is called like
+    /// one is given with its path, as in `./percept-demo-vlm`.
     ///
     /// # Errors
-    /// When it is neither.
+    /// When it is none of these.
     pub fn parse(text: &str) -> Result<Self, HubError> {
+        if let Some(demo) = Demo::named(text) {
+            return Ok(Self::Embedded(demo));
+        }
         if Path::new(text).is_dir() {
             return Ok(Self::Folder(text.into()));
         }
@@ -142,6 +150,7 @@ impl Source {
                 whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
             }
             Self::Hub(id) => id.repository.clone(),
+            Self::Embedded(demo) => demo.name().to_owned(),
         }
     }
 }
@@ -178,8 +187,8 @@ enum Files {
     Small,
 }
 
-/// The folder of a checkpoint. Files of the hub are taken from the cache where they are; only a checkpoint that is
-/// not whole there is downloaded.
+/// A checkpoint. Files of the hub are taken from the cache where they are; only a checkpoint that is not whole there is
+/// downloaded.
 ///
 /// # Errors
 /// When it is nowhere to be had.
@@ -187,7 +196,7 @@ pub fn resolve<P: Progress>(
     source: &Source,
     config: &HubConfig,
     progress: impl FnMut() -> P,
-) -> Result<PathBuf, HubError> {
+) -> Result<Checkpoint, HubError> {
     resolve_files(source, config, Files::All, progress)
 }
 
@@ -199,7 +208,7 @@ pub fn resolve_small<P: Progress>(
     source: &Source,
     config: &HubConfig,
     progress: impl FnMut() -> P,
-) -> Result<PathBuf, HubError> {
+) -> Result<Checkpoint, HubError> {
     resolve_files(source, config, Files::Small, progress)
 }
 
@@ -208,22 +217,33 @@ fn resolve_files<P: Progress>(
     config: &HubConfig,
     files: Files,
     progress: impl FnMut() -> P,
-) -> Result<PathBuf, HubError> {
+) -> Result<Checkpoint, HubError> {
     match source {
-        Source::Folder(folder) => Ok(folder.clone()),
-        Source::Hub(id) => match cached(id, config, files)? {
-            Some(folder) if config.offline || is_complete(&folder) => Ok(folder),
-            Some(folder) => {
-                // The same commit: serving does not update.
-                let commit = folder.file_name().map(|name| name.to_string_lossy().into_owned());
-                let same = HubId { revision: commit.unwrap_or_else(|| id.revision.clone()), ..id.clone() };
-                download(&same, config, files, progress).or_else(|error| {
-                    warn!(%error, "the checkpoint in the cache may be incomplete, and could not be completed");
-                    Ok(folder)
-                })
-            }
-            None => download(id, config, files, progress),
-        },
+        Source::Folder(folder) => Ok(Checkpoint::new(folder)),
+        Source::Embedded(demo) => Ok(demo.checkpoint()),
+        Source::Hub(id) => fetch(id, config, files, progress).map(Checkpoint::new),
+    }
+}
+
+/// The folder of a checkpoint of the hub.
+fn fetch<P: Progress>(
+    id: &HubId,
+    config: &HubConfig,
+    files: Files,
+    progress: impl FnMut() -> P,
+) -> Result<PathBuf, HubError> {
+    match cached(id, config, files)? {
+        Some(folder) if config.offline || is_complete(&folder) => Ok(folder),
+        Some(folder) => {
+            // The same commit: serving does not update.
+            let commit = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+            let same = HubId { revision: commit.unwrap_or_else(|| id.revision.clone()), ..id.clone() };
+            download(&same, config, files, progress).or_else(|error| {
+                warn!(%error, "the checkpoint in the cache may be incomplete, and could not be completed");
+                Ok(folder)
+            })
+        }
+        None => download(id, config, files, progress),
     }
 }
 
@@ -384,6 +404,8 @@ mod tests {
             ("llava-hf/llava-1.5-7b-hf", hub("llava-hf/llava-1.5-7b-hf", "main")),
             ("a/b@v1.0", hub("a/b", "v1.0")),
             ("a/b@refs/pr/3", hub("a/b", "refs/pr/3")),
+            ("percept-demo-vlm", Source::Embedded(Demo::Vlm)),
+            ("percept-demo-whisper", Source::Embedded(Demo::Whisper)),
         ] {
             assert_eq!(Source::parse(text).unwrap(), expected);
         }

@@ -3,7 +3,7 @@
 //! The modules in the order in which a request meets them:
 //!
 //! - [`cli`], [`config`], [`server`]: what was typed becomes a server
-//! - [`hub`]: where a checkpoint is
+//! - [`hub`]: where a checkpoint is; [`demo`]: those that are part of the program
 //! - [`memory`]: how memory is shared out before anything is served
 //! - [`plan`]: the same as a table, for people and for programs
 //! - [`api`]: HTTP and JSON, and nothing else knows them
@@ -20,6 +20,7 @@ pub mod api;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod device;
 pub mod engine;
 pub mod hub;

@@ -204,7 +204,7 @@ impl Outlined {
         download: impl FnMut() -> P,
     ) -> Result<Self, ModelError> {
         let dtype = config.dtype.unwrap_or(otherwise);
-        let checkpoint = Checkpoint::new(hub::resolve_small(&config.source, hub, download)?);
+        let checkpoint = hub::resolve_small(&config.source, hub, download)?;
         let outline = percept_models::outline(&checkpoint, dtype, config.fit)?;
         let weight_bytes = match percept_models::weight_bytes(&checkpoint, dtype) {
             Ok(bytes) if !config.dummy_weights => bytes,
@@ -256,12 +256,12 @@ impl<'a> Found<'a> {
         let ModelConfig { source, fit, .. } = config;
         let dtype = config.dtype.unwrap_or(place.dtype());
         let (checkpoint, weights) = if config.dummy_weights {
-            let checkpoint = Checkpoint::new(hub::resolve_small(source, hub, download)?);
+            let checkpoint = hub::resolve_small(source, hub, download)?;
             let weights = percept_models::outline(&checkpoint, dtype, *fit)?.weight_bytes;
             warn!(model = config.name, "its weights are random: answers will mean nothing");
             (checkpoint, weights)
         } else {
-            let checkpoint = Checkpoint::new(hub::resolve(source, hub, download)?);
+            let checkpoint = hub::resolve(source, hub, download)?;
             let weights = percept_models::weight_bytes(&checkpoint, dtype)?;
             (checkpoint, weights)
         };

@@ -117,6 +117,7 @@ fn help_teaches() {
     ] {
         assert!(help.contains(word), "{word}");
     }
+    assert!(text(&["demo", "--help"]).contains("--once"));
     let help = text(&["plan", "--help"]);
     for word in ["a10g", "h200", "--context", "--json", "exit code", "percept plan llava-hf"] {
         assert!(help.contains(word), "{word}");
@@ -140,7 +141,6 @@ fn mistakes_are_explained() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (arguments, expected) in [
-        (vec!["serve"], "no model given"),
         (vec!["serve", "./nowhere"], "neither a folder nor a hub id"),
         (vec!["serve", "/tmp"], "config.json is missing"),
         (vec!["serve", "owner/model", "--offline"], "is not in the cache"),
@@ -173,7 +173,6 @@ fn mistakes_are_explained() {
         (vec!["serve", &fixture, "--config", &wrong], "wrong.toml"),
         (vec!["serve", &fixture, "--config", &broken], "broken.toml"),
         (vec!["serve", &fixture, "--config", "/nowhere.toml"], "/nowhere.toml"),
-        (vec!["plan"], "no model given"),
         (vec!["plan", "./nowhere"], "neither a folder nor a hub id"),
         (vec!["plan", "/tmp"], "/tmp/config.json is missing"),
         (vec!["plan", "owner/model", "--offline"], "is not in the cache"),
@@ -187,6 +186,7 @@ fn mistakes_are_explained() {
         (vec!["plan", &fixture, "--max-sequences", "0"], "max_sequences must be at least 1"),
         (vec!["chat", "hello", "--dummy-weights"], "--model"),
         (vec!["pull", &fixture], "is a folder already"),
+        (vec!["pull", "percept-demo-vlm"], "is part of the program already"),
         (vec!["chat", "hello", "--url", "http://127.0.0.1:1"], "start one with percept serve"),
         (vec!["chat", "hello", "--model", &fixture, "-i", "/nowhere.png"], "cannot read /nowhere.png"),
         (vec!["chat", "hello", "--model", &fixture, "-t", "9"], "above maximum value"),
@@ -234,6 +234,94 @@ fn a_question_is_answered_by_a_model_of_its_own_and_by_a_server() {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all("from one to ten".as_bytes()).unwrap();
     assert!(child.wait_with_output().unwrap().status.success());
+}
+
+/// What the program's own models say to the program's own samples, by a server that was given no model, without a
+/// network, a home folder or a cache.
+#[test]
+fn without_a_model_two_of_its_own_are_served() {
+    let serving = Serving::start(percept(&["serve", "--port", "0", "--alias", "gpt-4o"]));
+    let list = serving.get("/v1/models");
+    let names: Vec<_> =
+        list["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(names[..3], ["percept-demo-vlm", "gpt-4o", "percept-demo-whisper"]);
+    assert!(names.contains(&"whisper-1"), "{names:?}");
+
+    let samples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/samples");
+    let [picture, recording] =
+        ["shapes.png", "sentence.wav"].map(|name| samples.join(name).to_str().unwrap().to_owned());
+    let answer = |arguments: &[&str]| {
+        let output = run(percept(arguments));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let question = ["chat", percept::demo::QUESTION, "-i", &picture, "-t", "0"];
+    let seen = answer(&[&question[..], &["--url", &serving.url]].concat());
+    let heard = answer(&["transcribe", &recording, "--url", &serving.url]);
+    for word in ["red circle", "blue square", "orange star"] {
+        assert!(seen.contains(word), "{seen}");
+    }
+    assert_eq!(heard.trim().to_lowercase(), "turn on the kitchen light please.");
+
+    // The same by their names.
+    assert_eq!(answer(&[&question[..], &["--model", "percept-demo-vlm"]].concat()), seen);
+    assert_eq!(answer(&["transcribe", &recording, "--model", "percept-demo-whisper"]), heard);
+    let (plan, code) = planned(&["percept-demo-vlm", "--gpu", "24GiB"]);
+    assert_eq!((plan["models"][0]["name"].as_str(), code), (Some("percept-demo-vlm"), Some(0)), "{plan}");
+
+    serving.signal("TERM");
+    let (code, log) = serving.end();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("percept serve llava-hf/"), "what to type for a real model: {log}");
+    assert!(log.contains("no model is named"), "{log}");
+}
+
+/// Every file of the checkpoints in `assets` is in the program, as it is, and no other.
+#[test]
+fn the_models_of_the_program_are_the_files_of_the_source() {
+    for demo in percept::demo::Demo::ALL {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo").join(demo.name());
+        let mut names: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "README.md")
+            .collect();
+        names.sort();
+        let mut embedded: Vec<_> = demo.files().iter().map(|(name, _)| (*name).to_owned()).collect();
+        embedded.sort();
+        assert_eq!(embedded, names, "{}", demo.name());
+        for (name, content) in demo.files() {
+            assert!(fs::read(folder.join(name)).unwrap() == *content, "{name} of {}", demo.name());
+            assert_eq!(demo.checkpoint().bytes(name).unwrap().unwrap(), *content);
+        }
+        assert!(demo.checkpoint().bytes("nothing.json").unwrap().is_none());
+    }
+}
+
+#[test]
+fn a_demo_shows_both_and_says_what_to_do_next() {
+    // Its usual port may be taken.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let mut command = percept(&["demo", "--once", "--port", &port]);
+    // What is set for servers means nothing to it.
+    command.env("PERCEPT_MODEL", "/nowhere");
+    let output = run(command);
+    let [text, error] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(output.status.success(), "{error}");
+    for expected in [
+        percept::demo::QUESTION,
+        percept::demo::PICTURE_SHOWS,
+        "red circle",
+        "tokens, the first after",
+        "seconds of sound per second",
+        "percept serve llava-hf/",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(text.to_lowercase().contains("turn on the kitchen light please"), "{text}");
+    assert!(!text.contains('\u{1b}'), "no colours where there is no terminal: {text}");
+    assert!(!text.contains(&format!("127.0.0.1:{port}")), "the port was taken: {text}");
 }
 
 #[test]

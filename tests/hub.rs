@@ -157,7 +157,9 @@ async fn pull(id: HubId, config: HubConfig) -> Result<std::path::PathBuf, HubErr
 }
 
 async fn resolve(id: HubId, config: HubConfig) -> Result<std::path::PathBuf, HubError> {
-    tokio::task::spawn_blocking(move || hub::resolve(&Source::Hub(id), &config, || ())).await.unwrap()
+    let resolve = move || hub::resolve(&Source::Hub(id), &config, || ());
+    let checkpoint = tokio::task::spawn_blocking(resolve).await.unwrap()?;
+    Ok(checkpoint.folder().to_owned())
 }
 
 /// Names of the files whose content was asked for.
@@ -224,9 +226,8 @@ async fn small_files_come_without_weights_and_the_weights_later() {
     let cache = TempDir::new().unwrap();
     let config = config(&url, cache.path());
     let small = |config: HubConfig| async move {
-        tokio::task::spawn_blocking(move || hub::resolve_small(&Source::Hub(id("main")), &config, || ()))
-            .await
-            .unwrap()
+        let resolve = move || hub::resolve_small(&Source::Hub(id("main")), &config, || ());
+        tokio::task::spawn_blocking(resolve).await.unwrap().map(|checkpoint| checkpoint.folder().to_owned())
     };
     let folder = small(config.clone()).await.unwrap();
     assert!(folder.join("config.json").exists() && !folder.join("model.safetensors").exists());

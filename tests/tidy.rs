@@ -19,7 +19,8 @@ fn files(path: &Path, out: &mut Vec<PathBuf>) {
     entries.sort();
     for entry in entries {
         let name = entry.file_name().unwrap().to_string_lossy().into_owned();
-        if !name.starts_with('.') && name != "target" && name != "__pycache__" {
+        let made = ["target", "__pycache__", "node_modules"].contains(&name.as_str());
+        if !name.starts_with('.') && !made {
             files(&entry, out);
         }
     }
@@ -181,7 +182,7 @@ fn names_say_something() {
 /// Words in backticks and link targets that look like paths exist, in every document.
 #[test]
 fn paths_in_documents_exist() {
-    let known = ["src", "models", "kernels", "tests", "benches", "scripts", "docs", ".ci"];
+    let known = ["src", "models", "kernels", "tests", "benches", "scripts", "docs", "ui", "assets", ".ci"];
     let generated = ["models/<name>/"];
     let mut checked = 0;
     for (name, text) in sources(&["."], ".md") {
@@ -249,7 +250,7 @@ fn options_in_documents_exist() {
     for (name, text) in sources(&["README.md", "docs"], ".md") {
         let quoted = text.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
         for option in quoted.filter(|word| word.starts_with("--") && word.len() > 2) {
-            let of_other_commands = ["--help", "--image", "--locked", "--path", "--gpu"];
+            let of_other_commands = ["--help", "--image", "--locked", "--path", "--gpu", "--once"];
             if of_other_commands.contains(&option) {
                 continue;
             }

@@ -8,9 +8,11 @@ mod error;
 mod form;
 mod json;
 mod models;
+mod openapi;
 mod ops;
 mod params;
 mod sse;
+mod ui;
 pub mod wire;
 
 use std::{
@@ -24,13 +26,12 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, Uri},
     middleware::{self, Next},
     response::Response,
-    routing::{get, post},
 };
 use tokio::sync::Semaphore;
 use tracing::info;
 use uuid::Uuid;
 
-pub use self::{audio::SoundConfig, error::ApiError};
+pub use self::{audio::SoundConfig, error::ApiError, openapi::document};
 use crate::{
     media::{Decoders, MediaLimits},
     router::Router,
@@ -49,6 +50,8 @@ pub struct ApiConfig {
     pub sound: SoundConfig,
     /// Whether an unknown field is an error.
     pub strict: bool,
+    /// Whether there are pages for browsers.
+    pub ui: bool,
 }
 
 /// What every handler sees.
@@ -90,22 +93,32 @@ impl App {
 
 /// All routes, with and without `/v1`, with and without a slash at the end: users write URLs in every way.
 pub fn routes(app: Arc<App>) -> Routes {
-    let mut routes = Routes::new().route("/health", get(ops::health)).route("/health/", get(ops::health));
-    for base in ["", "/v1"] {
-        for end in ["", "/"] {
-            routes = routes
-                .route(&format!("{base}/chat/completions{end}"), post(chat::completions))
-                .route(&format!("{base}/audio/transcriptions{end}"), post(audio::transcriptions))
-                .route(&format!("{base}/audio/translations{end}"), post(audio::translations))
-                .route(&format!("{base}/models{end}"), get(models::list));
+    let mut routes = Routes::new();
+    for endpoint in openapi::endpoints() {
+        for path in spellings(endpoint.path) {
+            routes = routes.route(&path, endpoint.handler.clone());
         }
-        routes = routes.route(&format!("{base}/models/{{*id}}"), get(models::one));
+    }
+    if app.config.ui {
+        routes = routes.merge(ui::routes());
     }
     routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(every_response))
         .with_state(app)
+}
+
+/// How a path may be written. A parameter is at its end, and takes all of the rest.
+fn spellings(path: &str) -> Vec<String> {
+    let bare = path.strip_prefix("/v1").unwrap_or(path);
+    let bases: &[&str] = if bare == path { &[""] } else { &["", "/v1"] };
+    let ends: &[&str] = if bare.ends_with('}') { &[""] } else { &["", "/"] };
+    let bare = bare.replace('{', "{*");
+    bases
+        .iter()
+        .flat_map(|base| ends.iter().map(|end| format!("{base}{bare}{end}")).collect::<Vec<_>>())
+        .collect()
 }
 
 async fn no_such_path(method: Method, uri: Uri) -> ApiError {

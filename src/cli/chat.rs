@@ -2,17 +2,16 @@
 
 use std::{
     fs,
-    io::{self, BufRead, BufReader, IsTerminal, Read, Write},
+    io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
-    time::Instant,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::client::{Client, Own, OwnModel, message};
+use super::client::{Client, Own, OwnModel};
 use crate::router::Kind;
 
 #[derive(Debug, Args)]
@@ -78,48 +77,14 @@ impl Chat {
             None => client.first_model(Kind::Chat)?,
         };
         let body = self.body(&model)?;
-        let started = Instant::now();
-        let mut response = client
-            .agent
-            .post(format!("{}/v1/chat/completions", client.base))
-            .send_json(&body)
-            .with_context(|| format!("cannot reach {}", client.base))?;
-        if !response.status().is_success() {
-            bail!(message(&response.body_mut().read_json().unwrap_or(Value::Null)));
-        }
         let mut out = io::stdout().lock();
-        let mut first = None;
-        let mut tokens = 0;
-        let mut done = false;
-        for line in BufReader::new(response.body_mut().as_reader()).lines() {
-            let line = line.context("the answer broke off")?;
-            let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
-            if data == "[DONE]" {
-                done = true;
-                break;
-            }
-            let piece: Value = serde_json::from_str(data).context("the server sent something strange")?;
-            if piece.get("error").is_some() {
-                bail!(message(&piece));
-            }
-            if let Some(text) =
-                piece["choices"][0]["delta"]["content"].as_str().filter(|text| !text.is_empty())
-            {
-                first.get_or_insert_with(|| started.elapsed());
-                write!(out, "{text}")?;
-                out.flush()?;
-            }
-            tokens = piece["usage"]["completion_tokens"].as_u64().unwrap_or(tokens);
-        }
+        let pace = client.chat(&body, |text| {
+            write!(out, "{text}")?;
+            out.flush()
+        })?;
         writeln!(out)?;
-        if !done {
-            bail!("the answer broke off");
-        }
         if io::stderr().is_terminal() {
-            let first = first.unwrap_or_default().as_secs_f64();
-            let rest = (started.elapsed().as_secs_f64() - first).max(1e-9);
-            let speed = tokens.saturating_sub(1) as f64 / rest;
-            eprintln!("{model}: {tokens} tokens, the first after {first:.2} s, then {speed:.1} a second");
+            eprintln!("{model}: {pace}");
         }
         Ok(())
     }

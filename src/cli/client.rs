@@ -1,9 +1,12 @@
 //! How commands ask a server: one that runs, or one of their own.
 
 use std::{
+    fmt,
+    io::{self, BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr},
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -53,6 +56,60 @@ impl Client {
             let name = kind.name();
             format!("the server has no {name} model: serve one with percept serve; --name asks another nevertheless")
         })
+    }
+
+    /// Asks for an answer in pieces, which `show` gets as they come.
+    pub(super) fn chat(
+        &self,
+        body: &Value,
+        mut show: impl FnMut(&str) -> io::Result<()>,
+    ) -> anyhow::Result<Pace> {
+        let started = Instant::now();
+        let sent = self.agent.post(format!("{}/v1/chat/completions", self.base)).send_json(body);
+        let mut response = sent.with_context(|| format!("cannot reach {}", self.base))?;
+        if !response.status().is_success() {
+            bail!(message(&response.body_mut().read_json().unwrap_or(Value::Null)));
+        }
+        let mut first = None;
+        let mut tokens = 0;
+        for line in BufReader::new(response.body_mut().as_reader()).lines() {
+            let line = line.context("the answer broke off")?;
+            let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
+            if data == "[DONE]" {
+                let first = first.unwrap_or_else(|| started.elapsed());
+                return Ok(Pace { tokens, first, rest: started.elapsed().saturating_sub(first) });
+            }
+            let piece: Value = serde_json::from_str(data).context("the server sent something strange")?;
+            if piece.get("error").is_some() {
+                bail!(message(&piece));
+            }
+            let text = piece["choices"][0]["delta"]["content"].as_str().unwrap_or("");
+            if !text.is_empty() {
+                first.get_or_insert_with(|| started.elapsed());
+                show(text)?;
+            }
+            tokens = piece["usage"]["completion_tokens"].as_u64().unwrap_or(tokens);
+        }
+        bail!("the answer broke off")
+    }
+}
+
+/// How fast an answer came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    tokens: u64,
+    /// To the first token.
+    first: Duration,
+    /// From there to the end.
+    rest: Duration,
+}
+
+impl fmt::Display for Pace {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tokens, first, rest } = self;
+        let speed = tokens.saturating_sub(1) as f64 / rest.as_secs_f64().max(1e-9);
+        let first = first.as_secs_f64();
+        write!(formatter, "{tokens} tokens, the first after {first:.2} s, then {speed:.1} a second")
     }
 }
 

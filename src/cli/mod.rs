@@ -4,6 +4,7 @@
 mod bench;
 mod chat;
 mod client;
+mod demo;
 mod plan;
 mod progress;
 mod pull;
@@ -29,6 +30,7 @@ use crate::config::{LogFormat, Settings};
 )]
 #[command(after_help = "\
 Try it:
+  percept demo                                      see it work, with two small models that are part of the program
   percept serve llava-hf/llava-1.5-7b-hf            serve a model of the hub on http://127.0.0.1:8000
   percept chat 'What is this?' --image cat.jpg      ask it about a picture, from another shell
   percept serve ./my-checkpoint --port 9000         serve a checkpoint of your own
@@ -44,6 +46,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// See it work: two small models that are part of the program look at a picture and listen to a recording
+    #[command(after_help = "\
+Starts a server on this machine, asks it over HTTP as any client would, and goes on serving until Ctrl-C, so that
+you can go on yourself: in a browser, or with a client. Without a terminal it ends after the answers.")]
+    Demo(demo::Demo),
     /// Serve models to OpenAI clients
     ///
     /// Loads checkpoints, from folders or from the Hugging Face hub. Models that see answer /v1/chat/completions with
@@ -128,6 +135,7 @@ Examples:
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Demo(demo) => demo.run(),
         Command::Serve(settings) => serve::run(*settings, cli.config.as_deref()),
         Command::Plan(plan) => plan.run(cli.config.as_deref()),
         Command::Pull(pull) => pull.run(cli.config.as_deref()),

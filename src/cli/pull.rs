@@ -22,6 +22,7 @@ impl Pull {
         let hub = Settings::default().complete(config)?.hub();
         let folder = match Source::parse(&self.model)? {
             Source::Folder(folder) => anyhow::bail!("{} is a folder already", folder.display()),
+            Source::Embedded(demo) => anyhow::bail!("{} is part of the program already", demo.name()),
             Source::Hub(id) => hub::pull(&id, &hub, progress::bar)?,
         };
         println!("{}", folder.display());

@@ -11,12 +11,14 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{log, progress};
 use crate::{
     api::App,
     config::Settings,
+    demo,
+    hub::Source,
     router::{Kind, Router},
     server::{self, ServerConfig},
 };
@@ -25,6 +27,10 @@ pub(super) fn run(settings: Settings, file: Option<&Path>) -> anyhow::Result<()>
     let settings = settings.complete(file)?;
     log(settings.log.as_deref().unwrap_or("info"), settings.log_format.unwrap_or_default())?;
     let config = settings.resolve()?;
+    if settings.model.is_empty() {
+        let instead = demo::INSTEAD;
+        info!(instead, "no model is named: two small ones that are part of the program are served");
+    }
     let runtime = tokio::runtime::Runtime::new()?;
     let result = runtime.block_on(serve(config));
     // A download or a load that nobody waits for any more must not keep the process.
@@ -41,6 +47,8 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
     if !address.ip().is_loopback() {
         warn!(%address, "anyone who can reach this address can use the server: it has no access control yet");
     }
+    let demo = config.models.iter().all(|model| matches!(model.source, Source::Embedded(_)));
+    let page = config.api.ui;
     let app = App::new(config.api.clone());
     let running = tokio::spawn(server::run(listener, Arc::clone(&app), stop_signal()?, config.drain));
     let loading =
@@ -52,7 +60,7 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
         ended = &mut running => return Ok(ended??),
     };
     let names: Vec<String> = models.iter().map(|model| model.id.clone()).collect();
-    let tries: String = [Kind::Chat, Kind::Speech]
+    let mut tries: String = [Kind::Chat, Kind::Speech]
         .into_iter()
         .filter(|kind| models.iter().any(|model| model.work.kind() == *kind))
         .map(|kind| match kind {
@@ -62,6 +70,14 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
             Kind::Speech => format!("\n  try: percept transcribe FILE --url http://{address}"),
         })
         .collect();
+    if page {
+        tries += &format!("\n  or open http://{address}/ in a browser");
+    }
+    if demo {
+        tries += "\nThese are small models for trying it out: one knows drawings of coloured shapes, the other some \
+                  140 English words.";
+        tries += &format!("\nFor real ones: {}", demo::INSTEAD);
+    }
     app.serve(Router::new(models));
     // Nobody need read this.
     let _ = writeln!(io::stdout(), "percept serves {} on http://{address}/v1{tries}", names.join(" and "));
@@ -70,7 +86,7 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
 }
 
 /// Ends at the first SIGINT or SIGTERM. A second one ends the process.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+pub(super) fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     Ok(async move {

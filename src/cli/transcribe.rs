@@ -326,6 +326,15 @@ impl Transcribe {
     }
 }
 
+/// The transcript of one recording, with times.
+pub(super) fn transcript(client: &Client, model: &str, file: &Path) -> anyhow::Result<Value> {
+    let input = Input::File(file.to_owned());
+    let bar = request::Bar::new(&MultiProgress::new(), &input);
+    let format = "verbose_json".to_owned();
+    let fields = [("model", model.to_owned()), ("response_format", format), ("stream", "true".into())];
+    request::send(client, "/v1/audio/transcriptions", &fields, &input, &bar)
+}
+
 /// The names of what is written, without their ends: those of the recordings, in full where they would be the same.
 fn output_names(inputs: &[Input]) -> Vec<String> {
     let mut taken = HashSet::new();

@@ -58,7 +58,7 @@ impl Vocabulary {
     /// # Errors
     /// When it is missing, or lacks a token that every speech model has.
     pub fn read(checkpoint: &Checkpoint, info: &SpeechInfo) -> Result<Self, TextError> {
-        let tokenizer = Tokenizer::read(&checkpoint.folder().join("tokenizer.json"))?;
+        let tokenizer = Tokenizer::read(checkpoint)?;
         let config: GenerationConfig = checkpoint.json("generation_config.json")?.unwrap_or_default();
         let id = |names: &[&str]| {
             let found = names.iter().find_map(|name| tokenizer.id(name));

@@ -128,15 +128,14 @@ fn overlap(text: &str, stop: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
+    use percept_models::Checkpoint;
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
 
     fn tokenizer() -> Arc<Tokenizer> {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llava/tokenizer.json");
-        Arc::new(Tokenizer::read(Path::new(file)).unwrap())
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llava");
+        Arc::new(Tokenizer::read(&Checkpoint::new(folder)).unwrap())
     }
 
     fn pieces(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> Vec<String> {

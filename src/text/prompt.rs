@@ -128,7 +128,7 @@ impl TextModel {
     ) -> Result<Self, TextError> {
         let config: GenerationConfig = checkpoint.json("generation_config.json")?.unwrap_or_default();
         let tokens: TokenizerConfig = checkpoint.json("tokenizer_config.json")?.unwrap_or_default();
-        let tokenizer = Tokenizer::read(&checkpoint.folder().join("tokenizer.json"))?;
+        let tokenizer = Tokenizer::read(checkpoint)?;
         let source = match template {
             Some(file) => fs::read_to_string(file)
                 .map_err(|error| TextError::TemplateFile { file: file.display().to_string(), error })?,

@@ -3,11 +3,13 @@
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
-    path::Path,
 };
 
 use aho_corasick::AhoCorasick;
+use percept_models::Checkpoint;
 use tokenizers::Encoding;
+
+use super::TextError;
 
 /// Stands in user text inside what would otherwise be read as a token of the template, such as `</s>`.
 /// A noncharacter: Unicode reserves it for inside use.
@@ -45,19 +47,20 @@ impl From<tokenizers::Error> for TokenizerError {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
+    /// Reads a checkpoint's `tokenizer.json`.
     ///
     /// # Errors
     /// When it is missing or broken.
-    pub fn read(file: &Path) -> Result<Self, TokenizerError> {
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self, TextError> {
+        const NAME: &str = "tokenizer.json";
+        let file = checkpoint.folder().join(NAME);
         let named = |error: &dyn std::fmt::Display| TokenizerError(format!("{}: {error}", file.display()));
-        let text = std::fs::read(file).map_err(|error| match error.kind() {
+        let text = checkpoint.bytes(NAME)?.ok_or_else(|| {
             // Some repositories have a sentencepiece model and Python code only.
-            std::io::ErrorKind::NotFound => named(&format!(
-                "{error}; write one with transformers: AutoTokenizer.from_pretrained('OWNER/NAME', \
-                 trust_remote_code=True).save_pretrained('FOLDER')"
-            )),
-            _ => named(&error),
+            named(
+                &"it is missing; write one with transformers: AutoTokenizer.from_pretrained('OWNER/NAME', \
+                  trust_remote_code=True).save_pretrained('FOLDER')",
+            )
         })?;
         let published = parse(&text).map_err(|error| named(&error))?;
         let mut json: serde_json::Value = serde_json::from_slice(&text).map_err(|error| named(&error))?;
@@ -240,11 +243,8 @@ mod tests {
     use super::*;
 
     fn tokenizer() -> Tokenizer {
-        Tokenizer::read(Path::new(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/fixtures/llava/tokenizer.json"
-        )))
-        .unwrap()
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llava");
+        Tokenizer::read(&Checkpoint::new(folder)).unwrap()
     }
 
     #[test]

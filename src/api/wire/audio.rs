@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
@@ -15,7 +16,7 @@ pub const MOST_ITEMS: usize = 1_000;
 pub const MOST_TEMPERATURES: usize = 16;
 
 /// A request, beside its `file`. Everything may be absent here: what must be there is checked with a better message.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct AudioRequest {
     /// Which model.
     pub model: Option<String>,
@@ -50,6 +51,7 @@ pub struct AudioRequest {
     /// Whether the answer comes in pieces.
     pub stream: Option<bool>,
     /// 0 to 1; 0 raises it where it must.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub temperature: Option<f64>,
     /// An extension: which ones to try, in order.
     pub temperatures: Option<Items<f64, MOST_TEMPERATURES>>,
@@ -160,7 +162,7 @@ pub enum Chunking {
 }
 
 /// Which silences.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 pub struct Silences {
     /// `server_vad`.
     #[serde(rename = "type")]
@@ -196,7 +198,7 @@ impl<'de> Deserialize<'de> for Chunking {
 }
 
 /// A whole answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Transcription {
     /// The text.
     pub text: String,
@@ -211,7 +213,7 @@ pub struct Transcription {
 }
 
 /// A token and its probability.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct LogProb {
     /// Its text, which may be a part of a character.
     pub token: String,
@@ -222,14 +224,15 @@ pub struct LogProb {
 }
 
 /// A language.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Language {
     /// Its code.
     pub code: String,
 }
 
 /// What a transcription counts as.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "DurationUsage")]
 pub struct Usage {
     /// `duration`.
     #[serde(rename = "type")]
@@ -239,7 +242,7 @@ pub struct Usage {
 }
 
 /// A whole answer with times.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct VerboseTranscription {
     /// `transcribe` or `translate`.
     pub task: &'static str,
@@ -260,7 +263,7 @@ pub struct VerboseTranscription {
 }
 
 /// A word and when it was said.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Word {
     /// Without space and punctuation around.
     pub word: String,
@@ -271,7 +274,7 @@ pub struct Word {
 }
 
 /// A piece of the text and when it was said.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Segment {
     /// Its number, from 0.
     pub id: usize,
@@ -299,7 +302,7 @@ pub struct Segment {
 }
 
 /// A word as openai/whisper writes it. An extension.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct SegmentWord {
     /// With the space in front and punctuation around.
     pub word: String,
@@ -312,7 +315,7 @@ pub struct SegmentWord {
 }
 
 /// A whole answer with speakers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct DiarizedTranscription {
     /// `transcribe` or `translate`.
     pub task: &'static str,
@@ -327,7 +330,7 @@ pub struct DiarizedTranscription {
 }
 
 /// What a speaker said.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct DiarizedSegment {
     /// `transcript.text.segment`.
     #[serde(rename = "type")]
@@ -345,7 +348,7 @@ pub struct DiarizedSegment {
 }
 
 /// A piece of an answer: more text.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct TextDelta {
     /// `transcript.text.delta`.
     #[serde(rename = "type")]
@@ -367,7 +370,7 @@ pub struct TextDelta {
 }
 
 /// The last piece of an answer: all text.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct TextDone {
     /// `transcript.text.done`.
     #[serde(rename = "type")]

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{
@@ -23,29 +24,37 @@ pub const MOST_STOPS: usize = 4;
 pub const MOST_BIASES: usize = 1_024;
 
 /// A request. Everything may be absent or null here: what must be there is checked with a better message.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["model", "messages"]))]
 pub struct ChatRequest {
     /// Which model.
     pub model: Option<String>,
     /// The conversation.
     pub messages: Option<Items<Object<Message>, MOST_MESSAGES>>,
     /// Most tokens of the answer.
+    #[schemars(range(min = 1))]
     pub max_completion_tokens: Option<i64>,
     /// The older name of the same.
+    #[schemars(range(min = 1))]
     pub max_tokens: Option<i64>,
     /// 0 to 2.
+    #[schemars(range(min = 0.0, max = 2.0))]
     pub temperature: Option<f64>,
     /// 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub top_p: Option<f64>,
     /// An extension: 0 or -1 keeps all.
     pub top_k: Option<i64>,
     /// An extension: 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub min_p: Option<f64>,
     /// An extension: above 0 to 10.
     pub repetition_penalty: Option<f64>,
     /// -2 to 2.
+    #[schemars(range(min = -2.0, max = 2.0))]
     pub frequency_penalty: Option<f64>,
     /// -2 to 2.
+    #[schemars(range(min = -2.0, max = 2.0))]
     pub presence_penalty: Option<f64>,
     /// The same seed gives the same text.
     pub seed: Option<i64>,
@@ -156,7 +165,7 @@ pub const HARMLESS_IN_MESSAGES: &[&str] =
     &["annotations", "audio", "parsed", "prompt_cache_breakpoint", "reasoning", "reasoning_content"];
 
 /// A turn.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct Message {
     /// Who speaks.
     pub role: Option<String>,
@@ -289,7 +298,7 @@ impl<'de> Deserialize<'de> for Biases {
 }
 
 /// How an answer comes in pieces.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct StreamOptions {
     /// Whether the last piece counts tokens.
     pub include_usage: Option<bool>,
@@ -298,7 +307,7 @@ pub struct StreamOptions {
 }
 
 /// What form an answer has.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct ResponseFormat {
     /// `text`.
     #[serde(rename = "type")]
@@ -353,7 +362,7 @@ text_or!(ImageUrl, "an object or a string", |url| ImageUrl { url: Some(url), det
 });
 
 /// A whole answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatCompletion {
     /// `chatcmpl-…`.
     pub id: String,
@@ -374,7 +383,7 @@ pub struct ChatCompletion {
 }
 
 /// An answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Choice {
     /// 0.
     pub index: u32,
@@ -387,7 +396,7 @@ pub struct Choice {
 }
 
 /// The turn of an answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Answer {
     /// `assistant`.
     pub role: &'static str,
@@ -404,7 +413,7 @@ pub struct Answer {
 pub enum Never {}
 
 /// Why an answer ended.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// The model or a stop text ended it.
@@ -414,7 +423,7 @@ pub enum FinishReason {
 }
 
 /// Tokens of a request.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub struct Usage {
     /// Of the prompt.
     pub prompt_tokens: usize,
@@ -429,7 +438,7 @@ pub struct Usage {
 }
 
 /// Tokens of a prompt, in detail.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
 pub struct PromptTokens {
     /// Those an earlier request had computed.
     pub cached_tokens: usize,
@@ -438,7 +447,7 @@ pub struct PromptTokens {
 }
 
 /// Tokens of an answer, in detail.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, JsonSchema)]
 pub struct CompletionTokens {
     /// 0.
     pub reasoning_tokens: usize,
@@ -451,7 +460,7 @@ pub struct CompletionTokens {
 }
 
 /// A piece of an answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Chunk<'a> {
     /// The same in all pieces.
     pub id: &'a str,
@@ -473,7 +482,7 @@ pub struct Chunk<'a> {
 }
 
 /// What a piece adds.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChunkChoice<'a> {
     /// 0.
     pub index: u32,
@@ -486,7 +495,7 @@ pub struct ChunkChoice<'a> {
 }
 
 /// More text.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct Delta<'a> {
     /// `assistant`, in the first piece.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,19 +1,26 @@
 //! The error object of the OpenAI API.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// `{"error": {…}}`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ErrorBody {
+    /// What is wrong.
     error: ErrorObject,
 }
 
-#[derive(Debug, Serialize)]
+/// What is wrong.
+#[derive(Debug, Serialize, JsonSchema)]
 struct ErrorObject {
+    /// For people.
     message: String,
+    /// `invalid_request_error` or `server_error`.
     #[serde(rename = "type")]
     kind: &'static str,
+    /// The path of the field, such as `messages[0].content`.
     param: Option<String>,
+    /// For programs.
     code: Option<&'static str>,
 }
 

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod error;
 pub mod models;
 pub mod ops;
+mod schema;
 
 use std::{fmt, marker::PhantomData};
 

@@ -1,9 +1,10 @@
 //! `/v1/models`.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// `GET /v1/models`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ModelList {
     /// `list`.
     pub object: &'static str,
@@ -12,7 +13,7 @@ pub struct ModelList {
 }
 
 /// A name that a request may use.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Model {
     /// The name.
     pub id: String,

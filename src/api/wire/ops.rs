@@ -1,9 +1,10 @@
 //! `/health`.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// `GET /health`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Health {
     /// `ok` when requests can be answered, else `loading` or `failed`.
     pub status: &'static str,
@@ -12,7 +13,7 @@ pub struct Health {
 }
 
 /// What an engine is doing.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ModelHealth {
     /// Of the model.
     pub id: String,

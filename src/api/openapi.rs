@@ -1,0 +1,336 @@
+//! The API as a table: its routes are made of it, and so is its description, `/openapi.json`. What goes over the wire
+//! describes itself.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Bytes,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse as _, Response},
+    routing::{MethodRouter, get, post},
+};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use serde_json::{Map, Value, json};
+
+use super::{App, audio, chat, models, ops, wire};
+
+/// One thing that can be asked.
+pub(super) struct Endpoint {
+    /// As the documentation writes it: below `/v1` where clients expect it there.
+    pub(super) path: &'static str,
+    /// `get` or `post`.
+    method: &'static str,
+    /// A name for programs.
+    id: &'static str,
+    summary: &'static str,
+    description: &'static str,
+    /// Who answers.
+    pub(super) handler: MethodRouter<Arc<App>>,
+    /// What it takes and gives.
+    shape: fn(&mut Schemas) -> Shape,
+}
+
+/// What an endpoint takes and gives.
+struct Shape {
+    parameters: Value,
+    body: Option<Value>,
+    /// Of a status that is no error.
+    answers: Vec<(&'static str, &'static str, Value)>,
+    /// Statuses of errors.
+    errors: &'static [&'static str],
+}
+
+const CHAT_ERRORS: &[&str] = &["400", "404", "408", "413", "415", "429", "500", "503"];
+
+/// Everything that can be asked but for pages.
+pub(super) fn endpoints() -> Vec<Endpoint> {
+    vec![
+        Endpoint {
+            path: "/v1/chat/completions",
+            method: "post",
+            id: "createChatCompletion",
+            summary: "Goes on with a conversation, with or without pictures.",
+            description: "With `stream`, the answer is server-sent events: each `data:` line is a chunk, the last one \
+                          is `data: [DONE]`. An error after the first chunk is a `data:` line with an error object. \
+                          Closing the connection ends the answer.",
+            handler: post(chat::completions),
+            shape: chat_shape,
+        },
+        Endpoint {
+            path: "/v1/audio/transcriptions",
+            method: "post",
+            id: "createTranscription",
+            summary: "Writes down what a recording says.",
+            description: SPEECH,
+            handler: post(audio::transcriptions),
+            shape: speech_shape,
+        },
+        Endpoint {
+            path: "/v1/audio/translations",
+            method: "post",
+            id: "createTranslation",
+            summary: "Writes down in English what a recording says in any language.",
+            description: SPEECH,
+            handler: post(audio::translations),
+            shape: speech_shape,
+        },
+        Endpoint {
+            path: "/v1/models",
+            method: "get",
+            id: "listModels",
+            summary: "Lists every name that a request may use: models and their aliases.",
+            description: "",
+            handler: get(models::list),
+            shape: |schemas| get_shape(schemas.answer::<wire::models::ModelList>(), &["503"]),
+        },
+        Endpoint {
+            path: "/v1/models/{model}",
+            method: "get",
+            id: "retrieveModel",
+            summary: "Tells about one name.",
+            description: "",
+            handler: get(models::one),
+            shape: |schemas| Shape {
+                parameters: json!([{
+                    "name": "model",
+                    "in": "path",
+                    "required": true,
+                    "description": "A name; it may have slashes, as they are.",
+                    "schema": {"type": "string"},
+                }]),
+                ..get_shape(schemas.answer::<wire::models::Model>(), &["404", "503"])
+            },
+        },
+        Endpoint {
+            path: "/health",
+            method: "get",
+            id: "health",
+            summary: "Tells whether requests can be answered, and what each model is doing.",
+            description: "",
+            handler: get(ops::health),
+            shape: |schemas| {
+                let content = json!({"application/json": {"schema": schemas.answer::<wire::ops::Health>()}});
+                Shape {
+                    parameters: json!([]),
+                    body: None,
+                    answers: vec![
+                        (
+                            "200",
+                            "Every model has computed a real step, and all engines live.",
+                            content.clone(),
+                        ),
+                        ("503", "Models are being loaded, or an engine has failed.", content),
+                    ],
+                    errors: &[],
+                }
+            },
+        },
+        Endpoint {
+            path: "/openapi.json",
+            method: "get",
+            id: "openapi",
+            summary: "This description.",
+            description: "",
+            handler: get(describe),
+            shape: |_| get_shape(json!({"type": "object"}), &[]),
+        },
+    ]
+}
+
+const SPEECH: &str = "A form whose parts may come in any order; with `model` in front of `file`, a wrong name is told before the file is \
+     sent. Lists may be written with `[]` behind the name, once for each item. With `stream`, the answer is server-sent \
+     events: each `data:` line is a delta, the last but one is the whole text, and the last one is `data: [DONE]`.";
+
+fn chat_shape(schemas: &mut Schemas) -> Shape {
+    let request = schemas.request::<wire::chat::ChatRequest>();
+    let (whole, chunk) =
+        (schemas.answer::<wire::chat::ChatCompletion>(), schemas.answer::<wire::chat::Chunk<'_>>());
+    Shape {
+        parameters: json!([]),
+        body: Some(json!({"application/json": {"schema": request}})),
+        answers: vec![(
+            "200",
+            "The answer, whole or in chunks.",
+            json!({"application/json": {"schema": whole}, "text/event-stream": {"schema": chunk}}),
+        )],
+        errors: CHAT_ERRORS,
+    }
+}
+
+fn speech_shape(schemas: &mut Schemas) -> Shape {
+    let fields = schemas.request::<wire::audio::AudioRequest>();
+    let file = json!({
+        "type": "object",
+        "required": ["file", "model"],
+        "properties": {"file": {
+            "type": "string",
+            "format": "binary",
+            "description": "The recording: WAV, MP3, FLAC, Ogg, Opus, WebM, Matroska, MP4, M4A, AIFF or CAF, told by its content.",
+        }},
+    });
+    let answers = json!({"anyOf": [
+        schemas.answer::<wire::audio::Transcription>(),
+        schemas.answer::<wire::audio::VerboseTranscription>(),
+        schemas.answer::<wire::audio::DiarizedTranscription>(),
+    ]});
+    let events = json!({"anyOf": [
+        schemas.answer::<wire::audio::TextDelta>(),
+        schemas.answer::<wire::audio::DiarizedSegment>(),
+        schemas.answer::<wire::audio::TextDone>(),
+    ]});
+    let text = json!({"schema": {"type": "string"}});
+    Shape {
+        parameters: json!([]),
+        body: Some(json!({"multipart/form-data": {"schema": {"allOf": [file, fields]}}})),
+        answers: vec![(
+            "200",
+            "The transcript, in the form that `response_format` asks for.",
+            json!({
+                "application/json": {"schema": answers},
+                "text/event-stream": {"schema": events},
+                "text/plain": text,
+                "text/vtt": text,
+                "text/tab-separated-values": text,
+            }),
+        )],
+        errors: CHAT_ERRORS,
+    }
+}
+
+fn get_shape(schema: Value, errors: &'static [&'static str]) -> Shape {
+    Shape {
+        parameters: json!([]),
+        body: None,
+        answers: vec![("200", "The answer.", json!({"application/json": {"schema": schema}}))],
+        errors,
+    }
+}
+
+/// Schemas of what goes over the wire, each once. What is read may lack what is written always.
+struct Schemas {
+    requests: SchemaGenerator,
+    answers: SchemaGenerator,
+}
+
+impl Schemas {
+    fn new() -> Self {
+        let settings = || {
+            let mut settings = SchemaSettings::draft2020_12();
+            settings.definitions_path = "/components/schemas".into();
+            settings.meta_schema = None;
+            settings
+        };
+        Self { requests: settings().into_generator(), answers: settings().for_serialize().into_generator() }
+    }
+
+    fn request<T: JsonSchema>(&mut self) -> Value {
+        reference(self.requests.subschema_for::<T>())
+    }
+
+    fn answer<T: JsonSchema>(&mut self) -> Value {
+        reference(self.answers.subschema_for::<T>())
+    }
+
+    fn definitions(mut self) -> Map<String, Value> {
+        let mut all = self.requests.take_definitions(true);
+        for (name, schema) in self.answers.take_definitions(true) {
+            let double = all.insert(name, schema);
+            debug_assert!(double.is_none(), "a request and an answer have a type of one name");
+        }
+        all
+    }
+}
+
+fn reference(schema: Schema) -> Value {
+    schema.into()
+}
+
+/// Statuses of errors, and what they mean.
+const ERRORS: &[(&str, &str)] = &[
+    ("400", "A field is wrong, or asks for what this server does not do; `param` names it."),
+    ("404", "There is no such model."),
+    ("408", "The body came too slowly."),
+    ("413", "The body is too large; the message names the limit."),
+    ("415", "The body has another type than it must have, or it is compressed."),
+    ("429", "The queue is full; `Retry-After` says how many seconds it is likely to be so."),
+    ("500", "The server failed; its log says how, under the id in `x-request-id`."),
+    ("503", "The models are being loaded, or the server is stopping."),
+];
+
+const ABOUT: &str = "percept answers OpenAI clients: this is their API, as far as it is served here. Every path is also answered without \
+     `/v1`, and with a slash at the end. Null is the same as absent. Fields that would change the answer and are not \
+     served are refused with a message; those that change nothing are ignored, and named in the header \
+     `x-ignored-params`. Every response has an id in `x-request-id`.";
+
+/// The description of the API, as OpenAPI 3.1.
+pub fn document() -> Value {
+    let mut schemas = Schemas::new();
+    let error = schemas.answer::<wire::error::ErrorBody>();
+    let mut paths = Map::new();
+    for endpoint in endpoints() {
+        let (path, method) = (endpoint.path, endpoint.method);
+        let methods = paths.entry(path).or_insert_with(|| json!({}));
+        methods[method] = operation(endpoint, &mut schemas);
+    }
+    let responses = ERRORS.iter().map(|(status, meaning)| {
+        let mut response = json!({
+            "description": meaning,
+            "content": {"application/json": {"schema": error}},
+        });
+        if ["429", "503"].contains(status) {
+            response["headers"] = json!({"Retry-After": {
+                "description": "Seconds until another try makes sense.",
+                "schema": {"type": "integer"},
+            }});
+        }
+        (format!("Error{status}"), response)
+    });
+    let responses: Map<String, Value> = responses.collect();
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "percept",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": ABOUT,
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {"schemas": schemas.definitions(), "responses": responses},
+    })
+}
+
+fn operation(endpoint: Endpoint, schemas: &mut Schemas) -> Value {
+    let Endpoint { id, summary, description, shape, .. } = endpoint;
+    let Shape { parameters, body, answers, errors } = shape(schemas);
+    let mut responses = Map::new();
+    for (status, meaning, content) in answers {
+        let response = json!({
+            "description": meaning,
+            "content": content,
+            "headers": {"x-request-id": {"description": "The id in the server's log.", "schema": {"type": "string"}}},
+        });
+        responses.insert(status.into(), response);
+    }
+    for status in errors {
+        responses.insert((*status).into(), json!({"$ref": format!("#/components/responses/Error{status}")}));
+    }
+    let mut operation = json!({"operationId": id, "summary": summary});
+    if !description.is_empty() {
+        operation["description"] = description.into();
+    }
+    if parameters != json!([]) {
+        operation["parameters"] = parameters;
+    }
+    if let Some(content) = body {
+        operation["requestBody"] = json!({"required": true, "content": content});
+    }
+    operation["responses"] = responses.into();
+    operation
+}
+
+/// `GET /openapi.json`
+async fn describe() -> Response {
+    let text = format!("{:#}", document());
+    ([(CONTENT_TYPE, "application/json")], Bytes::from(text)).into_response()
+}

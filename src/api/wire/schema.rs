@@ -1,0 +1,172 @@
+//! JSON schemas of the types that are read by hand. All others derive theirs, as they derive how they are read.
+#![allow(dead_code, reason = "shapes are never built: only their schemas are asked for")]
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::{
+    Anything, Items, NameOrObject, Object, audio,
+    chat::{self, MOST_BIASES},
+};
+
+impl<T: JsonSchema> JsonSchema for Object<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+impl<T: JsonSchema, const MOST: usize> JsonSchema for Items<T, MOST> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("ItemsOf{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "array", "items": generator.subschema_for::<T>(), "maxItems": MOST})
+    }
+}
+
+/// Types that stand where they are used.
+macro_rules! inline {
+    ($($type:ty => $schema:tt;)*) => {
+        $(impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        })*
+    };
+}
+
+inline! {
+    Anything => {};
+    NameOrObject => {"type": ["string", "object"]};
+    chat::Never => {"not": {}};
+    chat::Biases => {"type": "object", "additionalProperties": {"type": "number"}, "maxProperties": MOST_BIASES};
+    audio::Threshold => {"anyOf": [{"type": "number"}, {"const": "none"}]};
+}
+
+/// Types that are read as another one would be that derives its schema.
+macro_rules! shaped {
+    ($($type:ty => $shape:ty;)*) => {
+        $(impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                <$shape>::schema_name()
+            }
+
+            fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+                generator.subschema_for::<$shape>()
+            }
+        })*
+    };
+}
+
+shaped! {
+    chat::Content => Content;
+    chat::Part => Part;
+    chat::ImageUrl => ImageUrl;
+    chat::Stop => Stop;
+    audio::Chunking => Chunking;
+}
+
+/// A text, or texts and pictures.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Content {
+    /// One text.
+    Text(String),
+    /// Texts and pictures.
+    Parts(Items<Part, { chat::MOST_PARTS }>),
+}
+
+/// A text or a picture.
+#[derive(JsonSchema)]
+#[schemars(tag = "type", rename_all = "snake_case")]
+enum Part {
+    /// A text.
+    Text {
+        /// What is said.
+        text: String,
+    },
+    /// A refusal that an assistant's turn consists of.
+    Refusal {
+        /// What is said.
+        refusal: String,
+    },
+    /// A picture.
+    ImageUrl {
+        /// Where it is.
+        image_url: chat::ImageUrl,
+    },
+}
+
+/// Where a picture is: a data URL, `data:image/jpeg;base64,…`.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum ImageUrl {
+    /// Just the URL.
+    Url(String),
+    /// With its detail.
+    Object {
+        /// A data URL.
+        url: String,
+        /// Changes nothing.
+        detail: Option<Detail>,
+    },
+}
+
+/// How closely a picture is looked at.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+enum Detail {
+    Auto,
+    Low,
+    High,
+}
+
+/// One text or several.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Stop {
+    /// One.
+    One(String),
+    /// Several.
+    Several(Items<String, { chat::MOST_STOPS }>),
+}
+
+/// `auto`, or which silences cut a recording.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Chunking {
+    /// `auto`.
+    Name(String),
+    /// At silences.
+    Silences(audio::Silences),
+}
