@@ -86,7 +86,7 @@ async fn serve(models: &[&str]) -> Server {
 
 /// The text of what the reference drew.
 fn expected(model: &str, golden: &Golden, case: &Case) -> String {
-    let tokenizer = percept::text::Tokenizer::read(&fixtures().join(model).join("tokenizer.json")).unwrap();
+    let tokenizer = percept::text::Tokenizer::read(&Checkpoint::new(fixtures().join(model))).unwrap();
     let stops = &golden.manifest.stop_token_ids;
     let tokens: Vec<u32> =
         case.greedy_tokens.iter().copied().take_while(|token| !stops.contains(token)).collect();

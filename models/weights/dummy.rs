@@ -48,7 +48,7 @@ impl Outlined {
                 uses.head += count;
             } else if any(EMBEDDINGS) {
                 embedding = count.max(embedding);
-            } else if !any(POSITIONS) && !(any(CROSS_ATTENTION) && any(KEYS_AND_VALUES)) {
+            } else if !(any(POSITIONS) || any(CROSS_ATTENTION) && any(KEYS_AND_VALUES)) {
                 uses.layers += count;
             }
         }
