@@ -713,7 +713,7 @@ async fn stopping_finishes_what_runs_and_takes_nothing_new() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_goes_on_behind_its_end_where_that_is_asked_for() {
-    let server = server::start(Settings::default()).await;
+    let server = start(Settings::default()).await;
     let mut request = words("hello");
     // The id that ends an answer, and nothing else.
     request["logit_bias"] = json!({"2": 100});

@@ -366,7 +366,7 @@ fn names(value: &Value, path: &str, out: &mut BTreeSet<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_of_figures_stay_what_they_are() {
-    let server = Scripted::start(1000, |_, _| answer_of(&["a", "b"], Some((5, 0, 2)))).await;
+    let server = Scripted::start(1000, |_, _| paced()).await;
     let arguments = ["--requests", "3", "-c", "1", "--price", "1", "--pictures", "8x8"];
     let (report, _) = measure(&server.url, &arguments).await;
     let mut found = BTreeSet::new();

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nvml_wrapper::{Device, Nvml, error::NvmlError};
+use nvml_wrapper::{Nvml, error::NvmlError};
 use serde::{Deserialize, Serialize};
 
 /// How often power is asked for. Counters are read as often, since some begin again at 0 within minutes.
@@ -222,23 +222,17 @@ struct Nvidia {
     name: String,
 }
 
-impl Nvidia {
-    fn ask<T>(&self, question: impl FnOnce(Device<'_>) -> Result<T, NvmlError>) -> Result<T, NvmlError> {
-        question(self.nvml.device_by_index(self.index)?)
-    }
-}
-
 impl Gpu for Nvidia {
     fn name(&self) -> String {
         format!("GPU {} {}", self.index, self.name)
     }
 
     fn total_energy(&self) -> Result<u64, NvmlError> {
-        self.ask(|device| device.total_energy_consumption())
+        self.nvml.device_by_index(self.index)?.total_energy_consumption()
     }
 
     fn power(&self) -> Result<u32, NvmlError> {
-        self.ask(|device| device.power_usage())
+        self.nvml.device_by_index(self.index)?.power_usage()
     }
 }
 

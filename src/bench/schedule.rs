@@ -162,13 +162,15 @@ impl<R: FnMut(&Outcome)> Level<R> {
             if !self.more(start) {
                 break;
             }
-            let (index, target) = (self.next(), Arc::clone(target));
-            let request = target.prepare(index);
+            let target = Arc::clone(target);
+            let request = target.prepare(self.first + self.ran.begun);
             while Instant::now() < start {
                 if !self.wait(&mut stop, sleep_until(start)).await {
                     return;
                 }
             }
+            // One that was stopped before its time was not begun.
+            self.next();
             self.running.spawn(async move { target.send(request, start).await });
             if *stop.borrow() {
                 break;

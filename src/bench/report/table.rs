@@ -318,7 +318,7 @@ impl Offline {
         vec![
             format!("prefill and decode with {} tokens of context; times are medians", self.context),
             "limit: bytes of weights and cache that a step must read by what the device reads, or its products by \
-             what the device multiplies, whichever is more"
+             what the device multiplies, whichever is more; above 100 % the weights fit into caches"
                 .into(),
         ]
     }
