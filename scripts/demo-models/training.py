@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from optimiser import Average, Optimiser, rate
+from safetensors.torch import load_file
 
 
 def add_arguments(parser, muon_lr, adam_lr):
@@ -14,7 +15,7 @@ def add_arguments(parser, muon_lr, adam_lr):
     parser.add_argument("--state", type=Path, help="folder of state.pt and log.jsonl (default: beside --out)")
     parser.add_argument("--steps", type=int, help="end after this many steps, which repeats a run")
     parser.add_argument("--minutes", type=float, help="end after this time instead")
-    parser.add_argument("--init", type=Path, help="a state.pt to go on from")
+    parser.add_argument("--init", type=Path, help="a state.pt or model.safetensors to go on from")
     parser.add_argument(
         "--done", type=float, default=0.0, help="share of the course to start at, with --init"
     )
@@ -52,9 +53,16 @@ def loader(rows, options):
     )
 
 
-def begin_with(net, state):
-    """What fits of a state, so that a tower can go on under another text network."""
+def begin_with(net, path):
+    """Loads what fits: a tower goes on under another text network, a checkpoint without the helpers' heads."""
     own = net.state_dict()
+    if path.suffix == ".safetensors":
+        stored = load_file(path)
+        state = {
+            name: stored[net.stored_name(name)].float() for name in own if net.stored_name(name) in stored
+        }
+    else:
+        state = torch.load(path, weights_only=True)
     fitting = {name: w for name, w in state.items() if name in own and own[name].shape == w.shape}
     net.load_state_dict(fitting, strict=False)
     print(f"begins with {len(fitting)} of {len(own)} tensors", flush=True)
@@ -71,7 +79,7 @@ class Run:
         self.state = options.state or options.out.with_name(options.out.name + "-state")
         self.state.mkdir(parents=True, exist_ok=True)
         if options.init:
-            begin_with(net, torch.load(options.init, weights_only=True))
+            begin_with(net, options.init)
         net.to(options.device)
         print(f"{sum(p.numel() for p in net.model.parameters()) / 1e6:.2f} M parameters", flush=True)
         self.optimiser = Optimiser(net.named_parameters(), options.muon_lr, options.adam_lr)

@@ -137,7 +137,7 @@ onPage("an answer comes piece by piece, and stopping it frees its place", async 
   assert.equal(await length(), stopped);
 });
 
-onPage("a recording is transcribed, with times that seek and subtitles", async (page, context) => {
+onPage("a recording is transcribed, with times that seek and subtitles", async (page) => {
   await page.getByRole("tab", { name: "Hear" }).click();
   const chooser = page.waitForEvent("filechooser");
   await page.getByRole("button", { name: "Choose a recording" }).click();
@@ -177,12 +177,11 @@ onPage("a recording is transcribed, with times that seek and subtitles", async (
     const audio = document.querySelector("audio");
     return !audio.paused && Math.abs(audio.currentTime - start) < 1;
   }, start);
-  await context.close;
 });
 
 onPage("the microphone is heard", async (page) => {
   await page.getByRole("tab", { name: "Hear" }).click();
-  await page.getByRole("button", { name: "Record" }).click();
+  await page.getByRole("button", { name: "Record", exact: true }).click();
   const meter = page.getByRole("meter");
   await page.waitForFunction(() => document.querySelector("meter")?.value > 0.3);
   await page.waitForFunction(
