@@ -185,6 +185,7 @@ struct Stages<'a, 'b> {
 }
 
 /// What a stage does once.
+#[derive(Debug, Clone, Copy)]
 struct Items<'a> {
     count: f64,
     unit: &'a str,

@@ -327,7 +327,7 @@ mod tests {
         let (_stop, stopped) = watch::channel(false);
         let mut all = Vec::new();
         let ran = run(target, Round { load, until, first: 100, seed: 7 }, stopped, |outcome| {
-            all.push(outcome.clone())
+            all.push(outcome.clone());
         })
         .await;
         all.sort_by_key(|outcome| outcome.work.pictures);

@@ -243,7 +243,7 @@ impl Workload {
     /// A question of so many words and nothing else, for one token: to learn how many tokens they are.
     pub fn question_of(&self, words: usize, index: u64) -> Prepared {
         let text = prompt::text(words, self.asked.seed, index);
-        self.chat(json!(text), Work::default(), Some(1))
+        self.chat(&json!(text), Work::default(), Some(1))
     }
 
     /// A request by its number.
@@ -268,12 +268,12 @@ impl Workload {
         let urls = self.pictures(index);
         let work = Work { pictures: urls.len() as u64, sound: 0.0 };
         if urls.is_empty() {
-            return self.chat(json!(text), work, self.asked.max_tokens);
+            return self.chat(&json!(text), work, self.asked.max_tokens);
         }
         let part = |url: String| json!({"type": "image_url", "image_url": {"url": url}});
         let mut parts: Vec<Value> = urls.into_iter().map(part).collect();
         parts.push(json!({"type": "text", "text": text}));
-        self.chat(json!(parts), work, self.asked.max_tokens)
+        self.chat(&json!(parts), work, self.asked.max_tokens)
     }
 
     /// Data URLs of a request's pictures.
@@ -298,7 +298,7 @@ impl Workload {
         (0..per_request).filter_map(picture).collect()
     }
 
-    fn chat(&self, content: Value, work: Work, max_tokens: Option<u64>) -> Prepared {
+    fn chat(&self, content: &Value, work: Work, max_tokens: Option<u64>) -> Prepared {
         let mut body = Map::new();
         let mut put = |name: &str, value: Option<Value>| {
             if let Some(value) = value {

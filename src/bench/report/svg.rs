@@ -142,10 +142,13 @@ impl Chart {
     }
 }
 
+/// A unit, and how much of it there is at a level.
+type Unit = (&'static str, fn(&Level) -> f64);
+
 /// What is told of throughput: the most telling that there is.
-fn unit(served: &Served) -> (&'static str, fn(&Level) -> f64) {
+fn unit(served: &Served) -> Unit {
     let any = |of: fn(&Level) -> f64| served.levels.iter().any(|level| of(level) > 0.0);
-    let units: [(&str, fn(&Level) -> f64); 3] = [
+    let units: [Unit; 3] = [
         ("seconds of sound/s", |level| level.throughput.sound_seconds),
         ("pictures/s", |level| level.throughput.pictures),
         ("output tokens/s", |level| level.throughput.output_tokens),

@@ -152,6 +152,9 @@ const FIGURES: [Figure; 5] = [
     ("max", |times| times.max),
 ];
 
+/// What something costs, and what that is.
+type Money = (&'static str, fn(&Level) -> Option<f64>);
+
 /// A row of a table: its name, and what it says of a level.
 pub(super) type LevelRow = (String, fn(&Level) -> Option<f64>);
 
@@ -236,7 +239,7 @@ impl Served {
             ("J per picture".into(), |level| level.energy.as_ref()?.per.picture),
             ("J per hour of sound".into(), |level| level.energy.as_ref()?.per.audio_hour),
         ];
-        let money: [(&str, fn(&Level) -> Option<f64>); 5] = [
+        let money: [Money; 5] = [
             ("1,000 requests", |level| level.cost?.per_1000_requests),
             ("1,000 pictures", |level| level.cost?.per_1000_pictures),
             ("million output tokens", |level| level.cost?.per_million_output_tokens),
