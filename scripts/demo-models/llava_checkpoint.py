@@ -218,7 +218,7 @@ def save(model, tok, out):
             "image_mean": [round(float(x), 8) for x in MEAN],
             "image_std": [round(float(x), 8) for x in STD],
         },
-        "generation_config.json": {**ids, "do_sample": False, "max_new_tokens": 64},
+        "generation_config.json": {**ids, "do_sample": False, "temperature": 0.0, "max_new_tokens": 64},
         "processor_config.json": {
             "processor_class": "LlavaProcessor",
             "image_token": IMAGE,

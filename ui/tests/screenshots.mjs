@@ -16,7 +16,7 @@ async function shoot(name, options, body) {
 
 async function see(page) {
   await page.locator("input[type=file][multiple]").setInputFiles(join(SAMPLES, "shapes.png"));
-  for (const question of ["What is in this picture?", "Where is the star?"]) {
+  for (const question of ["What is in this picture?", "How many shapes are there?"]) {
     await page.getByRole("textbox", { name: "Question" }).fill(question);
     await page.keyboard.press("Enter");
     await page.locator("article").last().locator(".figures").waitFor();
@@ -30,7 +30,7 @@ async function hear(page) {
   await page.locator(".heard .figures").waitFor();
 }
 
-const desk = { viewport: { width: 1100, height: 760 } };
+const desk = { viewport: { width: 1100, height: 840 } };
 const phone = { viewport: { width: 390, height: 780 }, isMobile: true, hasTouch: true, deviceScaleFactor: 2 };
 await shoot("playground", { ...desk, colorScheme: "light" }, see);
 await shoot("playground-dark", { ...desk, colorScheme: "dark" }, hear);
