@@ -23,7 +23,7 @@ fn load(folder: &Path) -> Option<Loaded> {
         progress: Box::new(|_, _| {}),
     };
     let loaded = percept_models::load(&Checkpoint::new(folder), options).unwrap();
-    loaded.task.placeholder().is_some().then_some(loaded)
+    (!loaded.task.placeholders().is_empty()).then_some(loaded)
 }
 
 fn picture(width: usize, height: usize) -> Tensor {

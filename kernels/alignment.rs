@@ -2,7 +2,7 @@
 //!
 //! Reference: openai/whisper, `whisper/timing.py`.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::{
@@ -48,6 +48,14 @@ pub fn alignment(
     }
     if frames > pages.dims1()? * page_size {
         bail!("alignment: {:?} pages of {page_size} do not hold {frames} frames", pages.shape())
+    }
+    if !q.device().is_cpu() {
+        // The host does it for a GPU as well, with the few pages of this sequence: once a window of thirty seconds.
+        let host = &Device::Cpu;
+        let used = k.index_select(pages, 0)?.to_device(host)?;
+        let in_order = Tensor::arange(0, used.dim(0)? as u32, host)?;
+        let q_host = q.contiguous()?.to_device(host)?;
+        return alignment(&q_host, &used, &in_order, head_set, frames, scale)?.to_device(q.device());
     }
     let operation = Alignment { pages: pages.clone(), head_set: head_set.to_vec(), frames, scale };
     q.apply_op2_no_bwd(k, &operation)

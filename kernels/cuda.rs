@@ -29,7 +29,10 @@ macro_rules! module {
 
 module!(ATTENTION, "attention");
 module!(KV_WRITE, "kv_write");
+module!(LINEAR, "linear");
+module!(LOG_MEL, "log_mel");
 module!(NORM, "norm");
+module!(RESIZE, "resize");
 
 /// An operand on the device. It is dropped behind the launch that uses it, and then other streams wait for that.
 pub(crate) struct Operand<'a> {
@@ -160,6 +163,26 @@ pub(crate) fn contiguous_u32<'a>(
         bail!("{name} has {} elements, not {count}", end - start)
     }
     part(u32::as_cuda_slice(storage)?, (start, end), name, stream)
+}
+
+/// A contiguous operand of bytes.
+pub(crate) fn contiguous_u8<'a>(
+    storage: &'a CudaStorage,
+    layout: &Layout,
+    name: &str,
+    stream: &'a CudaStream,
+) -> Result<Operand<'a>> {
+    part(u8::as_cuda_slice(storage)?, contiguous_range(layout, name)?, name, stream)
+}
+
+/// Where a slice begins, of a stream that keeps all of its uses in order.
+pub(crate) fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
+    slice.device_ptr(stream).0
+}
+
+/// As [`address`], to be written.
+pub(crate) fn address_mut<T>(slice: &mut CudaSlice<T>, stream: &CudaStream) -> u64 {
+    slice.device_ptr_mut(stream).0
 }
 
 /// Zeros.

@@ -5,6 +5,11 @@
 
 use candle_core::{Result, bail};
 
+use crate::{
+    log_mel::MelBank,
+    resize::{Axis, Resize},
+};
+
 /// An element type, as the names of kernels spell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
@@ -204,6 +209,263 @@ pub fn kv_write(
             int(stride / unit, "stride")?,
             int(cache_slots, "cache of")?,
         ],
+    }))
+}
+
+/// What the passes of a resize read, as [`crate::resize()`] works it out on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resampling {
+    /// From left to right, every row.
+    pub across: Weights,
+    /// From top to bottom, every column.
+    pub down: Weights,
+    /// Rows of the picture that the second pass reads: the first pass makes these and no others.
+    pub rows: std::ops::Range<usize>,
+    /// Red, green and blue around the picture, red in the lowest byte.
+    fill: i32,
+}
+
+/// What one pass reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weights {
+    /// Of each output: the first input, where its weight is, how many there are, and the weight of what is around.
+    pub taps: Vec<i32>,
+    /// With 22 bits behind the point.
+    pub weights: Vec<i32>,
+}
+
+impl Weights {
+    /// Pixels that the pass makes of a line.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.taps.len() / 4
+    }
+
+    fn of(axis: &Axis) -> Result<Self> {
+        let mut taps = Vec::new();
+        for [start, first, count] in axis.taps() {
+            for number in [start, first, count] {
+                taps.push(i32::try_from(number).map_err(candle_core::Error::wrap)?);
+            }
+            taps.push(0);
+        }
+        for (taps, outside) in taps.as_chunks_mut::<4>().0.iter_mut().zip(axis.outside()) {
+            taps[3] = outside;
+        }
+        Ok(Self { taps, weights: axis.all_weights().to_vec() })
+    }
+}
+
+impl Resampling {
+    /// Of a picture of `height` rows and `width` columns.
+    ///
+    /// # Errors
+    /// When something is larger than a kernel takes.
+    pub fn new(resize: &Resize, [height, width]: [usize; 2]) -> Result<Self> {
+        let [columns, rows] = resize.axes([height, width]);
+        let (first, end) = rows.reads();
+        let [red, green, blue] = resize.canvas.fill.map(i32::from);
+        let fill = red | green << 8 | blue << 16;
+        Ok(Self { across: Weights::of(&columns)?, down: Weights::of(&rows)?, rows: first..end, fill })
+    }
+
+    /// The first pass: `image`, whose first row is `rows.start` of the picture, `[rows, width, 3]` to `out`
+    /// `[rows, outputs, 3]`; none for nothing to compute. `tables`: taps and weights of [`Self::across`].
+    ///
+    /// # Errors
+    /// When something is larger than a kernel takes.
+    pub fn first(&self, [out, image]: [u64; 2], tables: [u64; 2], width: usize) -> Result<Option<Launch>> {
+        let outputs = self.across.outputs();
+        let arguments = vec![int(width, "width")?, int(outputs, "width")?, I32(self.fill)];
+        resize_pass("across", [out, image], tables, [outputs, self.rows.len()], arguments)
+    }
+
+    /// The second pass: what the first one made to `[outputs, width, 3]`; none for nothing to compute. `tables`: taps and
+    /// weights of [`Self::down`].
+    ///
+    /// # Errors
+    /// When something is larger than a kernel takes.
+    pub fn second(&self, [out, image]: [u64; 2], tables: [u64; 2]) -> Result<Option<Launch>> {
+        let width = self.across.outputs();
+        let arguments = vec![int(width, "width")?, int(self.rows.start, "row")?, I32(self.fill)];
+        resize_pass("down", [out, image], tables, [width, self.down.outputs()], arguments)
+    }
+}
+
+fn resize_pass(
+    pass: &str,
+    images: [u64; 2],
+    tables: [u64; 2],
+    [columns, rows]: [usize; 2],
+    sizes: Vec<Argument>,
+) -> Result<Option<Launch>> {
+    const THREADS: usize = 128;
+    if columns == 0 || rows == 0 {
+        return Ok(None);
+    }
+    let mut arguments: Vec<_> = images.into_iter().chain(tables).map(Address).collect();
+    arguments.extend(sizes);
+    Ok(Some(Launch {
+        kernel: format!("resize_{pass}"),
+        grid: grid([columns.div_ceil(THREADS), rows, 1])?,
+        block: [THREADS as u32, 1, 1],
+        shared: 0,
+        arguments,
+    }))
+}
+
+/// u8 `[pixels, 3]` to f32 `[3, pixels]` by a table f32 `[3, 256]`; none for no pixels.
+///
+/// # Errors
+/// When there are more pixels than a kernel takes.
+pub fn normalise([out, image, table]: [u64; 3], pixels: usize) -> Result<Option<Launch>> {
+    const THREADS: usize = 256;
+    if pixels == 0 {
+        return Ok(None);
+    }
+    Ok(Some(Launch {
+        kernel: "normalise".into(),
+        grid: grid([pixels.div_ceil(THREADS), 1, 1])?,
+        block: [THREADS as u32, 1, 1],
+        shared: 0,
+        arguments: vec![Address(out), Address(image), Address(table), int(pixels, "picture of")?],
+    }))
+}
+
+/// What the log-mel kernel reads besides samples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MelTables {
+    /// The window: 400 numbers.
+    pub window: Vec<f32>,
+    /// `cos(2 pi j / 400)`.
+    pub cosine: Vec<f32>,
+    /// Of each filter: its first bin, where its weight is, and how many there are.
+    pub filters: Vec<i32>,
+    /// Of all filters, one after another.
+    pub weights: Vec<f32>,
+}
+
+impl MelTables {
+    /// Of a bank.
+    #[must_use]
+    pub fn new(bank: &MelBank) -> Self {
+        let window = bank.window().to_vec();
+        let turn = |j: usize| (2.0 * std::f64::consts::PI * j as f64 / window.len() as f64).cos() as f32;
+        let cosine = (0..window.len()).map(turn).collect();
+        let (mut filters, mut weights) = (Vec::new(), Vec::new());
+        for (first, of_filter) in bank.filters() {
+            // A bank has some hundred numbers.
+            filters.extend([first as i32, weights.len() as i32, of_filter.len() as i32]);
+            weights.extend_from_slice(of_filter);
+        }
+        Self { window, cosine, filters, weights }
+    }
+
+    /// Frames `first..first + frames` of `count` samples to f32 `[frames, mels]`; none for no frames. `tables`: addresses of
+    /// window, cosine, filters and weights.
+    ///
+    /// # Errors
+    /// When there are more than a kernel takes.
+    pub fn launch(
+        &self,
+        [out, samples]: [u64; 2],
+        tables: [u64; 4],
+        [count, first, frames]: [usize; 3],
+    ) -> Result<Option<Launch>> {
+        // As in log_mel.cu.
+        const FRAMES: usize = 4;
+        let mels = self.filters.len() / 3;
+        if frames == 0 || mels == 0 {
+            return Ok(None);
+        }
+        let mut arguments: Vec<_> = [out, samples].into_iter().chain(tables).map(Address).collect();
+        arguments.extend([
+            int(count, "recording of")?,
+            int(first, "frame")?,
+            int(frames, "frames")?,
+            int(mels, "filters")?,
+        ]);
+        Ok(Some(Launch {
+            kernel: "log_mel".into(),
+            grid: grid([frames.div_ceil(FRAMES), 1, 1])?,
+            block: [224, 1, 1],
+            shared: 0,
+            arguments,
+        }))
+    }
+}
+
+/// A form of the linear layer, as in linear.cu. All sum in the same order, so that any will do for any number of rows.
+struct LinearForm {
+    name: &'static str,
+    /// Rows and outputs of a block.
+    tile: [usize; 2],
+    warps: u32,
+    /// Stages of the input in shared memory.
+    stages: usize,
+}
+
+const LINEAR_FEW: LinearForm = LinearForm { name: "few", tile: [16, 32], warps: 2, stages: 8 };
+const LINEAR_SOME: LinearForm = LinearForm { name: "some", tile: [64, 64], warps: 4, stages: 4 };
+const LINEAR_MANY: LinearForm = LinearForm { name: "many", tile: [128, 128], warps: 8, stages: 3 };
+/// Elements of the input in a stage.
+const LINEAR_DEPTH: usize = 64;
+/// With fewer blocks than this a GPU is not filled: about as many as it has multiprocessors.
+const ENOUGH_BLOCKS: usize = 96;
+
+impl LinearForm {
+    fn of(rows: usize, output: usize) -> &'static Self {
+        if rows <= LINEAR_FEW.tile[0] {
+            &LINEAR_FEW
+        } else if LINEAR_MANY.blocks(rows, output).iter().product::<usize>() < ENOUGH_BLOCKS {
+            &LINEAR_SOME
+        } else {
+            &LINEAR_MANY
+        }
+    }
+
+    fn blocks(&self, rows: usize, output: usize) -> [usize; 2] {
+        [rows.div_ceil(self.tile[0]), output.div_ceil(self.tile[1])]
+    }
+}
+
+/// Rows `x` `[rows, input]` times a weight `[output, input]` to `[rows, output]`; none for nothing to compute. `bias` is
+/// `[output]`, or null.
+///
+/// # Errors
+/// When something is larger than a kernel takes.
+pub fn linear(
+    element: Element,
+    [y, x, weight, bias]: [u64; 4],
+    [rows, input, output]: [usize; 3],
+) -> Result<Option<Launch>> {
+    if rows == 0 || output == 0 {
+        return Ok(None);
+    }
+    let mut arguments = vec![
+        Address(y),
+        Address(x),
+        Address(weight),
+        Address(bias),
+        int(rows, "rows")?,
+        int(input, "input of")?,
+        int(output, "output of")?,
+    ];
+    let name = element.name();
+    if element == Element::F32 || !input.is_multiple_of(8) || !aligned(16, &[x, weight]) {
+        let kernel = format!("linear_plain_{name}");
+        let grid = grid([rows.div_ceil(64), output.div_ceil(64), 1])?;
+        return Ok(Some(Launch { kernel, grid, block: [256, 1, 1], shared: 0, arguments }));
+    }
+    let form = LinearForm::of(rows, output);
+    let [row_tiles, output_tiles] = form.blocks(rows, output);
+    arguments.push(I32(i32::from(output.is_multiple_of(2) && aligned(4, &[y]))));
+    Ok(Some(Launch {
+        kernel: format!("linear_{}_{name}", form.name),
+        grid: grid([row_tiles, output_tiles, 1])?,
+        block: [32 * form.warps, 1, 1],
+        shared: (form.stages * (form.tile[0] + form.tile[1]) * LINEAR_DEPTH * element.size()) as u32,
+        arguments,
     }))
 }
 

@@ -7,6 +7,7 @@ mod alignment;
 mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod device;
 mod kv_write;
 pub mod launch;
 mod linear;
@@ -20,6 +21,7 @@ mod view;
 
 pub use alignment::alignment;
 pub use attention::{Kv, Mask, Pages, Ragged, attention};
+pub use device::{DeviceMemory, device_memory, device_name, open_cuda};
 pub use kv_write::kv_write;
 pub use linear::linear;
 pub use log_mel::{MelBank, log_mel};

@@ -4,9 +4,13 @@
 //! same request would have other logits in other company. Here every output is summed in one order, sixteen sums side by
 //! side and then pairwise, whatever else is computed and however wide the processor's registers are.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use crate::{cuda, launch};
 use crate::{
     scalar::{Real, dtype, for_real},
     view::contiguous,
@@ -62,6 +66,17 @@ impl CustomOp2 for Linear {
         });
         Ok((storage, (x_layout.dims()[0], weight_layout.dims()[0]).into()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        on_cuda((x, x_layout), (weight, weight_layout), None)
+    }
 }
 
 impl CustomOp3 for Linear {
@@ -84,6 +99,51 @@ impl CustomOp3 for Linear {
         });
         Ok((storage, (x_layout.dims()[0], weight_layout.dims()[0]).into()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        on_cuda((x, x_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
+}
+
+/// The product on a CUDA device, with another order of sums than here.
+#[cfg(feature = "cuda")]
+fn on_cuda(
+    (x, x_layout): (&CudaStorage, &Layout),
+    (weight, weight_layout): (&CudaStorage, &Layout),
+    bias: Option<(&CudaStorage, &Layout)>,
+) -> Result<(CudaStorage, Shape)> {
+    let device = &x.device;
+    let stream = &device.cuda_stream();
+    let element = cuda::element(x, "linear")?;
+    let (rows, input) = x_layout.shape().dims2()?;
+    let output = weight_layout.dims()[0];
+    let shape = Shape::from((rows, output));
+    let x = cuda::contiguous(x, x_layout, element, "x", stream)?;
+    let weight = cuda::contiguous(weight, weight_layout, element, "weight", stream)?;
+    let bias =
+        bias.map(|(bias, layout)| cuda::contiguous(bias, layout, element, "bias", stream)).transpose()?;
+    // SAFETY: the kernel writes every element: its blocks cover all rows and all outputs.
+    let mut out = unsafe { cuda::unwritten(device, element, rows * output)? };
+    let out_layout = Layout::contiguous(shape.clone());
+    let to = cuda::contiguous_mut(&mut out, &out_layout, "out", stream)?;
+    let bias_at = bias.as_ref().map_or(0, |bias| bias.address);
+    let addresses = [to.address, x.address, weight.address, bias_at];
+    if let Some(launch) = launch::linear(element, addresses, [rows, input, output])? {
+        // SAFETY: `linear` has compared the shapes, and `cuda::contiguous` the types and that each operand lies inside
+        // its storage; out was made for the launch.
+        unsafe { cuda::run(device, &cuda::LINEAR, &launch)? }
+    }
+    drop((to, x, weight, bias));
+    Ok((out, shape))
 }
 
 /// Sums that are kept side by side for each output.

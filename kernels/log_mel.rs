@@ -5,11 +5,18 @@
 
 use std::{f64::consts::PI, ops::Range, sync::Arc};
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 use realfft::{RealFftPlanner, RealToComplex};
 
 use crate::view::contiguous;
+#[cfg(feature = "cuda")]
+use crate::{
+    cuda,
+    launch::{Element, MelTables},
+};
 
 /// Samples per second.
 const RATE: f64 = 16_000.0;
@@ -73,6 +80,16 @@ impl MelBank {
     pub fn mels(&self) -> usize {
         self.filters.len()
     }
+
+    /// The window of a frame.
+    pub(crate) fn window(&self) -> &[f32] {
+        &self.window
+    }
+
+    /// Of each filter: its first frequency, and its weights.
+    pub(crate) fn filters(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        self.filters.iter().map(|filter| (filter.first, filter.weights.as_slice()))
+    }
 }
 
 /// Of the slaney scale: linear up to 1000 Hz, logarithmic above.
@@ -124,6 +141,32 @@ impl CustomOp1 for LogMel {
             }
         });
         Ok((f32::to_cpu_storage_owned(out), (self.frames.len(), mels).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, samples: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let device = &samples.device;
+        let stream = &device.cuda_stream();
+        let (count, frames, mels) = (layout.shape().elem_count(), self.frames.len(), self.bank.mels());
+        let samples = cuda::contiguous(samples, layout, Element::F32, "samples", stream)?;
+        let tables = MelTables::new(&self.bank);
+        let window = device.clone_htod(tables.window.as_slice())?;
+        let cosine = device.clone_htod(tables.cosine.as_slice())?;
+        let filters = device.clone_htod(tables.filters.as_slice())?;
+        let weights = device.clone_htod(tables.weights.as_slice())?;
+        // SAFETY: the kernel writes every element: its blocks cover all frames.
+        let mut out = unsafe { device.alloc::<f32>((frames * mels).max(1))? };
+        let addresses = [cuda::address_mut(&mut out, stream), samples.address];
+        let [window, cosine, weights] =
+            [&window, &cosine, &weights].map(|table| cuda::address(table, stream));
+        let tables_at = [window, cosine, cuda::address(&filters, stream), weights];
+        if let Some(launch) = tables.launch(addresses, tables_at, [count, self.frames.start, frames])? {
+            // SAFETY: `log_mel` has checked that samples are a row of f32, all of it inside its storage; the tables are a
+            // bank's, and out was made for the launch.
+            unsafe { cuda::run(device, &cuda::LOG_MEL, &launch)? }
+        }
+        drop(samples);
+        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), (frames, mels).into()))
     }
 }
 

@@ -1,8 +1,12 @@
 //! Pillow's 8-bit resampling, bit for bit, over a canvas that may be larger than the picture.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 
 use crate::view::contiguous;
+#[cfg(feature = "cuda")]
+use crate::{cuda, launch};
 
 /// Resampling filter, with Pillow's definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,13 +151,40 @@ impl CustomOp1 for Normalise {
         let (height, width, _) = layout.shape().dims3()?;
         let image = contiguous::<u8>(image, layout, "image")?;
         let mut out = Vec::with_capacity(image.len());
-        for channel in 0..3 {
-            let table: [f32; 256] = std::array::from_fn(|level| {
-                ((level as f64 * self.scale) as f32 - self.mean[channel]) / self.std[channel]
-            });
+        for (channel, table) in self.tables().iter().enumerate() {
             out.extend(image.as_chunks::<3>().0.iter().map(|pixel| table[pixel[channel] as usize]));
         }
         Ok((CpuStorage::F32(out), (3, height, width).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, image: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (height, width, _) = layout.shape().dims3()?;
+        let device = &image.device;
+        let stream = &device.cuda_stream();
+        let image = cuda::contiguous_u8(image, layout, "image", stream)?;
+        let table = device.clone_htod(self.tables().as_flattened())?;
+        // SAFETY: the kernel writes every element: it has a thread for each pixel.
+        let mut out = unsafe { device.alloc::<f32>(3 * height * width)? };
+        let addresses = [cuda::address_mut(&mut out, stream), image.address, cuda::address(&table, stream)];
+        if let Some(launch) = launch::normalise(addresses, height * width)? {
+            // SAFETY: `normalise` has checked that the picture is u8 with three channels, all of it inside its storage;
+            // the table has a number for every level, and out was made for the launch.
+            unsafe { cuda::run(device, &cuda::RESIZE, &launch)? }
+        }
+        drop(image);
+        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), (3, height, width).into()))
+    }
+}
+
+impl Normalise {
+    /// The number of every level of every channel.
+    fn tables(&self) -> [[f32; 256]; 3] {
+        std::array::from_fn(|channel| {
+            std::array::from_fn(|level| {
+                ((level as f64 * self.scale) as f32 - self.mean[channel]) / self.std[channel]
+            })
+        })
     }
 }
 
@@ -169,16 +200,55 @@ impl CustomOp1 for ResizeOp {
     fn cpu_fwd(&self, image: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (height, width, _) = layout.shape().dims3()?;
         let image = contiguous::<u8>(image, layout, "image")?;
-        let Resize { canvas, region, filter, .. } = self.resize;
-        let columns = Axis::new(canvas.width, self.resize.width, region.left, region.width, filter)
-            .over(canvas.left, width);
-        let rows = Axis::new(canvas.height, self.resize.height, region.top, region.height, filter)
-            .over(canvas.top, height);
+        let Resize { canvas, region, .. } = self.resize;
+        let [columns, rows] = self.resize.axes([height, width]);
         // Only the rows that the second pass reads.
         let (first, end) = rows.reads();
         let narrow = columns.across(&image[first * width * 3..end * width * 3], width, canvas.fill);
         let out = rows.down(&narrow, first, region.width, canvas.fill);
         Ok((CpuStorage::U8(out), (region.height, region.width, 3).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, image: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (height, width, _) = layout.shape().dims3()?;
+        let Region { width: columns, height: rows, .. } = self.resize.region;
+        let device = &image.device;
+        let stream = &device.cuda_stream();
+        let passes = launch::Resampling::new(&self.resize, [height, width])?;
+        let image = cuda::contiguous_u8(image, layout, "image", stream)?;
+        let upload = |table: &[i32]| device.clone_htod(if table.is_empty() { &[0] } else { table });
+        let [across, down] = [&passes.across, &passes.down];
+        let tables = [&across.taps, &across.weights, &down.taps, &down.weights].map(|table| upload(table));
+        let [taps, weights, down_taps, down_weights] = tables;
+        let [taps, weights, down_taps, down_weights] = [taps?, weights?, down_taps?, down_weights?];
+        let at = |table| cuda::address(table, stream);
+        // SAFETY: each pass writes all of its pixels: the first those of the rows that the second reads.
+        let mut narrow = unsafe { device.alloc::<u8>((passes.rows.len() * columns * 3).max(1))? };
+        // SAFETY: as above.
+        let mut out = unsafe { device.alloc::<u8>(rows * columns * 3)? };
+        let (narrow_at, out_at) =
+            (cuda::address_mut(&mut narrow, stream), cuda::address_mut(&mut out, stream));
+        let from = image.address + (passes.rows.start * width * 3) as u64;
+        let first = passes.first([narrow_at, from], [at(&taps), at(&weights)], width)?;
+        let second = passes.second([out_at, narrow_at], [at(&down_taps), at(&down_weights)])?;
+        for launch in [first, second].into_iter().flatten() {
+            // SAFETY: `resize` has checked that picture, canvas and region fit each other, and the tables are made of the
+            // same sizes: what they say lies inside the picture, and inside what the first pass makes.
+            unsafe { cuda::run(device, &cuda::RESIZE, &launch)? }
+        }
+        drop(image);
+        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), (rows, columns, 3).into()))
+    }
+}
+
+impl Resize {
+    /// The weights from left to right and from top to bottom, of a picture of `height` rows and `width` columns.
+    pub(crate) fn axes(&self, [height, width]: [usize; 2]) -> [Axis; 2] {
+        let Self { canvas, region, filter, .. } = *self;
+        let columns = Axis::new(canvas.width, self.width, region.left, region.width, filter);
+        let rows = Axis::new(canvas.height, self.height, region.top, region.height, filter);
+        [columns.over(canvas.left, width), rows.over(canvas.top, height)]
     }
 }
 
@@ -187,7 +257,7 @@ const BITS: u32 = 22;
 const HALF: i32 = 1 << (BITS - 1);
 
 /// The weights of one direction.
-struct Axis {
+pub(crate) struct Axis {
     outputs: Vec<Taps>,
     weights: Vec<i32>,
 }
@@ -251,8 +321,23 @@ impl Axis {
         self
     }
 
+    /// Of each output: the first input, where its weight is, and how many there are.
+    pub(crate) fn taps(&self) -> impl Iterator<Item = [usize; 3]> + '_ {
+        self.outputs.iter().map(|taps| [taps.start, taps.first, taps.count])
+    }
+
+    /// Of each output: the weight of what is around the picture.
+    pub(crate) fn outside(&self) -> impl Iterator<Item = i32> + '_ {
+        self.outputs.iter().map(|taps| taps.outside)
+    }
+
+    /// Those of all outputs.
+    pub(crate) fn all_weights(&self) -> &[i32] {
+        &self.weights
+    }
+
     /// The range of inputs that any output reads.
-    fn reads(&self) -> (usize, usize) {
+    pub(crate) fn reads(&self) -> (usize, usize) {
         let reading = || self.outputs.iter().filter(|taps| taps.count > 0);
         let first = reading().map(|taps| taps.start).min().unwrap_or(0);
         let end = reading().map(|taps| taps.start + taps.count).max().unwrap_or(0);

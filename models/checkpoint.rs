@@ -155,18 +155,31 @@ impl Checkpoint {
     /// # Errors
     /// When neither file has it.
     pub fn image_processor<T: DeserializeOwned>(&self) -> Result<T, LoadError> {
-        #[derive(Deserialize)]
-        struct Processor<T> {
-            image_processor: Option<T>,
-        }
         const NAME: &str = "preprocessor_config.json";
-        if let Some(config) = self.json(NAME)? {
-            return Ok(config);
-        }
-        let newer: Option<Processor<T>> = self.json("processor_config.json")?;
-        newer
-            .and_then(|processor| processor.image_processor)
+        self.processor(NAME, "image_processor")?
             .ok_or_else(|| LoadError::MissingFile { file: self.folder.join(NAME) })
+    }
+
+    /// What prepares videos, where that differs from pictures: `video_preprocessor_config.json`, or its place in the newer
+    /// `processor_config.json`.
+    ///
+    /// # Errors
+    /// When it is not what it should be.
+    pub fn video_processor<T: DeserializeOwned>(&self) -> Result<Option<T>, LoadError> {
+        self.processor("video_preprocessor_config.json", "video_processor")
+    }
+
+    /// A file of its own, or what the newer file has under `key`.
+    fn processor<T: DeserializeOwned>(&self, file: &str, key: &str) -> Result<Option<T>, LoadError> {
+        const NEWER: &str = "processor_config.json";
+        if let Some(config) = self.json(file)? {
+            return Ok(Some(config));
+        }
+        let newer: Option<serde_json::Map<String, serde_json::Value>> = self.json(NEWER)?;
+        let config = newer.and_then(|mut newer| newer.remove(key)).filter(|config| !config.is_null());
+        let Some(config) = config else { return Ok(None) };
+        let file = || self.folder.join(NEWER);
+        serde_json::from_value(config).map(Some).map_err(|error| LoadError::Json { file: file(), error })
     }
 }
 

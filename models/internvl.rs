@@ -300,7 +300,7 @@ impl Preprocess for Tiles {
     fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
         let tiles = match size {
             MediaSize::Image { width, height } => self.grid.count(width, height),
-            MediaSize::Sound => 0,
+            MediaSize::Moment { .. } | MediaSize::Sound => 0,
         };
         let [front, row, back] = self.ids;
         Ok(Footprint::line([vec![front], vec![row; tiles * self.tokens], vec![back]].concat()))

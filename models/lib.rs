@@ -21,7 +21,7 @@ mod weights;
 mod whisper;
 
 use std::{
-    fmt, io,
+    fmt, io, iter,
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -36,7 +36,7 @@ pub use crate::{
     cache::{CacheShape, KvCache},
     checkpoint::{Checkpoint, EmbeddedFile},
     nn::image::Fit,
-    weights::{INDEX_FILE, Progress, SINGLE_FILE, shards_of_index},
+    weights::{INDEX_FILE, Progress, SINGLE_FILE, dummy::WeightUses, shards_of_index},
 };
 use crate::{
     nn::projected,
@@ -121,6 +121,8 @@ pub trait Preprocess: Send + Sync + fmt::Debug {
 pub enum Medium<'a> {
     /// A picture: u8 `[height, width, 3]`.
     Picture(&'a Tensor),
+    /// Frames of a video that become rows together: u8 `[frames, height, width, 3]`, at most [`VideoInfo::frames`].
+    Moment(&'a Tensor),
     /// A stretch of a recording; see [`nn::mel::Mel::frames`].
     Sound {
         /// Mono, at 16 kHz: f32 `[count]`.
@@ -154,6 +156,7 @@ impl<'a> Medium<'a> {
     fn picture(&self) -> Result<&'a Tensor> {
         match self {
             Self::Picture(pixels) => Ok(pixels),
+            Self::Moment(_) => candle_core::bail!("this network sees pictures, and no videos"),
             Self::Sound { .. } => candle_core::bail!("this network sees, it does not hear"),
         }
     }
@@ -164,6 +167,13 @@ impl<'a> Medium<'a> {
 pub enum MediaSize {
     /// A picture, in pixels.
     Image {
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+    },
+    /// Frames of a video that become rows together, in pixels.
+    Moment {
         /// Columns.
         width: usize,
         /// Rows.
@@ -181,6 +191,7 @@ impl MediaSize {
     fn picture(self) -> Result<(usize, usize)> {
         match self {
             Self::Image { width, height } => Ok((width, height)),
+            Self::Moment { .. } => candle_core::bail!("this network sees pictures, and no videos"),
             Self::Sound => candle_core::bail!("this network sees, it does not hear"),
         }
     }
@@ -206,14 +217,41 @@ pub enum SizeError {
 /// What a medium takes in the prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footprint {
-    /// The ids that replace its placeholder. Each one equal to [`TextInfo::placeholder`] takes an encoded row.
+    /// The ids that replace its placeholder. Each that is one of [`Task::placeholders`] takes an encoded row.
     pub tokens: Vec<u32>,
     /// Rows that it takes in the cache besides the prompt's, where the text attends to it instead of having it inside:
     /// its rows and those behind them do, up to the next such medium. Media whose rows follow each other without a row
     /// between them are seen together.
     pub memory: usize,
-    /// Rows and columns in which its tokens lie, for networks whose positions tell both; see [`Positions::planes`].
-    pub grid: Option<(usize, usize)>,
+    /// How its tokens lie, for networks whose positions tell; see [`Positions::planes`].
+    pub grid: Option<Grid>,
+}
+
+/// How the tokens of a medium lie in time, height and width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+    /// Positions of time behind the first moment of its video.
+    pub time: usize,
+    /// Whether it is a later moment of the video that the medium in front of it belongs to. One placeholder stands for
+    /// all moments of a video, and no text is between them.
+    pub continues: bool,
+}
+
+impl Grid {
+    /// Of a picture, or of a video's first moment.
+    pub fn first(rows: usize, columns: usize) -> Self {
+        Self { rows, columns, time: 0, continues: false }
+    }
+
+    /// Of a later moment of a video, `time` positions behind the first.
+    #[must_use]
+    pub fn later(self, time: usize) -> Self {
+        Self { time, continues: true, ..self }
+    }
 }
 
 impl Footprint {
@@ -221,13 +259,19 @@ impl Footprint {
     pub fn line(tokens: Vec<u32>) -> Self {
         Self { tokens, memory: 0, grid: None }
     }
+
+    /// Whether it is that of a later moment of the video in front of it.
+    pub fn continues(&self) -> bool {
+        self.grid.is_some_and(|grid| grid.continues)
+    }
 }
 
 /// How rows of text are numbered for a network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Positions {
     /// Whether a row has three positions: of time, height and width. They differ inside of media with a
-    /// [grid](Footprint::grid), whose rows count up in height and width, and the text behind goes on from the largest.
+    /// [grid](Footprint::grid), whose rows count up in height and width, and in time from moment to moment of a video;
+    /// the text behind goes on from the largest.
     pub planes: bool,
     /// A sequence with more rows than this is long: all of its rows are computed in another way, those in front, too.
     pub long: Option<usize>,
@@ -259,11 +303,13 @@ impl Task {
         }
     }
 
-    /// The id that stands for one encoded row in the prompt.
-    pub fn placeholder(&self) -> Option<u32> {
+    /// The ids that stand for one encoded row in the prompt.
+    pub fn placeholders(&self) -> Vec<u32> {
         match self {
-            Self::Chat(info) => Some(info.placeholder),
-            Self::Transcribe(_) => None,
+            Self::Chat(info) => {
+                iter::once(info.placeholder).chain(info.video.map(|video| video.placeholder)).collect()
+            }
+            Self::Transcribe(_) => Vec::new(),
         }
     }
 }
@@ -288,6 +334,8 @@ pub struct TextInfo {
     pub context: usize,
     /// The id that stands for one medium in the text and for one encoded row in the prompt.
     pub placeholder: u32,
+    /// How it takes videos, if it does.
+    pub video: Option<VideoInfo>,
     /// Ids that end an answer, from the configuration; generation config and tokenizer may know more.
     pub stops: Vec<u32>,
     /// How its rows are numbered.
@@ -304,11 +352,33 @@ impl TextInfo {
         Self {
             context,
             placeholder,
+            video: None,
             stops,
             positions: Positions::default(),
             template: None,
             stretches: false,
         }
+    }
+}
+
+/// How a network takes videos: as moments of a few frames, each a medium.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct VideoInfo {
+    /// The id that stands for one video in the text and for one encoded row in the prompt.
+    pub placeholder: u32,
+    /// Frames of a moment. The last frame of a video fills up its last moment.
+    pub frames: usize,
+    /// Positions of a second; without, a moment has one, however long it is.
+    pub pace: Option<f64>,
+}
+
+impl VideoInfo {
+    /// Positions of time between the first moment of a video of `rate` frames per second and another one.
+    pub fn time(&self, moment: usize, rate: f64) -> usize {
+        let Some(pace) = self.pace else { return moment };
+        // In the reference a whole number times a Python number is of 32 bits.
+        let interval = (pace * (self.frames as f64 / rate)) as f32;
+        (moment as f32 * interval) as usize
     }
 }
 
@@ -513,6 +583,16 @@ pub fn outline(checkpoint: &Checkpoint, dtype: DType, fit: Option<Fit>) -> Resul
     let parts = (architecture(checkpoint)?.load)(checkpoint, fit, &vb)?;
     let weight_bytes = outlined.elements() * dtype.size_in_bytes() as u64;
     Ok(parts.loaded(weight_bytes, dtype, Device::Cpu).outline())
+}
+
+/// Numbers of the weights of a checkpoint's network, by when they are used; see [`outline`].
+///
+/// # Errors
+/// As [`load`], but for weight files.
+pub fn weight_uses(checkpoint: &Checkpoint) -> Result<WeightUses, LoadError> {
+    let outlined = Outlined::default();
+    (architecture(checkpoint)?.load)(checkpoint, None, &outlined.builder(DType::F32))?;
+    Ok(outlined.uses())
 }
 
 /// Bytes that the weights of a checkpoint take as `dtype`. Reads no more of them than their headers.

@@ -219,7 +219,7 @@ impl Preprocess for Tiles {
     fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
         let rows = match size {
             MediaSize::Image { width, height } => self.grid.count(&self.grid.plan(width, height)),
-            MediaSize::Sound => 0,
+            MediaSize::Moment { .. } | MediaSize::Sound => 0,
         };
         Ok(Footprint::line(vec![self.placeholder; rows]))
     }

@@ -629,7 +629,7 @@ impl Preprocess for Tiles {
     fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
         let tiles = match size {
             MediaSize::Image { width, height } => self.canvases.plan(width, height).tiles(),
-            MediaSize::Sound => 0,
+            MediaSize::Moment { .. } | MediaSize::Sound => 0,
         };
         Ok(Footprint { memory: tiles * self.rows, ..Footprint::line(vec![self.placeholder]) })
     }

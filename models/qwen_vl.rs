@@ -13,8 +13,8 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::{
-    CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
-    Preprocess, Ragged, Result, SizeError, Task, TextInfo,
+    CacheShape, Checkpoint, Features, Fit, Footprint, Grid, KvCache, LoadError, MediaSize, Medium, Model,
+    Parts, Preprocess, Ragged, Result, SizeError, Task, TextInfo, VideoInfo,
     batch::Batch,
     nn::{
         attention::{Biases, Qkv},
@@ -37,6 +37,7 @@ pub(crate) const ALIASES: &[(&str, &str)] =
 struct Config {
     model_type: String,
     image_token_id: Option<u32>,
+    video_token_id: Option<u32>,
     tie_word_embeddings: Option<bool>,
     eos_token_id: Option<serde_json::Value>,
     /// Older files have its keys beside `vision_config`.
@@ -67,6 +68,7 @@ struct VisionConfig {
     out_hidden_size: Option<usize>,
     window_size: Option<usize>,
     fullatt_block_indexes: Option<Vec<usize>>,
+    tokens_per_second: Option<f64>,
 }
 
 /// A tower as it is built.
@@ -79,6 +81,8 @@ struct TowerConfig {
     theta: f64,
     patch: Patch,
     windows: Option<Windows>,
+    /// Positions of a second of a video; without, a moment has one.
+    pace: Option<f64>,
 }
 
 /// What becomes a row.
@@ -86,7 +90,7 @@ struct TowerConfig {
 struct Patch {
     /// Pixels of its side.
     side: usize,
-    /// Frames; a picture is shown as often.
+    /// Frames, of which a picture is one that stands still.
     frames: usize,
     /// So many patches in height and in width become one row of the text: a unit.
     merge: usize,
@@ -126,10 +130,19 @@ impl Config {
         if !decoder.rope.has_planes() {
             return Err(LoadError::unsupported("text_config rope", "without mrope_section", "mrope"));
         }
-        // Of the configuration classes.
-        let placeholder = self.image_token_id.unwrap_or(151_655);
-        let info = decoder.text_info(placeholder, &[&self.eos_token_id, &text.eos_token_id]);
+        let info = decoder.text_info(self.placeholder(), &[&self.eos_token_id, &text.eos_token_id]);
         Ok((decoder, info))
+    }
+
+    /// The default is that of the configuration classes.
+    fn placeholder(&self) -> u32 {
+        self.image_token_id.unwrap_or(151_655)
+    }
+
+    fn video(&self, tower: &TowerConfig) -> VideoInfo {
+        // As above.
+        let placeholder = self.video_token_id.unwrap_or(151_656);
+        VideoInfo { placeholder, frames: tower.patch.frames, pace: tower.pace }
     }
 
     fn tower(&self) -> Result<TowerConfig, LoadError> {
@@ -154,6 +167,10 @@ impl Config {
             let key = "vision_config patch_size, temporal_patch_size and spatial_merge_size";
             return Err(LoadError::unsupported(key, &value, "1 and more"));
         }
+        if let Some(pace) = tower.pace.filter(|pace| !pace.is_finite() || *pace < 0.0) {
+            let key = "vision_config tokens_per_second";
+            return Err(LoadError::unsupported(key, &pace.to_string(), "0 and more"));
+        }
         Ok(tower)
     }
 }
@@ -177,6 +194,7 @@ impl VisionConfig {
             theta: GridRope::theta(self.rope_parameters.as_ref(), None)?,
             patch,
             windows: Some(Windows { side, full }),
+            pace: Some(self.tokens_per_second.unwrap_or(4.0)),
         })
     }
 
@@ -191,6 +209,7 @@ impl VisionConfig {
             theta: GridRope::theta(self.rope_parameters.as_ref(), None)?,
             patch: self.patch(),
             windows: None,
+            pace: None,
         })
     }
 
@@ -220,6 +239,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     let config: Config = checkpoint.config()?;
     let (decoder, info) = config.text(checkpoint)?;
     let tower = config.tower()?;
+    let info = TextInfo { video: Some(config.video(&tower)), ..info };
     let hidden = decoder.attention.hidden;
     if tower.output != hidden {
         let supported = format!("the text's {hidden}");
@@ -234,7 +254,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     Ok(Parts {
         width: hidden,
         encoder_row: tower.patch.rows() * (row + tower.patch.numbers()),
-        preprocess: Arc::new(Smart::read(checkpoint, tower.patch, info.placeholder)?),
+        preprocess: Arc::new(Smart::read(checkpoint, &tower, &info)?),
         task: Task::Chat(info),
         model: Box::new(QwenVl {
             tower: Tower::load(&tower, &vb.pp("visual"))?,
@@ -313,8 +333,8 @@ impl Tower {
         })
     }
 
-    /// Pictures `[rows, columns, patches of a unit, numbers]`, each of its own size, to `[units, output]`, one after
-    /// another.
+    /// Pictures and moments `[rows, columns, patches of a unit, numbers]`, each of its own size, to `[units, output]`, one
+    /// after another. No moment of a video sees another one here.
     fn forward(&self, media: &[Features]) -> Result<Tensor> {
         let mut order = WindowOrder::default();
         let mut pictures = Vec::with_capacity(media.len());
@@ -359,7 +379,7 @@ impl Model for QwenVl {
     }
 }
 
-/// What the image processor of these towers has besides.
+/// What the image processor of these towers has besides, and their video processor, too.
 #[derive(Debug, Deserialize)]
 struct ProcessorConfig {
     min_pixels: Option<usize>,
@@ -380,36 +400,24 @@ struct PixelRange {
     longest_edge: usize,
 }
 
-/// Pictures of whole units, with a number of pixels within limits.
-#[derive(Debug)]
-struct Smart {
-    patch: Patch,
-    /// Fewest and most pixels of a picture.
-    pixels: (usize, usize),
-    filter: Filter,
-    levels: Levels,
-    placeholder: u32,
-}
+/// Fewest and most pixels of a picture.
+type Pixels = (usize, usize);
 
-/// `smart_resize` takes no picture with a longer edge of more than so many times the shorter.
-const LONGEST: usize = 200;
-
-impl Smart {
-    fn read(checkpoint: &Checkpoint, patch: Patch, placeholder: u32) -> Result<Self, LoadError> {
-        let config: ImageProcessorConfig = checkpoint.image_processor()?;
-        let own: ProcessorConfig = checkpoint.image_processor()?;
-        // Defaults are those of `Qwen2VLImageProcessor`.
+impl ProcessorConfig {
+    /// The limits, once what it says of patches is what the tower has.
+    fn pixels(&self, patch: Patch, default: Pixels) -> Result<Pixels, LoadError> {
+        // Defaults are those of `Qwen2VLImageProcessor` and `Qwen2VLVideoProcessor`.
         let found = Patch {
-            side: own.patch_size.unwrap_or(14),
-            frames: own.temporal_patch_size.unwrap_or(2),
-            merge: own.merge_size.unwrap_or(2),
+            side: self.patch_size.unwrap_or(14),
+            frames: self.temporal_patch_size.unwrap_or(2),
+            merge: self.merge_size.unwrap_or(2),
         };
         if found != patch {
             let (value, supported) = (format!("{found:?}"), format!("the vision tower's {patch:?}"));
             return Err(LoadError::unsupported("image processor", &value, &supported));
         }
-        let size = own.size.map_or((56 * 56, 28 * 28 * 1280), |size| (size.shortest_edge, size.longest_edge));
-        let pixels = (own.min_pixels.unwrap_or(size.0), own.max_pixels.unwrap_or(size.1));
+        let size = self.size.as_ref().map_or(default, |size| (size.shortest_edge, size.longest_edge));
+        let pixels = (self.min_pixels.unwrap_or(size.0), self.max_pixels.unwrap_or(size.1));
         if pixels.0 == 0 || pixels.0 > pixels.1 {
             let value = format!("{} and {}", pixels.0, pixels.1);
             let supported = "1 and more, in this order";
@@ -419,22 +427,54 @@ impl Smart {
                 supported,
             ));
         }
+        Ok(pixels)
+    }
+}
+
+/// Pictures of whole units, with a number of pixels within limits.
+#[derive(Debug)]
+struct Smart {
+    patch: Patch,
+    picture: Kind,
+    moment: Kind,
+    filter: Filter,
+    levels: Levels,
+}
+
+/// What pictures and frames of videos differ in.
+#[derive(Debug)]
+struct Kind {
+    pixels: Pixels,
+    placeholder: u32,
+}
+
+/// `smart_resize` takes no picture with a longer edge of more than so many times the shorter.
+const LONGEST: usize = 200;
+
+impl Smart {
+    fn read(checkpoint: &Checkpoint, tower: &TowerConfig, info: &TextInfo) -> Result<Self, LoadError> {
+        let config: ImageProcessorConfig = checkpoint.image_processor()?;
+        let of_pictures: ProcessorConfig = checkpoint.image_processor()?;
+        let pixels = of_pictures.pixels(tower.patch, (56 * 56, 28 * 28 * 1280))?;
+        // Published checkpoints have one file for both.
+        let of_videos: Option<ProcessorConfig> = checkpoint.video_processor()?;
+        let of_videos = of_videos.map(|own| own.pixels(tower.patch, (128 * 28 * 28, 28 * 28 * 768)));
+        let placeholder = info.video.map_or(info.placeholder, |video| video.placeholder);
         Ok(Self {
-            patch,
-            pixels,
+            patch: tower.patch,
+            picture: Kind { pixels, placeholder: info.placeholder },
+            moment: Kind { pixels: of_videos.transpose()?.unwrap_or(pixels), placeholder },
             filter: config.filter(Filter::Bicubic)?,
             levels: config.levels(),
-            placeholder,
         })
     }
 
     /// Rows and columns of units: transformers, `smart_resize`.
-    fn units(&self, width: usize, height: usize) -> (usize, usize) {
+    fn units(&self, (fewest, most): Pixels, width: usize, height: usize) -> (usize, usize) {
         let unit = self.patch.side * self.patch.merge;
         let pixels = (height * width) as f64;
         let near = |length: usize| (length as f64 / unit as f64).round_ties_even() as usize;
         let (rows, columns) = (near(height), near(width));
-        let (fewest, most) = self.pixels;
         let found = rows * unit * columns * unit;
         if found > most {
             let shrink = (pixels / most as f64).sqrt();
@@ -452,32 +492,42 @@ impl Smart {
 
 impl Preprocess for Smart {
     fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
-        let MediaSize::Image { width, height } = size else { return Ok(Footprint::line(Vec::new())) };
+        let (kind, width, height) = match size {
+            MediaSize::Image { width, height } => (&self.picture, width, height),
+            MediaSize::Moment { width, height } => (&self.moment, width, height),
+            MediaSize::Sound => return Ok(Footprint::line(Vec::new())),
+        };
         if width.max(height) > LONGEST * width.min(height) {
             return Err(SizeError::Narrow { width, height, limit: LONGEST });
         }
-        let (rows, columns) = self.units(width, height);
-        let tokens = vec![self.placeholder; rows * columns];
-        Ok(Footprint { grid: Some((rows, columns)), ..Footprint::line(tokens) })
+        let (rows, columns) = self.units(kind.pixels, width, height);
+        let tokens = vec![kind.placeholder; rows * columns];
+        Ok(Footprint { grid: Some(Grid::first(rows, columns)), ..Footprint::line(tokens) })
     }
 
     /// `[rows, columns, patches of a unit, numbers]`, numbers as the tower's weights lie: channel, frame, row, column.
     fn run(&self, medium: Medium<'_>) -> Result<Tensor> {
-        let picture = medium.picture()?;
-        let (height, width, _) = picture.dims3()?;
-        let (rows, columns) = self.units(width, height);
+        let (kind, shown) = match medium {
+            Medium::Moment(frames) => (&self.moment, frames.clone()),
+            picture => (&self.picture, picture.picture()?.unsqueeze(0)?),
+        };
+        let (count, height, width, _) = shown.dims4()?;
         let Patch { side, frames, merge } = self.patch;
+        if !(1..=frames).contains(&count) {
+            candle_core::bail!("a moment has 1 to {frames} frames, not {count}")
+        }
+        let (rows, columns) = self.units(kind.pixels, width, height);
         let unit = side * merge;
-        let pixels = self.levels.numbers(&stretch(picture, columns * unit, rows * unit, self.filter)?)?;
-        let patches = pixels.reshape(&[3, rows, merge, side, columns, merge, side][..])?;
-        let patches = patches.permute([1, 4, 2, 5, 0, 3, 6])?.reshape((
-            rows * columns * merge * merge,
-            3,
-            1,
-            side * side,
-        ))?;
-        let shown = patches.repeat((1, 1, frames, 1))?;
-        shown.reshape((rows, columns, merge * merge, self.patch.numbers()))
+        let pixels = |frame: usize| {
+            let level = stretch(&shown.get(frame)?, columns * unit, rows * unit, self.filter)?;
+            let pixels = self.levels.numbers(&level)?;
+            let patches = pixels.reshape(&[3, rows, merge, side, columns, merge, side][..])?;
+            let patches = patches.permute([1, 4, 2, 5, 0, 3, 6])?;
+            patches.reshape((rows * columns * merge * merge, 3, 1, side * side))
+        };
+        let mut all = (0..count).map(pixels).collect::<Result<Vec<_>>>()?;
+        all.resize(frames, all[count - 1].clone());
+        Tensor::cat(&all, 2)?.reshape((rows, columns, merge * merge, self.patch.numbers()))
     }
 }
 
@@ -485,15 +535,19 @@ impl Preprocess for Smart {
 mod tests {
     use super::*;
 
-    fn smart(pixels: (usize, usize)) -> Smart {
+    fn smart(pixels: Pixels) -> Smart {
         let config: ImageProcessorConfig = serde_json::from_str("{}").expect("defaults");
         Smart {
             patch: Patch { side: 14, frames: 2, merge: 2 },
-            pixels,
+            picture: Kind { pixels, placeholder: 151_655 },
+            moment: Kind { pixels, placeholder: 151_656 },
             filter: Filter::Bicubic,
             levels: config.levels(),
-            placeholder: 151_655,
         }
+    }
+
+    fn units(pixels: Pixels, width: usize, height: usize) -> (usize, usize) {
+        smart(pixels).units(pixels, width, height)
     }
 
     #[test]
@@ -505,33 +559,33 @@ mod tests {
         for plan in plans {
             let number = |value: &serde_json::Value| value.as_u64().expect("a number") as usize;
             let (width, height) = (number(&plan["width"]), number(&plan["height"]));
-            let smart = smart((56 * 56, 28 * 28 * 1280));
-            let (rows, columns) = smart.units(width, height);
+            let pixels = (56 * 56, 28 * 28 * 1280);
+            let (rows, columns) = units(pixels, width, height);
             assert_eq!(
                 [rows * 28, columns * 28],
                 [0, 1].map(|index| number(&plan["resized"][index])),
                 "{plan}"
             );
-            let footprint = smart.footprint(MediaSize::Image { width, height }).expect("it is taken");
+            let footprint = smart(pixels).footprint(MediaSize::Image { width, height }).expect("it is taken");
             assert_eq!(footprint.tokens.len(), number(&plan["tokens"]), "{plan}");
-            assert_eq!(footprint.grid, Some((rows, columns)));
+            assert_eq!(footprint.grid, Some(Grid::first(rows, columns)));
         }
     }
 
     #[test]
     fn the_published_limit_is_sixteen_thousand_rows() {
-        let smart = smart((3136, 12_845_056));
-        assert_eq!(smart.units(4032, 3024), (108, 144));
+        let published = (3136, 12_845_056);
+        assert_eq!(units(published, 4032, 3024), (108, 144));
         // As Python's numbers have it: 127.99999999999999.
-        assert_eq!(smart.units(10_000, 10_000), (127, 127));
+        assert_eq!(units(published, 10_000, 10_000), (127, 127));
     }
 
     #[test]
     fn rounding_is_pythons() {
-        let smart = smart((1, usize::MAX));
+        let any = (1, usize::MAX);
         // Halves go to the even number: 42 is 1.5 units, 70 is 2.5.
-        assert_eq!(smart.units(42, 70), (2, 2));
-        assert_eq!(smart.units(98, 43), (2, 4));
+        assert_eq!(units(any, 42, 70), (2, 2));
+        assert_eq!(units(any, 98, 43), (2, 4));
     }
 
     #[test]

@@ -23,6 +23,7 @@ lint() {
     cargo clippy --locked --workspace --all-targets -- --deny warnings
     "$linters/bin/ruff" check --quiet scripts tests
     "$linters/bin/shellcheck" --external-sources .ci/run scripts/*.sh
+    "$linters/bin/hadolint" Dockerfile.*
 }
 
 # All but security advisories, which change from day to day without a change here.

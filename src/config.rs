@@ -22,6 +22,7 @@ use toml::{Table, Value};
 use crate::{
     api::{ApiConfig, SoundConfig},
     demo::Demo,
+    device::DeviceChoice,
     hub::{HubConfig, HubError, Source},
     media::{MediaLimits, sound::SoundLimits},
     memory::{Budget, Wanted, parse_bytes},
@@ -60,7 +61,11 @@ pub struct Settings {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hosted_names: Option<bool>,
-    /// The type of weights and activations [default: f32]
+    /// Where to compute: cpu, cuda, or cuda:1 for the second GPU [default: auto, the first GPU if this percept can use one]
+    #[arg(long, value_name = "DEVICE", help_heading = "Models")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<Text<DeviceChoice>>,
+    /// The type of weights and activations [default: bf16 on a GPU, f32 on the CPU]
     #[arg(long, value_name = "TYPE", help_heading = "Models")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<Dtype>,
@@ -144,7 +149,7 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_body: Option<Text<Size>>,
-    /// Most pictures of a request [default: 16]
+    /// Most pictures and videos of a request [default: 16]
     #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_images: Option<u32>,
@@ -160,7 +165,11 @@ pub struct Settings {
     #[arg(long, value_name = "PIXELS", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_image_pixels: Option<u32>,
-    /// Most pixels of all pictures of a request [default: 100000000]
+    /// Most frames of all videos of a request [default: 128]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_video_frames: Option<u32>,
+    /// Most pixels of all pictures and frames of a request [default: 100000000]
     #[arg(long, value_name = "PIXELS", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_request_pixels: Option<u32>,
@@ -391,7 +400,8 @@ impl Settings {
             models,
             aliases: Aliases::new(&names, &aliases, hosted)?,
             hub: self.hub(),
-            budget: self.memory.as_ref().map_or(Budget::Share(0.5), |budget| budget.value),
+            device: self.device.as_ref().map_or(DeviceChoice::Auto, |device| device.value),
+            budget: self.memory.as_ref().map(|budget| budget.value),
             api: self.api()?,
             address: (host, self.port.unwrap_or(8000)).into(),
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(30).into()),
@@ -412,10 +422,10 @@ impl Settings {
         let model = |Given { name, source }| ModelConfig {
             name: self.name.clone().or(name).unwrap_or_else(|| source.name()),
             source,
-            dtype: match self.dtype.unwrap_or(Dtype::F32) {
+            dtype: self.dtype.map(|dtype| match dtype {
                 Dtype::F32 => DType::F32,
                 Dtype::Bf16 => DType::BF16,
-            },
+            }),
             fit: self.image_fit.map(|fit| match fit {
                 ImageFit::Crop => Fit::Crop,
                 ImageFit::Pad => Fit::Pad,
@@ -450,6 +460,7 @@ impl Settings {
                 image_bytes: size(&self.max_image_bytes, 20_000_000),
                 image_edge: count("max_image_edge", self.max_image_edge, 16_384)?,
                 image_pixels: count("max_image_pixels", self.max_image_pixels, 40_000_000)?,
+                video_frames: self.max_video_frames.unwrap_or(128) as usize,
                 request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
             },
             media_memory: size(&self.image_memory, 2 << 30),

@@ -23,6 +23,7 @@ const FILES: &[&str] = &[
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "video_preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.json",

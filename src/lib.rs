@@ -13,12 +13,15 @@
 //! - [`speech`]: recordings to text, a client of an engine
 //! - [`request`]: what an engine is asked
 //! - [`engine`]: one thread that owns a model and steps it for all requests at once
+//! - [`bench`]: how fast all of that is, as a client sees it
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod device;
 pub mod engine;
 pub mod hub;
 pub mod media;

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use percept_models::SizeError;
+use percept_models::{Grid, SizeError};
 
 use crate::{
     engine::{Key, Pin},
@@ -64,7 +64,7 @@ pub struct Span {
     /// Its tokens.
     pub rows: Range<usize>,
     /// See [`percept_models::Footprint::grid`].
-    pub grid: Option<(usize, usize)>,
+    pub grid: Option<Grid>,
     /// See [`percept_models::Footprint::memory`].
     pub memory: usize,
 }
@@ -90,6 +90,8 @@ pub struct Media {
 pub enum Source {
     /// They have to be computed.
     Pixels(Picture),
+    /// They have to be computed: frames of a video, all of one size.
+    Moment(Vec<Picture>),
     /// They have to be computed, unless the cache still has them.
     Sound(Sound),
     /// They are in the encoder cache, and stay there as long as this lives.
@@ -353,6 +355,19 @@ pub enum InvalidRequest {
     Sound {
         /// Why.
         error: SoundError,
+    },
+    /// The frames of a video differ in size.
+    #[error(
+        "Invalid '{param}': the frame is {}x{}, the first one is {}x{}; frames of a video must have one size.",
+        found.0, found.1, first.0, first.1
+    )]
+    FrameSize {
+        /// Which frame.
+        param: String,
+        /// Its columns and rows.
+        found: (usize, usize),
+        /// Those of the first one.
+        first: (usize, usize),
     },
     /// The pictures of a request are too large together.
     #[error("Invalid '{param}': the request's pictures have {found} pixels together; the limit is {limit}.")]

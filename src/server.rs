@@ -10,17 +10,18 @@ use std::{
 };
 
 use axum::serve::ListenerExt;
-use candle_core::{DType, Device};
+use candle_core::DType;
 use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Loaded, Outline, Progress, SpeechInfo, Task};
 use tokio::net::TcpListener;
 use tracing::{debug, error_span, info, warn};
 
 use crate::{
     api::{self, ApiConfig, App},
+    device::{DeviceChoice, DeviceError, Place},
     engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
-    memory::{Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights, free_memory},
-    plan::{self, Member, Memory},
+    memory::{Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights},
+    plan::{self, Member},
     router::{Aliases, ChatModel, Kind, Router, Served, Work},
     speech::{Transcriber, Vocabulary},
     text::{TextError, TextModel},
@@ -35,8 +36,10 @@ pub struct ServerConfig {
     pub aliases: Aliases,
     /// How the hub is used.
     pub hub: HubConfig,
-    /// How much memory all models may use together.
-    pub budget: Budget,
+    /// Where models are computed.
+    pub device: DeviceChoice,
+    /// How much of its memory all models may use together, where that is said.
+    pub budget: Option<Budget>,
     /// What its API takes.
     pub api: ApiConfig,
     /// Where it listens.
@@ -52,8 +55,8 @@ pub struct ModelConfig {
     pub source: Source,
     /// Its name.
     pub name: String,
-    /// The type of weights and activations.
-    pub dtype: DType,
+    /// The type of weights and activations, where that is said; see [`Place::dtype`].
+    pub dtype: Option<DType>,
     /// Overrides how the checkpoint treats pictures that are not square.
     pub fit: Option<Fit>,
     /// Overrides the checkpoint's chat template.
@@ -80,6 +83,9 @@ pub enum ServeError {
     /// They do not fit.
     #[error(transparent)]
     Memory(#[from] TooLittle),
+    /// There is no device for them.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// Why a model is not served.
@@ -109,18 +115,19 @@ pub fn load<P: hf_hub::api::Progress>(
     mut download: impl FnMut() -> P,
     mut progress: impl FnMut(&str) -> Box<Progress>,
 ) -> Result<Vec<Served>, ServeError> {
-    let memory = Memory::here(config.budget, free_memory());
+    let place = Place::find(config.device)?;
+    let memory = place.memory(config.budget);
     let budget = memory.budget;
     let mut found = Vec::with_capacity(config.models.len());
     for model in &config.models {
-        found.push(Found::new(model, &config.hub, &mut download).map_err(model.failure())?);
+        found.push(Found::new(model, &place, &config.hub, &mut download).map_err(model.failure())?);
     }
     check_weights(budget, &found.iter().map(|found| found.weights).collect::<Vec<_>>())?;
 
     let mut read = Vec::with_capacity(found.len());
     for found in found {
         let progress = progress(&found.config.name);
-        read.push(found.read(progress).map_err(found.config.failure())?);
+        read.push(found.read(&place, progress).map_err(found.config.failure())?);
     }
     let (table, plans) = plan::table(memory, &read.iter().map(Read::member).collect::<Vec<_>>());
     let plans = plans?;
@@ -138,16 +145,47 @@ pub fn load<P: hf_hub::api::Progress>(
     Ok(served)
 }
 
-/// What models would be, as far as that can be told without their weights, which are neither read nor downloaded.
+/// A network and nothing around it.
+pub struct Network {
+    /// Its files.
+    pub checkpoint: Checkpoint,
+    /// What computes.
+    pub loaded: Loaded,
+    /// Bytes that it may take in all.
+    pub budget: u64,
+}
+
+/// Loads the network of the first model. Blocks, as [`load`] does.
+///
+/// # Errors
+/// When anything is missing or its weights do not fit.
+pub fn load_network<P: hf_hub::api::Progress>(
+    config: &ServerConfig,
+    download: impl FnMut() -> P,
+    progress: impl FnOnce(&str) -> Box<Progress>,
+) -> Result<Network, ServeError> {
+    let model = &config.models[0];
+    let place = Place::find(config.device)?;
+    let found = Found::new(model, &place, &config.hub, download).map_err(model.failure())?;
+    let budget = place.memory(config.budget).budget;
+    check_weights(budget, &[found.weights])?;
+    let read = found.read(&place, progress(&model.name)).map_err(model.failure())?;
+    Ok(Network { checkpoint: found.checkpoint, loaded: read.loaded, budget })
+}
+
+/// What models would be, as far as that can be told without their weights, which are neither read nor downloaded. `dtype`
+/// is their type where nothing else is said.
 ///
 /// # Errors
 /// When anything else is missing or broken; the message says what, and of which model.
 pub fn outline<P: hf_hub::api::Progress>(
     config: &ServerConfig,
+    dtype: DType,
     mut download: impl FnMut() -> P,
 ) -> Result<Vec<Outlined>, ServeError> {
-    let outlined =
-        |model: &ModelConfig| Outlined::new(model, &config.hub, &mut download).map_err(model.failure());
+    let outlined = |model: &ModelConfig| {
+        Outlined::new(model, dtype, &config.hub, &mut download).map_err(model.failure())
+    };
     config.models.iter().map(outlined).collect()
 }
 
@@ -161,18 +199,25 @@ pub struct Outlined {
 impl Outlined {
     fn new<P: hf_hub::api::Progress>(
         config: &ModelConfig,
+        otherwise: DType,
         hub: &HubConfig,
         download: impl FnMut() -> P,
     ) -> Result<Self, ModelError> {
+        let dtype = config.dtype.unwrap_or(otherwise);
         let checkpoint = hub::resolve_small(&config.source, hub, download)?;
-        let outline = percept_models::outline(&checkpoint, config.dtype, config.fit)?;
-        let weight_bytes = match percept_models::weight_bytes(&checkpoint, config.dtype) {
+        let outline = percept_models::outline(&checkpoint, dtype, config.fit)?;
+        let weight_bytes = match percept_models::weight_bytes(&checkpoint, dtype) {
             Ok(bytes) if !config.dummy_weights => bytes,
             Ok(_) | Err(LoadError::NoWeights { .. } | LoadError::MissingShard { .. }) => outline.weight_bytes,
             Err(error) => return Err(error.into()),
         };
         let text = Text::read(config, &checkpoint, &outline.task)?;
         Ok(Self { config: config.clone(), outline: Outline { weight_bytes, ..outline }, text })
+    }
+
+    /// The type of its weights.
+    pub fn dtype(&self) -> DType {
+        self.outline.dtype
     }
 
     /// It as one of several that share a memory.
@@ -195,6 +240,8 @@ impl ModelConfig {
 struct Found<'a> {
     config: &'a ModelConfig,
     checkpoint: Checkpoint,
+    /// The type of its weights, once they are read.
+    dtype: DType,
     /// Bytes of its weights.
     weights: u64,
 }
@@ -202,27 +249,30 @@ struct Found<'a> {
 impl<'a> Found<'a> {
     fn new<P: hf_hub::api::Progress>(
         config: &'a ModelConfig,
+        place: &Place,
         hub: &HubConfig,
         download: impl FnMut() -> P,
     ) -> Result<Self, ModelError> {
-        let ModelConfig { source, dtype, fit, .. } = config;
+        let ModelConfig { source, fit, .. } = config;
+        let dtype = config.dtype.unwrap_or(place.dtype());
         let (checkpoint, weights) = if config.dummy_weights {
             let checkpoint = hub::resolve_small(source, hub, download)?;
-            let weights = percept_models::outline(&checkpoint, *dtype, *fit)?.weight_bytes;
+            let weights = percept_models::outline(&checkpoint, dtype, *fit)?.weight_bytes;
             warn!(model = config.name, "its weights are random: answers will mean nothing");
             (checkpoint, weights)
         } else {
             let checkpoint = hub::resolve(source, hub, download)?;
-            let weights = percept_models::weight_bytes(&checkpoint, *dtype)?;
+            let weights = percept_models::weight_bytes(&checkpoint, dtype)?;
             (checkpoint, weights)
         };
         info!(model = config.name, weights = %Bytes(weights), "found");
-        Ok(Self { config, checkpoint, weights })
+        Ok(Self { config, checkpoint, dtype, weights })
     }
 
-    fn read(&self, progress: Box<Progress>) -> Result<Read<'a>, ModelError> {
-        let ModelConfig { dtype, fit, .. } = *self.config;
-        let options = LoadOptions { device: Device::Cpu, dtype, fit, most_bytes: self.weights, progress };
+    fn read(&self, place: &Place, progress: Box<Progress>) -> Result<Read<'a>, ModelError> {
+        let (fit, dtype) = (self.config.fit, self.dtype);
+        let device = place.open().map_err(LoadError::from)?;
+        let options = LoadOptions { device, dtype, fit, most_bytes: self.weights, progress };
         let load = if self.config.dummy_weights { percept_models::load_random } else { percept_models::load };
         let loaded = load(&self.checkpoint, options)?;
         if fit.is_some() && !loaded.preprocess.has_fit() {
@@ -288,7 +338,7 @@ impl Read<'_> {
     }
 
     fn start(self, engine: EngineConfig, aliases: Vec<String>) -> Result<Served, ModelError> {
-        let Self { config, loaded, text, .. } = self;
+        let Self { config, outline, loaded, text } = self;
         let preprocess = Arc::clone(&loaded.preprocess);
         // Lines of the log that are an engine's say which.
         let _model = error_span!("engine", model = config.name).entered();
@@ -305,7 +355,7 @@ impl Read<'_> {
             },
             handle,
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            fingerprint: fingerprint(config),
+            fingerprint: fingerprint(config, outline.dtype),
         })
     }
 }
@@ -344,12 +394,12 @@ fn report(read: &Read<'_>, plan: &Plan) {
 }
 
 /// Changes with what may change an answer: program, checkpoint, type, treatment of pictures.
-fn fingerprint(config: &ModelConfig) -> String {
+fn fingerprint(config: &ModelConfig, dtype: DType) -> String {
     let all = format!(
         "{} {:?} {:?} {:?} {:?} {:?}",
         env!("CARGO_PKG_VERSION"),
         config.source,
-        config.dtype,
+        dtype,
         config.fit,
         config.template,
         config.dummy_weights

@@ -366,7 +366,7 @@ async fn fields_without_effect_are_named_and_unknown_ones_can_be_refused() {
     assert_eq!(error["message"], "Unrecognized request argument supplied: messages[1].mood");
 
     // Not ignored by anyone: these would change the answer.
-    for field in ["guided_json", "best_of", "stop_token_ids", "ignore_eos"] {
+    for field in ["guided_json", "best_of", "stop_token_ids", "min_tokens"] {
         let mut request = words("hello");
         request[field] = json!(1);
         let (status, error) = server.refuse(&request).await;
@@ -709,4 +709,22 @@ async fn stopping_finishes_what_runs_and_takes_nothing_new() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(!handle.status().alive(), "the engine goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_on_behind_its_end_where_that_is_asked_for() {
+    let server = start(Settings::default()).await;
+    let mut request = words("hello");
+    // The id that ends an answer, and nothing else.
+    request["logit_bias"] = json!({"2": 100});
+    request["temperature"] = json!(0);
+    let answer = server.ask(&request).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    request["ignore_eos"] = json!(true);
+    let answer = server.ask(&request).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["completion_tokens"], 8);
+    request["ignore_eos"] = json!("yes");
+    let (status, error) = server.refuse(&request).await;
+    assert_eq!((status, error["param"].as_str()), (400, Some("ignore_eos")));
 }

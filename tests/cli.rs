@@ -416,7 +416,7 @@ fn a_plan_is_made_without_weights_and_says_what_would_fit() {
     let folder = seven_billion();
     let path = folder.path().to_str().unwrap();
     let model = format!("large={path}");
-    let (plan, code) = planned(&[&model, "--gpu", "A10G", "--dtype", "bf16"]);
+    let (plan, code) = planned(&[&model, "--gpu", "A10G"]);
     assert_eq!(code, Some(0), "{plan}");
     assert_eq!(plan["memory"]["name"], "a10g");
     assert_eq!(plan["memory"]["total"], 23_028_u64 << 20);
@@ -440,27 +440,26 @@ fn a_plan_is_made_without_weights_and_says_what_would_fit() {
     assert!(row["at_once"].as_u64().unwrap() > 15);
 
     // In f32 the weights alone are too much.
-    let (plan, code) = planned(&[&model, "--gpu", "a10g"]);
+    let (plan, code) = planned(&[&model, "--gpu", "a10g", "--dtype", "f32"]);
     assert_eq!((code, &plan["fits"], &plan["models"][0]["at_once"]), (Some(1), &false.into(), &Value::Null));
     let advice: Vec<_> =
         plan["advice"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
     assert_eq!(advice, ["it fits with --dtype bf16", "as it is, it fits on --gpu a100-40 (40.0 GiB)"]);
-    let error = fails(percept(&["plan", &model, "--gpu", "a10g"]));
+    let error = fails(percept(&["plan", &model, "--gpu", "a10g", "--dtype", "f32"]));
     assert!(
         error.contains("the weights take") && error.contains("\n  it fits with --dtype bf16\n"),
         "{error}"
     );
     // A context that is asked for is not made shorter silently.
-    let arguments =
-        [model.as_str(), "--gpu", "14GiB", "--memory", "1", "--dtype", "bf16", "--context", "4096"];
+    let arguments = [model.as_str(), "--gpu", "14GiB", "--memory", "1", "--context", "4096"];
     let (plan, code) = planned(&arguments);
     assert_eq!((code, &plan["fits"]), (Some(1), &false.into()), "{plan}");
     let context = plan["models"][0]["context"].to_string();
     assert_eq!(plan["advice"][0], "it fits with --max-context ".to_owned() + &context);
-    let (plan, code) = planned(&[&arguments[..8], &[&context]].concat());
+    let (plan, code) = planned(&[&arguments[..6], &[&context]].concat());
     assert_eq!((code, &plan["fits"]), (Some(0), &true.into()), "{plan}");
     // Without a wish it is the table that says so.
-    let output = run(percept(&["plan", &model, "--gpu", "14GiB", "--memory", "1", "--dtype", "bf16"]));
+    let output = run(percept(&["plan", &model, "--gpu", "14GiB", "--memory", "1"]));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && text.contains(&format!("{context} of 4096")), "{text}");
 }

@@ -192,3 +192,19 @@ async fn networks_that_hear_answer_without_weight_files_and_always_the_same() {
     assert_eq!(answers[0]["duration"], 3.0);
     assert_eq!(answers[0], answers[1]);
 }
+
+/// By hand: a decoder of two layers of 64 and 96 wide, four heads, and an output that is no embedding.
+#[test]
+fn weights_are_counted_by_when_they_are_used() {
+    let uses = percept_models::weight_uses(&Checkpoint::new(fixtures().join("llava"))).unwrap();
+    let layer = 4 * 64 * 64 + 3 * 64 * 96 + 2 * 64;
+    assert_eq!((uses.layers, uses.head), (2 * layer + 64, 512 * 64));
+    for (name, path) in families() {
+        let uses = percept_models::weight_uses(&Checkpoint::new(path)).unwrap();
+        assert!(uses.encoder > 0 && uses.layers > 0 && uses.head > 0, "{name}: {uses:?}");
+        let all = outline(&without_weights(&name), DType::F32).unwrap().weight_bytes / 4;
+        let used = uses.encoder + uses.layers + uses.head;
+        // An embedding that is only looked up is not used, and one that is the output as well is counted once.
+        assert!(used <= all && used * 2 > all, "{name}: {uses:?} of {all}");
+    }
+}

@@ -74,7 +74,14 @@ fn only_the_api_and_the_server_know_http() {
 fn only_the_engine_and_loading_know_tensors() {
     only(
         &["src"],
-        &["src/engine", "src/server.rs", "src/config.rs"],
+        &[
+            "src/engine",
+            "src/server.rs",
+            "src/config.rs",
+            "src/device.rs",
+            "src/bench/offline.rs",
+            "src/bench/offline",
+        ],
         &["Tensor", "Device", "DType", "candle_core"],
     );
 }
@@ -233,9 +240,12 @@ fn wire_fields(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn options_in_documents_exist() {
-    let help =
-        std::process::Command::new(env!("CARGO_BIN_EXE_percept")).args(["serve", "--help"]).output().unwrap();
-    let help = String::from_utf8(help.stdout).unwrap();
+    let help = ["serve", "bench"].map(|command| {
+        let help =
+            std::process::Command::new(env!("CARGO_BIN_EXE_percept")).args([command, "--help"]).output();
+        String::from_utf8(help.unwrap().stdout).unwrap()
+    });
+    let help = help.concat();
     let mut checked = 0;
     for (name, text) in sources(&["README.md", "docs"], ".md") {
         let quoted = text.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
@@ -244,7 +254,10 @@ fn options_in_documents_exist() {
             if of_other_commands.contains(&option) {
                 continue;
             }
-            assert!(help.contains(option), "{name} names {option}, which percept serve does not have");
+            assert!(
+                help.contains(option),
+                "{name} names {option}, which neither percept serve nor percept bench has"
+            );
             checked += 1;
         }
     }

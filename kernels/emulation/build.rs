@@ -11,7 +11,7 @@ use crate::faults::{FAULTS, Fault};
 #[path = "faults.rs"]
 mod faults;
 
-const KERNELS: [&str; 3] = ["attention", "kv_write", "norm"];
+const KERNELS: [&str; 6] = ["attention", "kv_write", "linear", "log_mel", "norm", "resize"];
 
 fn main() {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));

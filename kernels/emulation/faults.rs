@@ -27,6 +27,8 @@ const fn fault(
 
 const NORM: &[&str] = &["(bf16)"];
 const KV_WRITE: &[&str] = &[", 2)"];
+const LINEAR: &[&str] = &["(bf16)"];
+const LINEAR_PLAIN: &[&str] = &["EACH_PLAIN(f32)"];
 const DECODE: &[&str] = &["EACH_DECODE(bf16, 1, 4)", "EACH_MERGE(bf16)"];
 const ROWS: &[&str] = &["EACH_ROWS(bf16, 1)"];
 const TILES: &[&str] = &["EACH_TILES(bf16, 64)"];
@@ -52,6 +54,66 @@ pub const FAULTS: &[Fault] = &[
         "size_t(blockIdx.x) * stride",
         "size_t(blockIdx.x) * units",
     ),
+    fault(
+        "linear",
+        "linear_fetches_into_what_is_read",
+        LINEAR,
+        "__syncthreads();  // this stage has arrived for all, and all have read the one that is fetched into next\n",
+        "\n",
+    ),
+    fault(
+        "linear",
+        "linear_waits_for_too_little",
+        LINEAR,
+        "cp_async_wait<STAGES - 2>",
+        "cp_async_wait<STAGES - 1>",
+    ),
+    fault(
+        "linear",
+        "linear_reads_behind_the_input",
+        LINEAR,
+        "there ? 16 : 0);",
+        "at < (of_x ? rows : output) ? 16 : 0);",
+    ),
+    fault(
+        "linear",
+        "linear_reads_behind_the_rows",
+        LINEAR,
+        "< (of_x ? rows : output) && column",
+        "< rows && column",
+    ),
+    fault("linear", "linear_swaps_chunks", LINEAR, "lane / 8 % 2));", "lane / 16 % 2));"),
+    fault(
+        "linear",
+        "linear_bias_is_off_by_one",
+        LINEAR,
+        "to_f(bias[column]) : 0.f, bias && two",
+        "to_f(bias[column + 1]) : 0.f, bias && two",
+    ),
+    fault(
+        "log_mel",
+        "mel_reads_too_early",
+        &[],
+        "__syncthreads();  // the folded frames and the table are there",
+        "",
+    ),
+    fault("log_mel", "mel_filters_too_early", &[], "__syncthreads();  // the spectra are there", ""),
+    fault("log_mel", "mel_repeats_the_first_sample", &[], "at < 0 ? -at : at", "at < 0 ? -at - 1 : at"),
+    fault("log_mel", "mel_reads_behind_the_end", &[], "of < frames && mirrored < count", "of < frames"),
+    fault("log_mel", "mel_folds_the_middle", &[], "n % FOLDED ? sample", "n ? sample"),
+    fault("resize", "resize_rounds_down", &[], "sum[c] = (1 << (BITS - 1)) + ", "sum[c] = "),
+    fault("resize", "resize_wraps_levels", &[], "min(max(sum[c] >> BITS, 0), 255)", "sum[c] >> BITS"),
+    fault("resize", "resize_forgets_the_first_row", &[], "own.start - first : 0", "own.start : 0"),
+    fault("resize", "resize_runs_over_the_width", &[], "if (column >= width) return;", ""),
+    fault("resize", "normalise_swaps_channels", &[], "table[c * 256", "table[(2 - c) * 256"),
+    fault(
+        "linear",
+        "linear_plain_reads_too_early",
+        LINEAR_PLAIN,
+        "__syncthreads();  // the step is there",
+        "",
+    ),
+    fault("linear", "linear_plain_overwrites", LINEAR_PLAIN, "__syncthreads();  // the step is read", ""),
     fault(
         "attention",
         "decode_joins_too_early",

@@ -45,6 +45,7 @@ mod sealed {
     pub trait Plain {}
     impl Plain for i32 {}
     impl Plain for u32 {}
+    impl Plain for u8 {}
     impl Plain for f32 {}
     impl Plain for half::bf16 {}
     impl Plain for half::f16 {}

@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod clip;
 pub mod decoder;
+pub mod device;
 pub mod image;
 pub mod intern_vit;
 pub mod linear;

@@ -35,7 +35,62 @@ impl Outlined {
     pub(crate) fn elements(&self) -> u64 {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
     }
+
+    /// The same, by when they are used.
+    pub(crate) fn uses(&self) -> WeightUses {
+        let (mut uses, mut embedding) = (WeightUses::default(), 0);
+        for (name, &count) in self.asked.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let parts: Vec<&str> = name.split('.').collect();
+            let any = |known: &[&str]| parts.iter().any(|part| known.contains(part));
+            if any(ENCODERS) {
+                uses.encoder += count;
+            } else if any(HEADS) {
+                uses.head += count;
+            } else if any(EMBEDDINGS) {
+                embedding = count.max(embedding);
+            } else if !(any(POSITIONS) || any(CROSS_ATTENTION) && any(KEYS_AND_VALUES)) {
+                uses.layers += count;
+            }
+        }
+        if uses.head == 0 {
+            uses.head = embedding;
+        }
+        uses
+    }
 }
+
+/// Numbers of a network's weights, by when they are used. Those that are looked up by the row, or used once for each
+/// medium only, are in none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WeightUses {
+    /// For each row that is encoded.
+    pub encoder: u64,
+    /// For each row of text.
+    pub layers: u64,
+    /// For each row whose logits are wanted.
+    pub head: u64,
+}
+
+/// What parts of networks are called in the names of their weights: towers, and what is between them and the text;
+const ENCODERS: &[&str] = &[
+    "connector",
+    "encoder",
+    "mlp1",
+    "multi_modal_projector",
+    "vision_embed_tokens",
+    "vision_model",
+    "vision_tower",
+    "visual",
+];
+/// output layers;
+const HEADS: &[&str] = &["lm_head", "output", "proj_out"];
+/// embeddings, which are output layers as well where a network has no other;
+const EMBEDDINGS: &[&str] = &["embed_tokens", "tok_embeddings"];
+/// positions that are looked up;
+const POSITIONS: &[&str] = &["embed_positions"];
+/// layers that attend to a memory, and what they use for the memory's rows only.
+const CROSS_ATTENTION: &[&str] = &["cross_attn", "encoder_attn"];
+const KEYS_AND_VALUES: &[&str] = &["k_norm", "k_proj", "v_proj"];
 
 /// Whether a tensor is one number, repeated without taking the memory.
 pub(crate) fn is_outline(tensor: &Tensor) -> bool {

@@ -750,6 +750,11 @@ def qwen_vl(name, kind, vision, seed):
         },
     )
     template = CHATML_IMAGE_TEMPLATE.replace("IMAGE", "'<|vision_start|><|image_pad|><|vision_end|>'")
+    template = template.replace(
+        "{%- elif part['type'] == 'text' -%}",
+        "{%- elif part['type'] == 'video' -%}{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
+        "{%- elif part['type'] == 'text' -%}",
+    )
     write_json(path / "chat_template.json", {"chat_template": template})
     tokenizer_config(
         path,

@@ -1,6 +1,7 @@
 //! `/v1/chat/completions`.
 
 mod answer;
+mod media;
 mod parse;
 
 use std::sync::Arc;
@@ -13,10 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use self::{
-    answer::Base,
-    parse::{Chat, PictureRef},
-};
+use self::{answer::Base, parse::Chat};
 use super::{
     ApiError, App, json,
     models::{not_found, wrong_model},
@@ -24,9 +22,8 @@ use super::{
     wire::chat as wire,
 };
 use crate::{
-    engine::{Key, Pin, Place},
-    media::{self, File, Header},
-    request::{self, InvalidRequest, Media, Readout, Request, Source},
+    engine::Place,
+    request::{self, InvalidRequest, Readout, Request},
     router::{ChatModel, Served},
     text::{Answer, PromptError},
 };
@@ -56,7 +53,7 @@ pub(super) async fn completions(
     Ok(response)
 }
 
-/// Prepares a request's pictures and prompt, and queues it.
+/// Prepares a request's media and prompt, and queues it.
 async fn submit(
     app: &App,
     served: &Served,
@@ -64,15 +61,10 @@ async fn submit(
     place: Place,
     chat: Chat,
 ) -> Result<Answer, ApiError> {
-    let Chat { messages, pictures, sampling, max_tokens, stops, .. } = chat;
-    let opened = open(app, pictures).await?;
+    let Chat { messages, media, sampling, max_tokens, stops, ignore_eos, .. } = chat;
+    let opened = media::open(app, &model.text, media).await?;
     let context = served.handle.context();
-    let footprints = opened.iter().map(|picture| {
-        let (width, height) = picture.header.size();
-        let footprint = model.preprocess.footprint(percept_models::MediaSize::Image { width, height });
-        footprint.map_err(|error| InvalidRequest::PictureSize { param: picture.param.clone(), error })
-    });
-    let footprints = footprints.collect::<Result<Vec<_>, _>>()?;
+    let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
     let texts = Arc::clone(model);
     let prompt = blocking(move || texts.text.prompt(&messages, &footprints, context)).await?;
     let prompt = prompt.map_err(prompt_error)?;
@@ -84,76 +76,17 @@ async fn submit(
         return Err(InvalidRequest::CacheRows { text, pictures, limit }.into());
     }
 
-    let media = decode(app, served, opened).await?;
+    let media = media::decode(app, served, opened).await?;
     let sampling = sampling.resolve(&model.text)?;
     let room = context - prompt.tokens.len();
     let limits = request::Limits {
         // Clients ask for more than any model has; the answer ends where the context does.
         tokens: max_tokens.map_or(room, |most| most.min(room)),
-        stops: Arc::clone(model.text.stops()),
+        stops: if ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
     };
     let length = prompt.tokens.len();
     let events = place.submit(Request { prompt, media, sampling, limits, readout: Readout::Answer })?;
     Ok(Answer::new(events, &model.text, length, stops))
-}
-
-/// A picture whose header was read.
-struct Opened {
-    param: String,
-    file: File,
-    header: Header,
-    key: Key,
-}
-
-/// Reads the files behind the URLs, and what their headers say.
-async fn open(app: &App, pictures: Vec<PictureRef>) -> Result<Vec<Opened>, ApiError> {
-    if pictures.is_empty() {
-        return Ok(Vec::new());
-    }
-    let limits = app.config.media;
-    let opened = app.decoders.run(move || {
-        let mut pixels = 0;
-        let mut opened = Vec::with_capacity(pictures.len());
-        for PictureRef { param, url } in pictures {
-            let file = media::read_url(&url, limits.image_bytes)
-                .map_err(|error| InvalidRequest::PictureUrl { param: param.clone(), error })?;
-            drop(url);
-            let header = Header::read(&file, limits.image_edge, limits.image_pixels)
-                .map_err(|error| InvalidRequest::Picture { param: param.clone(), error })?;
-            pixels += header.pixels();
-            if pixels > limits.request_pixels {
-                return Err(InvalidRequest::Pixels { param, found: pixels, limit: limits.request_pixels });
-            }
-            let key = Key::of(&file);
-            opened.push(Opened { param, file, header, key });
-        }
-        Ok(opened)
-    });
-    Ok(opened.await.map_err(|error| ApiError::internal(&error))??)
-}
-
-/// Decodes pictures, but for those whose rows are still in the encoder cache.
-async fn decode(app: &App, model: &Served, opened: Vec<Opened>) -> Result<Vec<Media>, ApiError> {
-    let mut media = Vec::with_capacity(opened.len());
-    let mut files = Vec::new();
-    let mut params = Vec::new();
-    for Opened { param, file, header, key } in opened {
-        let pin = model.handle.pin(&key);
-        if pin.is_none() {
-            files.push((file, header));
-            params.push(param);
-        }
-        media.push((key, pin));
-    }
-    let decoded = app.decoders.decode(files).await.map_err(|(index, error)| {
-        let param = params.swap_remove(index);
-        InvalidRequest::Picture { param, error }
-    })?;
-    let mut decoded = decoded.into_iter().map(Source::Pixels);
-    let mut source = |pin: Option<Pin>| pin.map(Source::Encoded).or_else(|| decoded.next());
-    let media: Option<Vec<Media>> =
-        media.into_iter().map(|(key, pin)| Some(Media { key, source: source(pin)? })).collect();
-    media.ok_or_else(|| ApiError::internal(&"a picture was lost while it was decoded"))
 }
 
 /// Runs long work where it holds up nobody.
@@ -164,9 +97,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 fn prompt_error(error: PromptError) -> ApiError {
     match error {
         PromptError::TooLong { tokens, limit } => InvalidRequest::ContextLength { tokens, limit }.into(),
-        PromptError::Pictures { .. } | PromptError::Empty | PromptError::Template(_) => {
-            InvalidRequest::Messages { reason: error.to_string() }.into()
-        }
+        PromptError::Media { .. }
+        | PromptError::NoVideo
+        | PromptError::Order
+        | PromptError::Empty
+        | PromptError::Template(_) => InvalidRequest::Messages { reason: error.to_string() }.into(),
         PromptError::Tokenizer(error) => ApiError::internal(&error),
     }
 }

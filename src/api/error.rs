@@ -219,7 +219,7 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         }
         | InvalidRequest::Pixels { .. } => "image_too_large",
         InvalidRequest::Picture { .. } => "invalid_image_format",
-        InvalidRequest::PictureSize { .. } => "invalid_image",
+        InvalidRequest::PictureSize { .. } | InvalidRequest::FrameSize { .. } => "invalid_image",
         InvalidRequest::Messages { .. } => "invalid_value",
         InvalidRequest::Sound { error } => match error {
             SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "invalid_audio_format",
@@ -245,6 +245,7 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::PictureUrl { param, .. }
         | InvalidRequest::Picture { param, .. }
         | InvalidRequest::PictureSize { param, .. }
+        | InvalidRequest::FrameSize { param, .. }
         | InvalidRequest::Pixels { param, .. } => Some(param),
         InvalidRequest::ContextLength { .. }
         | InvalidRequest::CacheRows { .. }

@@ -81,7 +81,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             summary: "Lists every name that a request may use: models and their aliases.",
             description: "",
             handler: get(models::list),
-            shape: |schemas| get_shape(schemas.answer::<wire::models::ModelList>(), &["503"]),
+            shape: |schemas| get_shape(&schemas.answer::<wire::models::ModelList>(), &["503"]),
         },
         Endpoint {
             path: "/v1/models/{model}",
@@ -98,7 +98,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                     "description": "A name; it may have slashes, as they are.",
                     "schema": {"type": "string"},
                 }]),
-                ..get_shape(schemas.answer::<wire::models::Model>(), &["404", "503"])
+                ..get_shape(&schemas.answer::<wire::models::Model>(), &["404", "503"])
             },
         },
         Endpoint {
@@ -132,7 +132,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             summary: "This description.",
             description: "",
             handler: get(describe),
-            shape: |_| get_shape(json!({"type": "object"}), &[]),
+            shape: |_| get_shape(&json!({"type": "object"}), &[]),
         },
     ]
 }
@@ -197,7 +197,7 @@ fn speech_shape(schemas: &mut Schemas) -> Shape {
     }
 }
 
-fn get_shape(schema: Value, errors: &'static [&'static str]) -> Shape {
+fn get_shape(schema: &Value, errors: &'static [&'static str]) -> Shape {
     Shape {
         parameters: json!([]),
         body: None,
@@ -270,7 +270,7 @@ pub fn document() -> Value {
     for endpoint in endpoints() {
         let (path, method) = (endpoint.path, endpoint.method);
         let methods = paths.entry(path).or_insert_with(|| json!({}));
-        methods[method] = operation(endpoint, &mut schemas);
+        methods[method] = operation(&endpoint, &mut schemas);
     }
     let responses = ERRORS.iter().map(|(status, meaning)| {
         let mut response = json!({
@@ -300,7 +300,7 @@ pub fn document() -> Value {
     })
 }
 
-fn operation(endpoint: Endpoint, schemas: &mut Schemas) -> Value {
+fn operation(endpoint: &Endpoint, schemas: &mut Schemas) -> Value {
     let Endpoint { id, summary, description, shape, .. } = endpoint;
     let Shape { parameters, body, answers, errors } = shape(schemas);
     let mut responses = Map::new();
@@ -317,7 +317,7 @@ fn operation(endpoint: Endpoint, schemas: &mut Schemas) -> Value {
     }
     let mut operation = json!({"operationId": id, "summary": summary});
     if !description.is_empty() {
-        operation["description"] = description.into();
+        operation["description"] = (*description).into();
     }
     if parameters != json!([]) {
         operation["parameters"] = parameters;

@@ -169,7 +169,7 @@ pub(super) fn message(body: &Value) -> String {
 }
 
 /// Whether a URL is one of this machine.
-fn is_here(url: &str) -> bool {
+pub(super) fn is_here(url: &str) -> bool {
     let Ok(url) = url.parse::<ureq::http::Uri>() else { return false };
     let host = url.host().unwrap_or("");
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();

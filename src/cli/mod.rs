@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
+mod bench;
 mod chat;
 mod client;
 mod demo;
@@ -33,7 +34,8 @@ Try it:
   percept serve llava-hf/llava-1.5-7b-hf            serve a model of the hub on http://127.0.0.1:8000
   percept chat 'What is this?' --image cat.jpg      ask it about a picture, from another shell
   percept serve ./my-checkpoint --port 9000         serve a checkpoint of your own
-  percept plan llava-hf/llava-1.5-7b-hf --gpu a10g  will it fit, and how much at once?")]
+  percept plan llava-hf/llava-1.5-7b-hf --gpu a10g  will it fit, and how much at once?
+  percept bench --pictures 1024x1024                how fast is the server that runs?")]
 struct Cli {
     /// Configuration file [default: percept/config.toml in the user's configuration folder, if it is there]
     #[arg(long, global = true, value_name = "FILE")]
@@ -85,8 +87,8 @@ The exit code is 0 where the models fit, with the context that is asked for, and
 what would.
 
 Examples:
-  percept plan llava-hf/llava-1.5-7b-hf --gpu a10g --dtype bf16
-  percept plan llava-hf/llava-1.5-13b-hf openai/whisper-large-v3 --gpu 48GiB --dtype bf16 --context 2048
+  percept plan llava-hf/llava-1.5-7b-hf --gpu a10g
+  percept plan llava-hf/llava-1.5-13b-hf openai/whisper-large-v3 --gpu 48GiB --context 2048
   percept plan ./my-checkpoint                       on this machine, as percept serve would
   percept plan ./my-checkpoint --gpu h100 --json     for programs; all sizes are in bytes")]
     Plan(plan::Plan),
@@ -120,6 +122,13 @@ Examples:
   percept transcribe anruf.wav --speakers Agent,Caller --language german --translate
   ffmpeg -i stream.ts -f wav - | percept transcribe - --model openai/whisper-tiny")]
     Transcribe(Box<transcribe::Transcribe>),
+    /// Measure how fast a server is, this one or another
+    ///
+    /// Sends questions, pictures or recordings to any server with OpenAI's API, so many at once or so many a second, and
+    /// tells throughput, times, energy and money. With --offline it times a network in this process instead, beside
+    /// what the device could do at most.
+    #[command(after_help = bench::EXAMPLES, args_conflicts_with_subcommands = true)]
+    Bench(Box<bench::Bench>),
 }
 
 /// Runs the command that was typed.
@@ -132,6 +141,7 @@ pub fn run() -> ExitCode {
         Command::Pull(pull) => pull.run(cli.config.as_deref()),
         Command::Chat(chat) => chat.run(cli.config.as_deref()),
         Command::Transcribe(transcribe) => transcribe.run(cli.config.as_deref()),
+        Command::Bench(bench) => bench.run(cli.config.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

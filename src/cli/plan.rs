@@ -8,13 +8,11 @@ use clap::Args;
 use super::{log, progress};
 use crate::{
     config::{Dtype, LogFormat, Settings, Text},
-    memory::{Budget, Bytes, GPUS, GpuMemory, free_memory},
+    device::{DeviceChoice, GPU_DTYPE, GPU_SHARE, Place},
+    memory::{Budget, Bytes, GPUS, GpuMemory},
     plan::{self, Memory, Table},
     server::{self, Outlined},
 };
-
-/// How much of a GPU is used where nothing else is said: its driver and libraries need some, too.
-const GPU_SHARE: f64 = 0.9;
 
 #[derive(Debug, Args)]
 pub(super) struct Plan {
@@ -22,14 +20,14 @@ pub(super) struct Plan {
     #[arg(value_name = "PATH_OR_HUB_ID")]
     model: Vec<String>,
     /// The GPU: a10g, l4, rtx4090, rtx3090, a100-40, l40s, h100, a100 (of 80 GB) or h200, or the size of its memory,
-    /// such as 24GiB [default: what is free on this machine]
+    /// such as 24GiB [default: what is free where percept serve would compute on this machine]
     #[arg(long, value_name = "NAME_OR_SIZE")]
     gpu: Option<GpuMemory>,
     /// How much of the memory may be used: a share, such as 0.8, or a size, such as 20GiB [default: 0.9 of a GPU, 0.5 of
     /// what is free on this machine]
     #[arg(long, value_name = "SHARE_OR_SIZE")]
     memory: Option<Text<Budget>>,
-    /// The type of weights and activations [default: f32]
+    /// The type of weights and activations [default: bf16 on a GPU, f32 on the CPU]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<Dtype>,
     /// Most tokens of prompt and answer together, of models for chat [default: the model's own limit]
@@ -92,7 +90,8 @@ struct Found {
     gpu: Option<GpuMemory>,
     /// What may be used of it.
     budget: Option<Budget>,
-    free: u64,
+    /// Where models would be computed here.
+    place: Place,
     /// The context that was asked for.
     context: Option<u32>,
 }
@@ -100,11 +99,14 @@ struct Found {
 impl Found {
     fn new(settings: &Settings, gpu: Option<GpuMemory>) -> anyhow::Result<Self> {
         let config = settings.resolve()?;
+        // A GPU that is meant need not be here.
+        let place = Place::find(if gpu.is_some() { DeviceChoice::Cpu } else { config.device })?;
+        let dtype = if gpu.is_some() { GPU_DTYPE } else { place.dtype() };
         Ok(Self {
-            models: server::outline(&config, progress::bar)?,
+            models: server::outline(&config, dtype, progress::bar)?,
             gpu,
-            budget: settings.memory.as_ref().map(|_| config.budget),
-            free: free_memory(),
+            budget: config.budget,
+            place,
             context: settings.max_context,
         })
     }
@@ -113,7 +115,7 @@ impl Found {
     fn table(&self, gpu: Option<&GpuMemory>) -> (Table, Option<String>) {
         let memory = match gpu.or(self.gpu.as_ref()) {
             Some(gpu) => Memory::of(gpu, self.budget.unwrap_or(Budget::Share(GPU_SHARE))),
-            None => Memory::here(self.budget.unwrap_or(Budget::Share(0.5)), self.free),
+            None => self.place.memory(self.budget),
         };
         let members: Vec<_> = self.models.iter().map(Outlined::member).collect();
         let (table, plans) = plan::table(memory, &members);
@@ -135,7 +137,9 @@ impl Found {
         let mut advice = Vec::new();
         let mut tried = settings.clone();
         let mut options = Vec::new();
-        for (option, change) in SMALLER {
+        let small = self.models.iter().all(|model| model.dtype() == GPU_DTYPE);
+        let smaller = SMALLER.iter().filter(|(option, _)| !(small && *option == BF16));
+        for (option, change) in smaller {
             if !change(&mut tried) {
                 continue;
             }
@@ -167,9 +171,12 @@ impl Found {
 /// Changes settings; tells whether there was anything to change.
 type Change = fn(&mut Settings) -> bool;
 
+/// Half of what f32 takes.
+const BF16: &str = "--dtype bf16";
+
 /// Options that make models smaller, and what they change.
 const SMALLER: &[(&str, Change)] = &[
-    ("--dtype bf16", |settings| settings.dtype.replace(Dtype::Bf16) != Some(Dtype::Bf16)),
+    (BF16, |settings| settings.dtype.replace(Dtype::Bf16) != Some(Dtype::Bf16)),
     ("--max-sequences 8", |settings| {
         let fewer = settings.max_sequences.is_none_or(|sequences| sequences > 8);
         settings.max_sequences = if fewer { Some(8) } else { settings.max_sequences };

@@ -16,8 +16,8 @@ use super::{
 pub(super) struct Batcher {
     pub(super) device: Device,
     pub(super) page_size: usize,
-    /// The id whose rows come from the encoder, for networks that take them into the text.
-    pub(super) placeholder: Option<u32>,
+    /// The ids whose rows come from the encoder, for networks that take them into the text.
+    pub(super) placeholders: Vec<u32>,
     /// How rows are numbered.
     pub(super) positions: Positions,
 }
@@ -163,7 +163,7 @@ impl Batcher {
             let Some(source) = encoded(sequence.id, medium) else {
                 candle_core::bail!("rows of a medium are computed before it is encoded")
             };
-            let takes = |row: &usize| Some(sequence.tokens[*row]) == self.placeholder;
+            let takes = |row: &usize| self.placeholders.contains(&sequence.tokens[*row]);
             let mut from = (span.rows.start..covered.start).filter(takes).count();
             let mut row = covered.start;
             while row < covered.end {
@@ -185,13 +185,14 @@ impl Batcher {
 mod tests {
     use std::{fs, path::Path, sync::Arc};
 
+    use candle_core::{DType, Device, safetensors};
+    use percept_models::{Grid, VideoInfo};
     use serde_json::Value;
 
     use super::super::{
         pages::Key,
         sequence::{SeqId, Sequence, Span},
     };
-    use candle_core::{DType, Device, safetensors};
 
     /// Prompts with one picture, with two, and with text behind.
     #[test]
@@ -211,7 +212,8 @@ mod tests {
                 let spans = spans.zip(case["image_grid_thw"].as_array().unwrap()).map(|(span, grid)| {
                     let (span, grid) = (numbers(span), numbers(grid));
                     let rows = span[0]..span[0] + span[1];
-                    Span { rows, grid: Some((grid[1] / 2, grid[2] / 2)), memory: 0, key: Key::of(b"picture") }
+                    let grid = Some(Grid::first(grid[1] / 2, grid[2] / 2));
+                    Span { rows, grid, memory: 0, key: Key::of(b"picture") }
                 });
                 let length = case["input_ids"].as_array().unwrap().len();
                 let sequence =
@@ -228,6 +230,58 @@ mod tests {
                 compared += sequence.media.len();
             }
             assert_eq!(compared, 9, "{model}");
+        }
+    }
+
+    /// Moments of videos follow each other in time; what is behind them goes on from the largest position.
+    #[test]
+    fn moments_are_where_the_reference_has_them() {
+        for (model, pace) in [("qwen2_5_vl", Some(2.0)), ("qwen2_vl", None)] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/goldens");
+            let folder = folder.join(format!("{model}_video"));
+            let text = fs::read_to_string(folder.join("manifest.json")).unwrap();
+            let manifest: Value = serde_json::from_str(&text).unwrap();
+            let tensors = safetensors::load(folder.join("tensors.safetensors"), &Device::Cpu).unwrap();
+            let number = |value: &Value| value.as_u64().unwrap() as usize;
+            for case in manifest["cases"].as_array().unwrap() {
+                let name = case["name"].as_str().unwrap();
+                let video = VideoInfo { placeholder: 487, frames: 2, pace };
+                let ids: Vec<u32> = serde_json::from_value(case["input_ids"].clone()).unwrap();
+                let mut videos = case["videos"].as_array().unwrap().iter();
+                let mut spans = Vec::new();
+                let mut row = 0;
+                while row < ids.len() {
+                    if ids[row] == 486 {
+                        // The one picture of these cases.
+                        let grid = Some(Grid::first(2, 3));
+                        spans.push(Span { rows: row..row + 6, grid, memory: 0, key: Key::of(b"picture") });
+                        row += 6;
+                    } else if ids[row] == 487 {
+                        let clip = videos.next().unwrap();
+                        let [rows, columns] =
+                            ["height", "width"].map(|edge| number(&clip[edge]).div_ceil(14) / 2);
+                        let first = Grid::first(rows, columns);
+                        for moment in 0..number(&clip["frames"]).div_ceil(2) {
+                            let time = video.time(moment, clip["fps"].as_f64().unwrap());
+                            let grid = if moment > 0 { first.later(time) } else { first };
+                            let rows = row..row + rows * columns;
+                            row = rows.end;
+                            spans.push(Span { rows, grid: Some(grid), memory: 0, key: Key::of(b"moment") });
+                        }
+                    } else {
+                        row += 1;
+                    }
+                }
+                let expected = tensors[&format!("{name}/position_ids")].to_dtype(DType::U32).unwrap();
+                let expected = expected.to_vec2::<u32>().unwrap();
+                let sequence = Sequence::new(SeqId(0), ids.clone(), spans, ids.len() + 3, Arc::new([]));
+                for row in 0..ids.len() {
+                    let expected = [0, 1, 2].map(|plane| expected[plane][row] as usize);
+                    assert_eq!(sequence.position(row), expected, "{model} {name} {row}");
+                }
+                let next = number(&case["next_position"]);
+                assert_eq!(sequence.position(ids.len() + 2), [next + 2; 3], "{model} {name}");
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use std::{
 
 use candle_core::Tensor;
 use percept_models::{
-    Features, Footprint, KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Task,
+    Features, Footprint, Grid, KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Task,
     nn::sample::{Drawn, probabilities},
 };
 use tokio::sync::{
@@ -155,6 +155,7 @@ struct ClientMedia {
 
 enum Raw {
     Picture(Picture),
+    Moment(Vec<Picture>),
     Sound(Sound),
 }
 
@@ -183,7 +184,7 @@ impl Engine {
             batcher: Batcher {
                 device,
                 page_size: config.page_size,
-                placeholder: task.placeholder(),
+                placeholders: task.placeholders(),
                 positions: task.positions(),
             },
             scheduler: Scheduler::new(config.limits, config.pages, config.page_size),
@@ -297,12 +298,17 @@ impl Engine {
         let Media { key, source } = medium;
         let (raw, pin) = match source {
             Source::Encoded(pin) => (None, Some(pin)),
-            // Somebody else may have sent the same picture meanwhile.
-            Source::Pixels(pixels) => match self.encoded.index().pin(&key) {
-                Some(pin) => (None, Some(pin)),
-                None => (Some(Raw::Picture(pixels)), None),
-            },
+            Source::Pixels(pixels) => (Some(Raw::Picture(pixels)), None),
+            Source::Moment(frames) => (Some(Raw::Moment(frames)), None),
             Source::Sound(sound) => (Some(Raw::Sound(sound)), None),
+        };
+        // Somebody else may have sent the same picture meanwhile.
+        let (raw, pin) = match (raw, pin) {
+            (Some(raw @ (Raw::Picture(_) | Raw::Moment(_))), None) => match self.encoded.index().pin(&key) {
+                Some(pin) => (None, Some(pin)),
+                None => (Some(raw), None),
+            },
+            other => other,
         };
         let encoded = if pin.is_some() { self.encoded.get(&key) } else { None };
         ClientMedia { key, raw, encoded, pin }
@@ -527,7 +533,7 @@ impl Engine {
         };
         let span = &sequence.media[index];
         let tokens = &sequence.tokens[span.rows.clone()];
-        let rows = tokens.iter().filter(|&&token| Some(token) == self.batcher.placeholder).count();
+        let rows = tokens.iter().filter(|token| self.batcher.placeholders.contains(token)).count();
         Ok(Fresh { key: span.key, rows, features: self.features(&raw)? })
     }
 
@@ -538,6 +544,14 @@ impl Engine {
             &Raw::Picture(Picture { width, height, ref rgb, .. }) => {
                 let pixels = Tensor::from_slice(rgb, (height, width, 3), device)?;
                 (self.preprocess.run(Medium::Picture(&pixels))?, MediaSize::Image { width, height })
+            }
+            Raw::Moment(frames) => {
+                let Some(&Picture { width, height, .. }) = frames.first() else {
+                    candle_core::bail!("a moment without frames")
+                };
+                let pixels: Vec<u8> = frames.iter().flat_map(|frame| frame.rgb.iter().copied()).collect();
+                let pixels = Tensor::from_vec(pixels, (frames.len(), height, width, 3), device)?;
+                (self.preprocess.run(Medium::Moment(&pixels))?, MediaSize::Moment { width, height })
             }
             Raw::Sound(sound) => {
                 let samples = Tensor::from_slice(&sound.samples, sound.samples.len(), device)?;

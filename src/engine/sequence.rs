@@ -2,7 +2,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use super::pages::{Key, Page};
+use super::{
+    Grid,
+    pages::{Key, Page},
+};
 
 /// Names a sequence. Smaller ones go first; requests that are accepted later have larger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,11 +17,21 @@ pub struct Span {
     /// Positions in the prompt.
     pub rows: Range<usize>,
     /// See [`percept_models::Footprint::grid`].
-    pub grid: Option<(usize, usize)>,
+    pub grid: Option<Grid>,
     /// See [`percept_models::Footprint::memory`].
     pub memory: usize,
     /// Of the medium's content.
     pub key: Key,
+}
+
+impl Span {
+    /// Names what its rows hold in the cache: a later moment's depend on when it is, too.
+    fn key_in_time(&self) -> Key {
+        match self.grid.filter(|grid| grid.continues) {
+            Some(grid) => Key::chain(Some(self.key), &[], std::iter::once((Key::of(b"later"), grid.time))),
+            None => self.key,
+        }
+    }
 }
 
 /// Rows of media that text attends to besides itself: from the first medium's rows on up to the next memory, each row the
@@ -210,20 +223,26 @@ impl Sequence {
 
     /// Where a row is in time, height and width.
     pub(super) fn position(&self, row: usize) -> [usize; 3] {
-        // How many positions less than rows there are.
-        let mut saved = 0;
+        // Where the first rows of text behind the media so far are, and which row of the sequence is the first of them.
+        let (mut next, mut behind) = (0, 0);
+        // Where the medium begins that a moment goes on with.
+        let mut start = 0;
         for span in &self.media {
-            let Some((rows, columns)) = span.grid else { continue };
+            let Some(grid) = span.grid else { continue };
             if row < span.rows.start {
                 break;
             }
-            if row < span.rows.end {
-                let (start, index) = (span.rows.start - saved, row - span.rows.start);
-                return [start, start + index / columns, start + index % columns];
+            if !grid.continues {
+                start = next + span.rows.start - behind;
             }
-            saved += span.rows.len() - rows.max(columns);
+            if row < span.rows.end {
+                let index = row - span.rows.start;
+                return [grid.time, index / grid.columns, index % grid.columns].map(|place| start + place);
+            }
+            next = start + grid.rows.max(grid.columns).max(grid.time + 1);
+            behind = span.rows.end;
         }
-        [row - saved; 3]
+        [next + row - behind; 3]
     }
 
     /// Becomes long when it has so many rows, and gives up those of its text, which were computed as a short one's.
@@ -248,7 +267,7 @@ impl Sequence {
                 let first = rows.start.max(span.rows.start);
                 // What is heard has no rows of its own; what is seen from a row on changes what that row holds.
                 let end = span.rows.end.max(span.rows.start + 1);
-                (first < rows.end.min(end)).then(|| (span.key, first - span.rows.start))
+                (first < rows.end.min(end)).then(|| (span.key_in_time(), first - span.rows.start))
             });
             // What a row holds depends on the length as well.
             let long = || Key::chain(None, &[], std::iter::once((Key::of(b"long"), 0)));

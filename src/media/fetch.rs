@@ -22,6 +22,11 @@ pub enum FetchError {
     /// It is no URL at all.
     #[error("it is not a URL: send the picture as a data URL, data:image/jpeg;base64,…")]
     NotUrl,
+    /// It is a video file.
+    #[error(
+        "video files are not decoded by this server: send frames, data:video/jpeg;base64,…,… with a JPEG between commas"
+    )]
+    Video,
     /// The data URL is not one.
     #[error("the data URL has no comma between its type and its data")]
     NoComma,
@@ -59,6 +64,33 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIEN
 /// # Errors
 /// When it holds none.
 pub fn read_url(url: &str, limit: usize) -> Result<File, FetchError> {
+    let (_, data) = base64_of(url)?;
+    decode(data, limit)
+}
+
+/// The data of each frame of a video in a URL: what vLLM takes, `data:video/jpeg;base64,` and then pictures with commas in
+/// between. For [`read_frame`].
+///
+/// # Errors
+/// When it holds none.
+pub fn video_frames(url: &str) -> Result<std::str::Split<'_, char>, FetchError> {
+    let (kind, data) = base64_of(url)?;
+    match kind.to_ascii_lowercase().as_str() {
+        "video/jpeg" | "video/jpg" | "video/png" | "image/jpeg" => Ok(data.split(',')),
+        _ => Err(FetchError::Video),
+    }
+}
+
+/// Reads a frame of [`video_frames`], at most `limit` bytes of it.
+///
+/// # Errors
+/// When it is not what it should be.
+pub fn read_frame(data: &str, limit: usize) -> Result<File, FetchError> {
+    decode(data, limit)
+}
+
+/// The media type of a data URL, and its data, which are in base64.
+fn base64_of(url: &str) -> Result<(&str, &str), FetchError> {
     let url = url.trim_ascii();
     let (scheme, rest) = url.split_once(':').ok_or(FetchError::NotUrl)?;
     if !scheme.eq_ignore_ascii_case("data") {
@@ -75,7 +107,7 @@ pub fn read_url(url: &str, limit: usize) -> Result<File, FetchError> {
     if !kind.contains(';') || !mark.eq_ignore_ascii_case("base64") {
         return Err(FetchError::NotBase64);
     }
-    decode(data, limit)
+    Ok((kind.split(';').next().unwrap_or("").trim_ascii(), data))
 }
 
 fn decode(data: &str, limit: usize) -> Result<File, FetchError> {

@@ -10,14 +10,14 @@ use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::{
-    fetch::{FetchError, File, read_url},
+    fetch::{FetchError, File, read_frame, read_url, video_frames},
     image::{Header, ImageError, decode},
 };
 
 /// What pictures may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MediaLimits {
-    /// Most pictures of a request.
+    /// Most pictures and videos of a request.
     pub images: usize,
     /// Most bytes of a file.
     pub image_bytes: usize,
@@ -25,7 +25,9 @@ pub struct MediaLimits {
     pub image_edge: usize,
     /// Most pixels of a picture.
     pub image_pixels: usize,
-    /// Most pixels of all pictures of a request.
+    /// Most frames of all videos of a request.
+    pub video_frames: usize,
+    /// Most pixels of all pictures and frames of a request.
     pub request_pixels: usize,
 }
 

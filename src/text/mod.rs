@@ -10,6 +10,6 @@ pub use self::{
     answer::{Answer, AnswerEvent, Usage},
     detokenizer::{Cut, Detokenizer, Stops},
     prompt::{Defaults, PromptError, TextError, TextModel},
-    template::{ChatTemplate, Message, Part, Role, TemplateError},
+    template::{ChatTemplate, Marks, Message, Part, Role, TemplateError},
     tokenizer::{Tokenizer, TokenizerError},
 };

@@ -2,11 +2,11 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use percept_models::{Checkpoint, Footprint, LoadError, TextInfo, ids};
+use percept_models::{Checkpoint, Footprint, LoadError, TextInfo, VideoInfo, ids};
 use serde::Deserialize;
 
 use super::{
-    template::{self, ChatTemplate, Message, Part, TemplateError},
+    template::{self, ChatTemplate, Marks, Message, Part, TemplateError},
     tokenizer::{Tokenizer, TokenizerError},
 };
 use crate::request::{Prompt, Span};
@@ -17,6 +17,8 @@ pub struct TextModel {
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
     placeholder: u32,
+    /// How videos are taken.
+    video: Option<VideoInfo>,
     /// The text of the placeholder, where what is between placeholders is encoded each by itself.
     divider: Option<String>,
     stops: Arc<[u32]>,
@@ -83,14 +85,26 @@ pub enum PromptError {
         /// Of prompt and answer together.
         limit: usize,
     },
-    /// The template shows fewer pictures than there are, or more.
-    #[error("the model's chat template shows {shown} of {sent} pictures: send pictures in user turns")]
-    Pictures {
+    /// The template shows fewer pictures and videos than there are, or more.
+    #[error(
+        "the model's chat template shows {shown} of {sent} {}: send {} in user turns",
+        if *videos { "pictures and videos" } else { "pictures" },
+        if *videos { "them" } else { "pictures" }
+    )]
+    Media {
         /// Placeholders of the rendered text.
         shown: usize,
-        /// Pictures of the request.
+        /// Pictures and videos of the request.
         sent: usize,
+        /// Whether videos are among them.
+        videos: bool,
     },
+    /// There is a video, and the model takes none.
+    #[error("this model takes pictures, and no videos")]
+    NoVideo,
+    /// The template shows pictures and videos in another order than that of the request.
+    #[error("the model's chat template changes the order of pictures and videos: send them in user turns")]
+    Order,
     /// There is nothing to go on from.
     #[error("the model's chat template makes no prompt of them")]
     Empty,
@@ -129,8 +143,16 @@ impl TextModel {
         let placeholder = tokenizer.token(id).ok_or(TextError::NoPlaceholder { id })?;
         let divider = info.stretches.then(|| placeholder.clone());
         let eos = SpecialToken::text(tokens.eos_token);
-        let template =
-            ChatTemplate::new(&source, placeholder, SpecialToken::text(tokens.bos_token), eos.clone())?;
+        // A tokenizer may be older than the network's videos.
+        let video = info.video.and_then(|video| Some((video, tokenizer.token(video.placeholder)?)));
+        let (video, video_text) = video.unzip();
+        let marks = Marks {
+            picture: placeholder,
+            video: video_text.unwrap_or_default(),
+            bos: SpecialToken::text(tokens.bos_token),
+            eos: eos.clone(),
+        };
+        let template = ChatTemplate::new(&source, marks)?;
         // What ends a turn in the template ends an answer, too.
         let after = template.after_answer();
         let turn_end = after.and_then(|after| tokenizer.control_at_start(after.trim_start()));
@@ -145,14 +167,15 @@ impl TextModel {
             tokenizer: Arc::new(tokenizer),
             template,
             placeholder: id,
+            video,
             divider,
             stops: stops.into(),
             defaults: config.defaults,
         })
     }
 
-    /// The tokens of a conversation whose pictures take `footprints`. `context` bounds prompt and answer together,
-    /// and an answer has at least one token.
+    /// The tokens of a conversation whose pictures, and moments of videos, take `footprints`. `context` bounds prompt and
+    /// answer together, and an answer has at least one token.
     ///
     /// # Errors
     /// When it is too long, or the template refuses it.
@@ -162,37 +185,70 @@ impl TextModel {
         footprints: &[Footprint],
         context: usize,
     ) -> Result<Prompt, PromptError> {
-        let pictures: usize = footprints.iter().map(|footprint| footprint.tokens.len()).sum();
+        let rows: usize = footprints.iter().map(|footprint| footprint.tokens.len()).sum();
         let check = |tokens: usize| {
             if tokens >= context { Err(PromptError::TooLong { tokens, limit: context }) } else { Ok(()) }
         };
         // Before anything long is worked on.
-        check(pictures + self.tokenizer.least_tokens(words(messages)))?;
+        check(rows + self.tokenizer.least_tokens(words(messages)))?;
         let text = self.template.render(&self.marked(messages))?;
         let ids = self.ids(&text)?;
-        let shown = ids.iter().filter(|&&id| id == self.placeholder).count();
-        if shown != footprints.len() {
-            return Err(PromptError::Pictures { shown, sent: footprints.len() });
-        }
+        self.check_media(&ids, messages, footprints)?;
         if ids.is_empty() {
             return Err(PromptError::Empty);
         }
-        check(ids.len() - shown + pictures)?;
-        let mut tokens = Vec::with_capacity(ids.len() - shown + pictures);
-        let mut spans = Vec::with_capacity(shown);
-        let mut footprints = footprints.iter();
+        let shown = ids.iter().filter(|&&id| self.stands_for_media(id)).count();
+        check(ids.len() - shown + rows)?;
+        let mut tokens = Vec::with_capacity(ids.len() - shown + rows);
+        let mut spans = Vec::with_capacity(footprints.len());
+        let mut footprints = footprints.iter().peekable();
         for id in ids {
-            match footprints.as_slice().first().filter(|_| id == self.placeholder) {
-                Some(footprint) => {
-                    footprints.next();
-                    let rows = tokens.len()..tokens.len() + footprint.tokens.len();
-                    spans.push(Span { rows, grid: footprint.grid, memory: footprint.memory });
-                    tokens.extend_from_slice(&footprint.tokens);
-                }
-                None => tokens.push(id),
+            if !self.stands_for_media(id) {
+                tokens.push(id);
+                continue;
+            }
+            let mut next = footprints.next();
+            while let Some(footprint) = next {
+                let rows = tokens.len()..tokens.len() + footprint.tokens.len();
+                spans.push(Span { rows, grid: footprint.grid, memory: footprint.memory });
+                tokens.extend_from_slice(&footprint.tokens);
+                next = footprints.next_if(|footprint| footprint.continues());
             }
         }
         Ok(Prompt { tokens, spans })
+    }
+
+    fn stands_for_media(&self, id: u32) -> bool {
+        id == self.placeholder || self.video.is_some_and(|video| id == video.placeholder)
+    }
+
+    /// Whether the rendered `ids` show what was sent, each in its place.
+    fn check_media(
+        &self,
+        ids: &[u32],
+        messages: &[Message],
+        footprints: &[Footprint],
+    ) -> Result<(), PromptError> {
+        let shown: Vec<u32> = ids.iter().copied().filter(|&id| self.stands_for_media(id)).collect();
+        let sent = footprints.iter().filter(|footprint| !footprint.continues()).count();
+        let parts = messages.iter().flat_map(|message| &message.parts);
+        let wanted = parts.filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Picture => Some(Some(self.placeholder)),
+            Part::Video => Some(self.video.map(|video| video.placeholder)),
+        });
+        let wanted: Vec<Option<u32>> = wanted.collect();
+        if wanted.contains(&None) {
+            return Err(PromptError::NoVideo);
+        }
+        if shown.len() != sent {
+            let videos = wanted.iter().any(|&id| id != Some(self.placeholder));
+            return Err(PromptError::Media { shown: shown.len(), sent, videos });
+        }
+        if shown.iter().ne(wanted.iter().flatten()) {
+            return Err(PromptError::Order);
+        }
+        Ok(())
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
@@ -215,6 +271,11 @@ impl TextModel {
         &self.tokenizer
     }
 
+    /// How videos are taken; [`None`] where they are not.
+    pub fn video(&self) -> Option<VideoInfo> {
+        self.video
+    }
+
     /// Ids that end an answer.
     pub fn stops(&self) -> &Arc<[u32]> {
         &self.stops
@@ -228,7 +289,7 @@ impl TextModel {
     fn marked(&self, messages: &[Message]) -> Vec<Message> {
         let part = |part: &Part| match part {
             Part::Text(text) => Part::Text(self.tokenizer.mark(text).into_owned()),
-            Part::Picture => Part::Picture,
+            other => other.clone(),
         };
         let message = |message: &Message| Message {
             role: message.role,
@@ -305,7 +366,7 @@ mod tests {
         assert!(matches!(error, PromptError::TooLong { tokens: 66, limit: 66 }), "{error}");
         assert!(model.prompt(&messages, &[footprint.clone(), footprint], 67).is_ok());
         let error = model.prompt(&messages, &[], 4096).unwrap_err();
-        assert!(matches!(error, PromptError::Pictures { shown: 2, sent: 0 }), "{error}");
+        assert!(matches!(error, PromptError::Media { shown: 2, sent: 0, videos: false }), "{error}");
     }
 
     #[test]

@@ -31,8 +31,23 @@ pub struct Message {
 pub enum Part {
     /// Words.
     Text(String),
-    /// The next of the request's pictures.
+    /// The next of the request's media, a picture.
     Picture,
+    /// The next of the request's media, a video.
+    Video,
+}
+
+/// Texts of tokens that templates write.
+#[derive(Debug, Clone, Default)]
+pub struct Marks {
+    /// Stands for a picture.
+    pub picture: String,
+    /// Stands for a video; empty where the model takes none.
+    pub video: String,
+    /// Begins a text.
+    pub bos: String,
+    /// Ends a text.
+    pub eos: String,
 }
 
 /// Why a template cannot be used, or refuses a conversation.
@@ -70,9 +85,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// By [`Role`]: some templates want a list from the one who asks, and a string from others.
     content: [Content; 3],
-    placeholder: String,
-    bos: String,
-    eos: String,
+    marks: Marks,
 }
 
 const NAME: &str = "chat_template";
@@ -121,11 +134,11 @@ pub fn find(checkpoint: &Checkpoint) -> Result<Option<String>, LoadError> {
 }
 
 impl ChatTemplate {
-    /// Compiles a template. `placeholder` is the text of the token that stands for a picture.
+    /// Compiles a template.
     ///
     /// # Errors
     /// When it is not a template, or drops what is said.
-    pub fn new(source: &str, placeholder: String, bos: String, eos: String) -> Result<Self, TemplateError> {
+    pub fn new(source: &str, marks: Marks) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         // As transformers compiles them.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -144,7 +157,7 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| TemplateError::Broken(error.to_string()))?;
-        let mut template = Self { environment, content: [Content::Parts; 3], placeholder, bos, eos };
+        let mut template = Self { environment, content: [Content::Parts; 3], marks };
         if !template.speaks(Role::User) {
             template.content = [Content::Text; 3];
             if !template.speaks(Role::User) {
@@ -205,7 +218,7 @@ impl ChatTemplate {
 
     /// Whether the text begins with the token that begins a text, so that the tokenizer must not add it.
     pub fn begins(&self, text: &str) -> bool {
-        !self.bos.is_empty() && text.starts_with(&self.bos)
+        !self.marks.bos.is_empty() && text.starts_with(&self.marks.bos)
     }
 
     fn try_render(&self, messages: &[Message], answer: bool) -> Result<String, TemplateError> {
@@ -213,15 +226,16 @@ impl ChatTemplate {
         let input: usize = parts
             .map(|part| match part {
                 Part::Text(text) => text.len(),
-                Part::Picture => self.placeholder.len(),
+                Part::Picture => self.marks.picture.len(),
+                Part::Video => self.marks.video.len(),
             })
             .sum();
         let messages: Vec<Value> = messages.iter().map(|message| self.value(message)).collect();
         let context = context! {
             messages,
             add_generation_prompt => answer,
-            bos_token => &self.bos,
-            eos_token => &self.eos,
+            bos_token => &self.marks.bos,
+            eos_token => &self.marks.eos,
         };
         let mut output = Bounded { bytes: Vec::new(), left: 4 * input + OUTPUT };
         let template = self.environment.get_template(NAME).map_err(|error| refused(&error))?;
@@ -240,13 +254,15 @@ impl ChatTemplate {
                 let parts = message.parts.iter().map(|part| match part {
                     Part::Text(text) => context! { type => "text", text },
                     Part::Picture => context! { type => "image" },
+                    Part::Video => context! { type => "video" },
                 });
                 context! { role, content => parts.collect::<Vec<_>>() }
             }
             Content::Text => {
                 let parts = message.parts.iter().map(|part| match part {
                     Part::Text(text) => text.clone(),
-                    Part::Picture => format!("{}\n", self.placeholder),
+                    Part::Picture => format!("{}\n", self.marks.picture),
+                    Part::Video => format!("{}\n", self.marks.video),
                 });
                 context! { role, content => parts.collect::<String>() }
             }
@@ -357,6 +373,10 @@ mod tests {
         Message { role, parts: parts.iter().map(part).collect() }
     }
 
+    fn marks(picture: &str, bos: &str, eos: &str) -> Marks {
+        Marks { picture: picture.into(), video: String::new(), bos: bos.into(), eos: eos.into() }
+    }
+
     /// One turn, several, a system turn in front, two pictures.
     fn conversations() -> [Vec<Message>; 4] {
         let question = turn(Role::User, &["P", "what is it?"]);
@@ -370,8 +390,7 @@ mod tests {
 
     /// Templates with the constructs that published checkpoints use, and what these make of conversations.
     fn check(source: &str, (placeholder, bos, eos): (&str, &str, &str), expected: [&str; 4]) {
-        let template =
-            ChatTemplate::new(source, placeholder.into(), bos.into(), eos.into()).expect("a template");
+        let template = ChatTemplate::new(source, marks(placeholder, bos, eos)).expect("a template");
         for (messages, expected) in conversations().iter().zip(expected) {
             let found = template.render(messages).unwrap_or_else(|error| format!("refused: {error}"));
             assert_eq!(found, expected);
@@ -481,8 +500,7 @@ mod tests {
             ],
         );
         let (placeholder, bos, eos) = tokens;
-        let template =
-            ChatTemplate::new(source, placeholder.into(), bos.into(), eos.into()).expect("a template");
+        let template = ChatTemplate::new(source, marks(placeholder, bos, eos)).expect("a template");
         let words = [turn(Role::System, &["be brief"]), turn(Role::User, &["hello"])];
         let system = head("system");
         let expected = format!("<|begin_of_text|>{system}be brief<|eot_id|>{user}hello<|eot_id|>{end}");

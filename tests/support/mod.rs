@@ -5,6 +5,7 @@
 pub mod answers;
 pub mod forward;
 pub mod internvl;
+pub mod scripted;
 pub mod server;
 pub mod speech;
 
@@ -131,6 +132,9 @@ pub fn wav(name: &str) -> Vec<i16> {
 #[derive(Debug, Deserialize)]
 pub struct Goldens {
     pub tolerance: HashMap<String, f64>,
+    /// What ends an answer.
+    #[serde(default)]
+    pub stop_token_ids: Vec<u32>,
     pub cases: Vec<Case>,
 }
 

@@ -19,18 +19,30 @@ pub(super) struct Chat {
     pub(super) model: String,
     pub(super) messages: Vec<Message>,
     /// In the order in which messages mention them.
-    pub(super) pictures: Vec<PictureRef>,
+    pub(super) media: Vec<MediaRef>,
     pub(super) sampling: Asked,
     pub(super) max_tokens: Option<usize>,
     pub(super) stops: Vec<String>,
+    /// Whether the answer goes on where the model would end it.
+    pub(super) ignore_eos: bool,
     pub(super) stream: Option<Streaming>,
 }
 
-/// A picture that is still behind its URL.
-pub(super) struct PictureRef {
+/// A picture or a video that is still behind its URLs.
+pub(super) struct MediaRef {
     /// Where the request has it.
     pub(super) param: String,
-    pub(super) url: String,
+    pub(super) files: Files,
+}
+
+/// Where the files of a medium are.
+pub(super) enum Files {
+    /// A picture.
+    Picture(String),
+    /// A video: a picture behind each URL, so many a second.
+    Frames { urls: Vec<String>, rate: f64 },
+    /// A video: pictures in one URL, so many a second.
+    Video { url: String, rate: f64 },
 }
 
 /// An answer in pieces.
@@ -43,8 +55,8 @@ impl Chat {
     pub(super) fn parse(request: wire::ChatRequest, limits: &MediaLimits) -> Result<Self, InvalidRequest> {
         refuse_unsupported(&request)?;
         let model = request.model.ok_or_else(|| missing("model"))?;
-        let mut pictures = Vec::new();
-        let messages = messages(request.messages, limits, &mut pictures)?;
+        let mut media = Vec::new();
+        let messages = messages(request.messages, limits, &mut media)?;
         let max_tokens = request.max_completion_tokens.map(|most| ("max_completion_tokens", most));
         let max_tokens = max_tokens.or(request.max_tokens.map(|most| ("max_tokens", most)));
         let max_tokens = max_tokens.map(|(param, most)| integer(param, most, 1, i64::MAX)).transpose()?;
@@ -52,7 +64,7 @@ impl Chat {
         Ok(Self {
             model,
             messages,
-            pictures,
+            media,
             sampling: Asked {
                 temperature: decimal("temperature", request.temperature, 0.0, 2.0)?,
                 top_p: decimal("top_p", request.top_p, 0.0, 1.0)?,
@@ -67,6 +79,7 @@ impl Chat {
             },
             max_tokens: max_tokens.map(|most| most as usize),
             stops: stops(request.stop)?,
+            ignore_eos: request.ignore_eos.unwrap_or(false),
             stream: request.stream.unwrap_or(false).then_some(Streaming { usage }),
         })
     }
@@ -179,20 +192,20 @@ fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest>
 fn messages(
     messages: Option<Items<Object<wire::Message>, { wire::MOST_MESSAGES }>>,
     limits: &MediaLimits,
-    pictures: &mut Vec<PictureRef>,
+    media: &mut Vec<MediaRef>,
 ) -> Result<Vec<Message>, InvalidRequest> {
     let Items(messages) = messages.ok_or_else(|| missing("messages"))?;
     if messages.is_empty() {
         return Err(InvalidRequest::EmptyArray { param: "messages".into() });
     }
     let turns = messages.into_iter().enumerate();
-    let turns = turns.map(|(index, turn)| message(turn.0, &format!("messages[{index}]"), pictures));
+    let turns = turns.map(|(index, turn)| message(turn.0, &format!("messages[{index}]"), media));
     let turns = turns.collect::<Result<Vec<_>, _>>()?;
-    if pictures.len() > limits.images {
-        let (found, limit) = (pictures.len().to_string(), limits.images);
+    if media.len() > limits.images {
+        let (found, limit) = (media.len().to_string(), limits.images);
         return Err(InvalidRequest::ArrayTooLong {
             param: "messages".into(),
-            items: "pictures",
+            items: "pictures and videos",
             found,
             limit,
         });
@@ -200,11 +213,7 @@ fn messages(
     Ok(turns)
 }
 
-fn message(
-    message: wire::Message,
-    path: &str,
-    pictures: &mut Vec<PictureRef>,
-) -> Result<Message, InvalidRequest> {
+fn message(message: wire::Message, path: &str, media: &mut Vec<MediaRef>) -> Result<Message, InvalidRequest> {
     let unsupported = |field: &str, reason: &str| {
         Err(InvalidRequest::Unsupported { param: format!("{path}.{field}"), reason: reason.into() })
     };
@@ -235,7 +244,7 @@ fn message(
                 return Err(InvalidRequest::EmptyArray { param: path });
             }
             let parts = parts.into_iter().enumerate();
-            let parts = parts.map(|(index, item)| part(item, &format!("{path}[{index}]"), pictures));
+            let parts = parts.map(|(index, item)| part(item, &format!("{path}[{index}]"), media));
             parts.collect::<Result<_, _>>()?
         }
         (None, Some(refusal)) if role == Role::Assistant => vec![Part::Text(refusal)],
@@ -244,7 +253,7 @@ fn message(
     Ok(Message { role, parts })
 }
 
-fn part(part: wire::Part, path: &str, pictures: &mut Vec<PictureRef>) -> Result<Part, InvalidRequest> {
+fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part, InvalidRequest> {
     let unsupported = |reason: &str| {
         Err(InvalidRequest::Unsupported { param: format!("{path}.type"), reason: reason.into() })
     };
@@ -260,13 +269,31 @@ fn part(part: wire::Part, path: &str, pictures: &mut Vec<PictureRef>) -> Result<
                     return Err(value(&param, other, "'auto', 'low' and 'high'"));
                 }
             }
-            pictures.push(PictureRef { param: format!("{path}.image_url"), url });
+            media.push(MediaRef { param: format!("{path}.image_url"), files: Files::Picture(url) });
             Ok(Part::Picture)
+        }
+        wire::Part::Video(video) => {
+            // What Qwen's own service takes, and its processors where nothing is said: two frames a second.
+            let rate = decimal(&format!("{path}.fps"), video.fps, 0.01, 1000.0)?.unwrap_or(2.0);
+            let (param, files) = match (video.url, video.frames) {
+                (Some(url), _) => (format!("{path}.video_url"), Files::Video { url, rate }),
+                (None, Some(Items(urls))) if urls.is_empty() => {
+                    return Err(InvalidRequest::EmptyArray { param: format!("{path}.video") });
+                }
+                (None, Some(Items(urls))) => (format!("{path}.video"), Files::Frames { urls, rate }),
+                (None, None) => return Err(missing(&format!("{path}.video_url.url"))),
+            };
+            media.push(MediaRef { param, files });
+            Ok(Part::Video)
         }
         wire::Part::Other(kind) => match &*kind {
             "input_audio" => unsupported("recordings are not supported by this server"),
             "file" => unsupported("files are not supported by this server; send pages as pictures"),
-            other => Err(value(&format!("{path}.type"), other, "'text', 'image_url' and 'refusal'")),
+            other => Err(value(
+                &format!("{path}.type"),
+                other,
+                "'text', 'image_url', 'video_url', 'video' and 'refusal'",
+            )),
         },
     }
 }

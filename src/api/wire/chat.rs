@@ -14,6 +14,8 @@ use super::{Anything, Items, NameOrObject, Object};
 
 /// Most messages of a request.
 pub const MOST_MESSAGES: usize = 10_000;
+/// Most frames of a video.
+pub const MOST_FRAMES: usize = 10_000;
 /// Most parts of a message.
 pub const MOST_PARTS: usize = 1_000;
 /// Most stop texts.
@@ -58,6 +60,8 @@ pub struct ChatRequest {
     pub seed: Option<i64>,
     /// One to four texts that end the answer.
     pub stop: Option<Stop>,
+    /// An extension: whether the answer goes on where the model would end it.
+    pub ignore_eos: Option<bool>,
     /// Whether the answer comes in pieces.
     pub stream: Option<bool>,
     /// How.
@@ -105,8 +109,6 @@ pub struct ChatRequest {
     /// Refused: an extension of other servers that would change the answer.
     pub guided_regex: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
-    pub ignore_eos: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
     pub min_tokens: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub prompt_logprobs: Option<Anything>,
@@ -131,7 +133,6 @@ impl ChatRequest {
             ("guided_grammar", &self.guided_grammar),
             ("guided_json", &self.guided_json),
             ("guided_regex", &self.guided_regex),
-            ("ignore_eos", &self.ignore_eos),
             ("min_tokens", &self.min_tokens),
             ("prompt_logprobs", &self.prompt_logprobs),
             ("stop_token_ids", &self.stop_token_ids),
@@ -185,11 +186,11 @@ pub struct Message {
 pub enum Content {
     /// One text.
     Text(String),
-    /// Texts and pictures.
+    /// Texts, pictures and videos.
     Parts(Items<Part, MOST_PARTS>),
 }
 
-/// A text or a picture. Small: a body can hold very many.
+/// A text, a picture or a video. Small: a body can hold very many.
 #[derive(Debug)]
 pub enum Part {
     /// A text.
@@ -198,6 +199,8 @@ pub enum Part {
     Refusal(Box<str>),
     /// A picture.
     Image(Box<ImageUrl>),
+    /// A video.
+    Video(Box<Video>),
     /// Another type.
     Other(Box<str>),
 }
@@ -211,17 +214,40 @@ impl<'de> Deserialize<'de> for Part {
             text: Option<Box<str>>,
             refusal: Option<Box<str>>,
             image_url: Option<Box<ImageUrl>>,
+            video_url: Option<Box<ImageUrl>>,
+            video: Option<Box<Items<String, MOST_FRAMES>>>,
+            fps: Option<f64>,
         }
-        let Object(Fields { kind, text, refusal, image_url }) = Object::deserialize(deserializer)?;
+        let Object(fields) = Object::<Fields>::deserialize(deserializer)?;
+        let Fields { kind, text, refusal, image_url, video_url, video, fps } = fields;
         let missing = D::Error::missing_field;
         let kind = kind.ok_or_else(|| missing("type"))?;
         match kind.as_str() {
             "text" => text.map(Self::Text).ok_or_else(|| missing("text")),
             "refusal" => refusal.map(Self::Refusal).ok_or_else(|| missing("refusal")),
             "image_url" => image_url.map(Self::Image).ok_or_else(|| missing("image_url")),
+            "video_url" => {
+                let url = video_url.ok_or_else(|| missing("video_url"))?.url;
+                Ok(Self::Video(Box::new(Video { url, frames: None, fps })))
+            }
+            "video" => {
+                let frames = video.ok_or_else(|| missing("video"))?;
+                Ok(Self::Video(Box::new(Video { url: None, frames: Some(*frames), fps })))
+            }
             _ => Ok(Self::Other(kind.into())),
         }
     }
+}
+
+/// Where a video is: pictures in one URL, as vLLM has it, or a URL each, as Qwen's own service has it.
+#[derive(Debug, Default)]
+pub struct Video {
+    /// `data:video/jpeg;base64,…,…`, a picture between commas.
+    pub url: Option<String>,
+    /// Data URLs of pictures.
+    pub frames: Option<Items<String, MOST_FRAMES>>,
+    /// Pictures of a second.
+    pub fps: Option<f64>,
 }
 
 /// Where a picture is: `{"url": …, "detail": …}`, or just the URL.

@@ -97,17 +97,17 @@ shaped! {
     audio::Chunking => Chunking;
 }
 
-/// A text, or texts and pictures.
+/// A text, or texts, pictures and videos.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 enum Content {
     /// One text.
     Text(String),
-    /// Texts and pictures.
+    /// Texts, pictures and videos.
     Parts(Items<Part, { chat::MOST_PARTS }>),
 }
 
-/// A text or a picture.
+/// A text, a picture or a video.
 #[derive(JsonSchema)]
 #[schemars(tag = "type", rename_all = "snake_case")]
 enum Part {
@@ -125,6 +125,35 @@ enum Part {
     ImageUrl {
         /// Where it is.
         image_url: chat::ImageUrl,
+    },
+    /// A video: frames in one data URL.
+    VideoUrl {
+        /// Where they are: `data:video/jpeg;base64,…,…`, the file of a frame between commas.
+        video_url: VideoUrl,
+        /// Frames of a second.
+        #[schemars(range(min = 0.01, max = 1000))]
+        fps: Option<f64>,
+    },
+    /// A video: a data URL for each frame.
+    Video {
+        /// Where they are.
+        video: Items<String, { chat::MOST_FRAMES }>,
+        /// Frames of a second.
+        #[schemars(range(min = 0.01, max = 1000))]
+        fps: Option<f64>,
+    },
+}
+
+/// Where the frames of a video are.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum VideoUrl {
+    /// Just the URL.
+    Url(String),
+    /// In an object, as pictures.
+    Object {
+        /// A data URL.
+        url: String,
     },
 }
 

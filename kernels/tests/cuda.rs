@@ -1,0 +1,199 @@
+//! Every operation on a GPU beside the same on the host, on shapes that are multiples of nothing. Skipped, and said so,
+//! where no GPU answers.
+#![cfg(feature = "cuda")]
+#![allow(missing_docs, clippy::print_stderr, clippy::unwrap_used, reason = "tests")]
+
+use candle_core::{DType, Device, Shape, Tensor};
+use percept_kernels::{
+    Canvas, Filter, Kv, Mask, MelBank, Pages, Ragged, Region, Resize, alignment, attention, kv_write,
+    layer_norm, linear, log_mel, normalise, open_cuda, resize, rms_norm,
+};
+
+const HOST: &Device = &Device::Cpu;
+
+fn gpu() -> Option<Device> {
+    open_cuda(0).inspect_err(|error| eprintln!("skipped: no GPU answers: {error}")).ok()
+}
+
+/// Numbers in -1..1 that look random and are the same every time.
+fn noise(shape: impl Into<Shape>, seed: u64, dtype: DType) -> Tensor {
+    let shape = shape.into();
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    let numbers: Vec<f32> = std::iter::repeat_with(next).take(shape.elem_count()).collect();
+    Tensor::from_vec(numbers, shape, HOST).unwrap().to_dtype(dtype).unwrap()
+}
+
+fn wide(tensor: &Tensor) -> Vec<f64> {
+    let host = tensor.to_device(HOST).unwrap();
+    host.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Both round once, from sums in another order.
+fn check(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!((found.dims(), found.dtype()), (expected.dims(), expected.dtype()), "{what}");
+    for (index, (found, expected)) in wide(found).into_iter().zip(wide(expected)).enumerate() {
+        let most = tolerance * (1.0 + expected.abs());
+        assert!((found - expected).abs() <= most, "{what} at {index}: {found}, not {expected}");
+    }
+}
+
+fn unit(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 1e-5,
+        DType::F16 => 2e-3,
+        _ => 1.6e-2,
+    }
+}
+
+const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+#[test]
+fn linear_layers() {
+    let Some(gpu) = &gpu() else { return };
+    let shapes = [
+        (1, 8, 1),
+        (3, 37, 33),
+        (16, 1032, 64),
+        (17, 72, 65),
+        (65, 128, 130),
+        (129, 72, 6017),
+        (300, 4096, 4096),
+    ];
+    for dtype in TYPES {
+        for (rows, input, output) in shapes {
+            let (x, weight) = (noise((rows, input), 1, dtype), noise((output, input), 2, dtype));
+            let bias = noise(output, 3, dtype);
+            let expected = linear(&x, &weight, Some(&bias)).unwrap();
+            let [x, weight, bias] = [&x, &weight, &bias].map(|tensor| tensor.to_device(gpu).unwrap());
+            let found = linear(&x, &weight, Some(&bias)).unwrap();
+            let what = format!("{rows}x{input}x{output} {dtype:?}");
+            check(&what, &found, &expected, unit(dtype) * (input as f64).sqrt() / 4.0);
+            // To the bit, whatever the company.
+            let first = linear(&x.narrow(0, 0, 1).unwrap(), &weight, Some(&bias)).unwrap();
+            assert_eq!(wide(&first), wide(&found.narrow(0, 0, 1).unwrap()), "{what}");
+        }
+    }
+}
+
+#[test]
+fn norms() {
+    let Some(gpu) = &gpu() else { return };
+    for dtype in TYPES {
+        for (rows, width) in [(1, 1), (3, 5), (33, 64), (3, 80), (2, 1000), (7, 4096), (2, 5120)] {
+            let (x, weight, bias) =
+                (noise((rows, width), 1, dtype), noise(width, 2, dtype), noise(width, 3, dtype));
+            let expected =
+                [rms_norm(&x, &weight, 1e-5).unwrap(), layer_norm(&x, &weight, &bias, 1e-5).unwrap()];
+            let [x, weight, bias] = [&x, &weight, &bias].map(|tensor| tensor.to_device(gpu).unwrap());
+            let found = [rms_norm(&x, &weight, 1e-5).unwrap(), layer_norm(&x, &weight, &bias, 1e-5).unwrap()];
+            for (found, expected) in found.iter().zip(&expected) {
+                check(&format!("{rows}x{width} {dtype:?}"), found, expected, unit(dtype));
+            }
+        }
+    }
+}
+
+/// Several sequences over pages, some with one new row and some with many, and over fresh rows.
+#[test]
+fn attention_and_the_cache() {
+    const PAGE: usize = 16;
+    let Some(gpu) = &gpu() else { return };
+    let lengths = [(1, 300), (5, 5), (1, 1), (70, 90), (2, 17)];
+    for dtype in TYPES {
+        for (heads, kv_heads, width) in
+            [(4, 4, 64), (8, 2, 80), (6, 1, 96), (2, 2, 128), (3, 3, 5), (32, 4, 128)]
+        {
+            for mask in [Mask::Causal, Mask::Window(20)] {
+                let rows: usize = lengths.iter().map(|(rows, _)| rows).sum();
+                let most = lengths.iter().map(|(_, seen)| seen.div_ceil(PAGE)).max().unwrap();
+                let pages = lengths.len() * most;
+                let q = noise((rows, heads, width), 1, dtype);
+                let (k, v) =
+                    (noise((rows, kv_heads, width), 2, dtype), noise((rows, kv_heads, width), 3, dtype));
+                let caches = [4, 5].map(|seed| noise((pages, PAGE, kv_heads, width), seed, dtype));
+                // Pages in no order.
+                let table: Vec<u32> = (0..pages).map(|page| (page * 7 % pages) as u32).collect();
+                let seen: Vec<u32> = lengths.iter().map(|(_, seen)| *seen as u32).collect();
+                let slots: Vec<u32> = lengths
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(sequence, &(rows, seen))| {
+                        let table = &table[sequence * most..];
+                        (seen - rows..seen)
+                            .map(|row| table[row / PAGE] * PAGE as u32 + (row % PAGE) as u32)
+                            .collect::<Vec<_>>()
+                    })
+                    .collect();
+                let counts: Vec<usize> = lengths.iter().map(|(rows, _)| *rows).collect();
+                let run = |device: &Device| {
+                    let on = |tensor: &Tensor| tensor.to_device(device).unwrap();
+                    let upload = |list: &[u32]| Tensor::from_slice(list, list.len(), device).unwrap();
+                    let [k_cache, v_cache] =
+                        [on(&caches[0]), on(&caches[1])].map(|cache| cache.copy().unwrap());
+                    kv_write(&k_cache, &on(&k), &upload(&slots)).unwrap();
+                    kv_write(&v_cache, &on(&v), &upload(&slots)).unwrap();
+                    let pages = Pages {
+                        table: Tensor::from_slice(&table, (lengths.len(), most), device).unwrap(),
+                        lengths: upload(&seen),
+                    };
+                    let ragged = Ragged::new(&counts, device).unwrap();
+                    let paged = Kv::Paged { k: &k_cache, v: &v_cache, pages: &pages };
+                    let over_pages = attention(&on(&q), paged, &ragged, mask, 0.2).unwrap();
+                    let (k, v) = (on(&k), on(&v));
+                    let fresh =
+                        attention(&on(&q), Kv::Fresh { k: &k, v: &v }, &ragged, Mask::Full, 0.2).unwrap();
+                    (k_cache, over_pages, fresh)
+                };
+                let (expected, found) = (run(HOST), run(gpu));
+                let what = format!("{heads}/{kv_heads}x{width} {mask:?} {dtype:?}");
+                assert_eq!(wide(&found.0), wide(&expected.0), "{what}: the cache");
+                check(&format!("{what} over pages"), &found.1, &expected.1, unit(dtype));
+                check(&format!("{what} fresh"), &found.2, &expected.2, unit(dtype));
+            }
+        }
+    }
+}
+
+#[test]
+fn pictures() {
+    let Some(gpu) = &gpu() else { return };
+    let (height, width) = (75, 133);
+    let levels: Vec<u8> = (0..height * width * 3).map(|i| (i * i % 253) as u8).collect();
+    let picture = Tensor::from_vec(levels, (height, width, 3), HOST).unwrap();
+    let canvas = Canvas { width: 133, height: 133, left: 0, top: 29, fill: [122, 116, 104] };
+    let region = Region { left: 5, top: 3, width: 300, height: 331 };
+    for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+        let how = Resize { canvas, width: 336, height: 336, region, filter };
+        let expected = resize(&picture, how).unwrap();
+        let found = resize(&picture.to_device(gpu).unwrap(), how).unwrap();
+        assert_eq!(wide(&found), wide(&expected), "{filter:?}");
+        let numbers =
+            |picture: &Tensor| normalise(picture, 1.0 / 255.0, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]).unwrap();
+        assert_eq!(wide(&numbers(&found)), wide(&numbers(&expected)), "{filter:?}");
+    }
+}
+
+#[test]
+fn sound() {
+    let Some(gpu) = &gpu() else { return };
+    let samples = noise(50_000, 9, DType::F32);
+    for mels in [80, 128] {
+        let bank = MelBank::new(mels);
+        let expected = log_mel(&samples, 0..313, &bank).unwrap();
+        let found = log_mel(&samples.to_device(gpu).unwrap(), 0..313, &bank).unwrap();
+        check("log-mel", &found, &expected, 2e-3);
+    }
+    let (q, k) = (noise((30, 6, 64), 1, DType::F32), noise((9, 16, 6, 64), 2, DType::F32));
+    let pages = Tensor::new(&[3u32, 8, 0, 5, 1, 7, 2, 6, 4], HOST).unwrap();
+    let run = |device: &Device| {
+        let [q, k, pages] = [&q, &k, &pages].map(|tensor| tensor.to_device(device).unwrap());
+        alignment(&q, &k, &pages, &[1, 4], 140, 0.125).unwrap()
+    };
+    check("alignment", &run(gpu), &run(HOST), 1e-5);
+}

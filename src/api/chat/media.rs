@@ -1,0 +1,199 @@
+//! Pictures and videos of a conversation: from URLs to what an engine takes.
+
+use percept_models::{Footprint, MediaSize, VideoInfo};
+
+use super::parse::{Files, MediaRef};
+use crate::{
+    api::{ApiError, App},
+    engine::{Key, Pin},
+    media::{self, File, Header, MediaLimits},
+    request::{InvalidRequest, Media, Source},
+    router::{ChatModel, Served},
+    text::TextModel,
+};
+
+/// A picture, or a moment of a video, whose headers were read.
+pub(super) struct Opened {
+    param: String,
+    files: Vec<(File, Header)>,
+    size: MediaSize,
+    /// Positions of time behind the first moment of its video, for later ones.
+    later: Option<usize>,
+    key: Key,
+}
+
+impl Opened {
+    /// What it takes in the prompt.
+    pub(super) fn footprint(&self, model: &ChatModel) -> Result<Footprint, InvalidRequest> {
+        let footprint = model.preprocess.footprint(self.size);
+        let mut footprint =
+            footprint.map_err(|error| InvalidRequest::PictureSize { param: self.param.clone(), error })?;
+        footprint.grid = footprint.grid.map(|grid| self.later.map_or(grid, |time| grid.later(time)));
+        Ok(footprint)
+    }
+}
+
+/// Reads the files behind the URLs, and what their headers say.
+pub(super) async fn open(
+    app: &App,
+    model: &TextModel,
+    media: Vec<MediaRef>,
+) -> Result<Vec<Opened>, ApiError> {
+    if media.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut reader = Reader { limits: app.config.media, video: model.video(), pixels: 0, frames: 0 };
+    let opened = app.decoders.run(move || {
+        let mut opened = Vec::with_capacity(media.len());
+        for medium in media {
+            match medium.files {
+                Files::Picture(url) => opened.push(reader.picture(medium.param, &url)?),
+                Files::Frames { urls, rate } => opened.extend(reader.frames(&medium.param, urls, rate)?),
+                Files::Video { url, rate } => opened.extend(reader.video(&medium.param, &url, rate)?),
+            }
+        }
+        Ok::<_, InvalidRequest>(opened)
+    });
+    Ok(opened.await.map_err(|error| ApiError::internal(&error))??)
+}
+
+/// Reads files of a request, and counts what they take together.
+struct Reader {
+    limits: MediaLimits,
+    video: Option<VideoInfo>,
+    pixels: usize,
+    frames: usize,
+}
+
+impl Reader {
+    fn picture(&mut self, param: String, url: &str) -> Result<Opened, InvalidRequest> {
+        let file = media::read_url(url, self.limits.image_bytes)
+            .map_err(|error| InvalidRequest::PictureUrl { param: param.clone(), error })?;
+        let header = self.header(&param, &file)?;
+        let (width, height) = header.size();
+        let (key, size) = (Key::of(&file), MediaSize::Image { width, height });
+        Ok(Opened { param, files: vec![(file, header)], size, later: None, key })
+    }
+
+    /// A video of a list of pictures.
+    fn frames(&mut self, param: &str, urls: Vec<String>, rate: f64) -> Result<Vec<Opened>, InvalidRequest> {
+        let video = self.count(param, urls.len())?;
+        let read = |(index, url): (usize, String)| {
+            media::read_url(&url, self.limits.image_bytes)
+                .map_err(|error| InvalidRequest::PictureUrl { param: format!("{param}[{index}]"), error })
+        };
+        let files = urls.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        self.moments(param, files, video, rate)
+    }
+
+    /// A video of pictures in one URL.
+    fn video(&mut self, param: &str, url: &str, rate: f64) -> Result<Vec<Opened>, InvalidRequest> {
+        let failed = |error| InvalidRequest::PictureUrl { param: param.into(), error };
+        let frames = media::video_frames(url).map_err(failed)?;
+        let video = self.count(param, frames.clone().count())?;
+        let read = |(index, data)| {
+            media::read_frame(data, self.limits.image_bytes)
+                .map_err(|error| InvalidRequest::PictureUrl { param: format!("{param}[{index}]"), error })
+        };
+        let files = frames.enumerate().map(read).collect::<Result<_, _>>()?;
+        self.moments(param, files, video, rate)
+    }
+
+    fn count(&mut self, param: &str, frames: usize) -> Result<VideoInfo, InvalidRequest> {
+        let video = self.video.ok_or_else(|| InvalidRequest::Unsupported {
+            param: param.into(),
+            reason: "this model takes pictures, and no videos".into(),
+        })?;
+        self.frames += frames;
+        if self.frames > self.limits.video_frames {
+            return Err(InvalidRequest::ArrayTooLong {
+                param: param.into(),
+                items: "frames of videos",
+                found: self.frames.to_string(),
+                limit: self.limits.video_frames,
+            });
+        }
+        Ok(video)
+    }
+
+    /// The moments that frames make, in order.
+    fn moments(
+        &mut self,
+        param: &str,
+        files: Vec<File>,
+        video: VideoInfo,
+        rate: f64,
+    ) -> Result<Vec<Opened>, InvalidRequest> {
+        let mut moments: Vec<Opened> = Vec::with_capacity(files.len().div_ceil(video.frames));
+        let mut first = None;
+        for (index, file) in files.into_iter().enumerate() {
+            let frame = format!("{param}[{index}]");
+            let header = self.header(&frame, &file)?;
+            let (width, height) = header.size();
+            let first = *first.get_or_insert((width, height));
+            if (width, height) != first {
+                return Err(InvalidRequest::FrameSize { param: frame, found: (width, height), first });
+            }
+            let key = Key::of(&file);
+            match moments.last_mut().filter(|moment| moment.files.len() < video.frames) {
+                Some(moment) => {
+                    moment.key = Key::chain(Some(moment.key), &[], std::iter::once((key, 0)));
+                    moment.files.push((file, header));
+                }
+                None => {
+                    let moment = moments.len();
+                    moments.push(Opened {
+                        param: frame,
+                        files: vec![(file, header)],
+                        size: MediaSize::Moment { width, height },
+                        later: (moment > 0).then(|| video.time(moment, rate)),
+                        // A picture of the same file may have other limits of size.
+                        key: Key::chain(Some(Key::of(b"moment")), &[], std::iter::once((key, 0))),
+                    });
+                }
+            }
+        }
+        Ok(moments)
+    }
+
+    fn header(&mut self, param: &str, file: &File) -> Result<Header, InvalidRequest> {
+        let limits = self.limits;
+        let header = Header::read(file, limits.image_edge, limits.image_pixels)
+            .map_err(|error| InvalidRequest::Picture { param: param.into(), error })?;
+        self.pixels += header.pixels();
+        if self.pixels > limits.request_pixels {
+            let (param, found, limit) = (param.into(), self.pixels, limits.request_pixels);
+            return Err(InvalidRequest::Pixels { param, found, limit });
+        }
+        Ok(header)
+    }
+}
+
+/// Decodes media, but for those whose rows are still in the encoder cache.
+pub(super) async fn decode(app: &App, model: &Served, opened: Vec<Opened>) -> Result<Vec<Media>, ApiError> {
+    let mut media = Vec::with_capacity(opened.len());
+    let mut files = Vec::new();
+    let mut params = Vec::new();
+    for medium in opened {
+        let pin = model.handle.pin(&medium.key);
+        let count = if pin.is_none() { medium.files.len() } else { 0 };
+        params.extend(vec![medium.param; count]);
+        files.extend(medium.files.into_iter().take(count));
+        media.push((medium.key, medium.size, pin, count));
+    }
+    let decoded = app.decoders.decode(files).await.map_err(|(index, error)| {
+        let param = params.swap_remove(index);
+        InvalidRequest::Picture { param, error }
+    })?;
+    let mut decoded = decoded.into_iter();
+    let mut source = |size: MediaSize, pin: Option<Pin>, count: usize| match (pin, size) {
+        (Some(pin), _) => Some(Source::Encoded(pin)),
+        (None, MediaSize::Moment { .. }) => Some(Source::Moment(decoded.by_ref().take(count).collect())),
+        (None, _) => decoded.next().map(Source::Pixels),
+    };
+    let media: Option<Vec<Media>> = media
+        .into_iter()
+        .map(|(key, size, pin, count)| Some(Media { key, source: source(size, pin, count)? }))
+        .collect();
+    media.ok_or_else(|| ApiError::internal(&"a picture was lost while it was decoded"))
+}
