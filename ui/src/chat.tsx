@@ -347,7 +347,8 @@ class Meter {
       tokens,
       prompt: this.usage?.prompt_tokens ?? 0,
       first: (this.first - this.started) / 1000,
-      speed: tokens > 2 && seconds > 0 ? (tokens - 1) / seconds : null,
+      // Pieces that came all at once say nothing of it.
+      speed: tokens > 2 && seconds > 0.01 ? (tokens - 1) / seconds : null,
       cut: this.cut,
     };
   }
