@@ -54,7 +54,7 @@ def loader(rows, options):
 
 
 def begin_with(net, path):
-    """Loads what fits: a tower goes on under another text network, a checkpoint without the helpers' heads."""
+    """Loads what fits: a tower goes on under another text network, a checkpoint without helpers."""
     own = net.state_dict()
     if path.suffix == ".safetensors":
         stored = load_file(path)

@@ -25,9 +25,14 @@ LONG = next(clip for clip in ALL_CLIPS if clip["kind"] == "long")
 SOME_QUESTIONS, SOME_CLIPS = QUESTIONS[::21], CLIPS[::9]
 
 # What the model cards say, less a margin for other processors' rounding.
-RIGHT = 0.5
-WORD_ERRORS = {"clean": 0.5, "clean, several sentences": 0.5, "noise at 10 dB": 0.5, "babble at 10 dB": 0.9}
-EMPTY = 0.9
+RIGHT = 0.7
+WORD_ERRORS = {
+    "clean": 0.25,
+    "clean, several sentences": 0.5,
+    "noise at 10 dB": 0.25,
+    "babble at 10 dB": 0.65,
+}
+EMPTY = 0.98
 LONG_WORD_ERRORS = {"sequential": 0.5, "parallel": 0.5}
 
 
@@ -150,7 +155,8 @@ async def test_half_the_bits_say_the_same():
         answers = await all_at_once(url, answer, SOME_QUESTIONS)
         transcripts = await all_at_once(url, transcript, SOME_CLIPS)
     right, asked = evaluate.score_pictures(SOME_QUESTIONS, answers)["all"]
-    assert right >= RIGHT * asked
+    assert right >= (RIGHT - 0.15) * asked  # of so few
     errors, (empty, clips) = evaluate.score_sound(SOME_CLIPS, transcripts)
-    assert sum(edits for edits, _ in errors.values()) <= 0.5 * sum(words for _, words in errors.values())
+    edits, words = (sum(counts) for counts in zip(*errors.values(), strict=True))
+    assert edits <= 0.5 * words, errors
     assert empty >= EMPTY * clips
