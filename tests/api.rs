@@ -594,7 +594,7 @@ async fn every_path_answers_in_the_shape_of_the_api() {
     let server = start(Settings::default()).await;
     let client = reqwest::Client::new();
     for (method, path, status) in [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1", 404),
         ("POST", "/v1/embeddings", 404),
         ("POST", "/v1/v1/chat/completions", 404),

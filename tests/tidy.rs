@@ -250,7 +250,8 @@ fn options_in_documents_exist() {
     for (name, text) in sources(&["README.md", "docs"], ".md") {
         let quoted = text.split('`').skip(1).step_by(2).flat_map(str::split_whitespace);
         for option in quoted.filter(|word| word.starts_with("--") && word.len() > 2) {
-            let of_other_commands = ["--help", "--image", "--locked", "--path", "--gpu", "--once"];
+            let of_other_commands =
+                ["--help", "--image", "--locked", "--path", "--gpu", "--once", "--release", "--features"];
             if of_other_commands.contains(&option) {
                 continue;
             }
