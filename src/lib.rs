@@ -13,7 +13,7 @@
 //! - [`speech`]: recordings to text, a client of an engine
 //! - [`request`]: what an engine is asked
 //! - [`engine`]: one thread that owns a model and steps it for all requests at once
-//! - [`bench`]: how fast all of that is, as a client sees it
+//! - [`mod@bench`]: how fast all of that is, as a client sees it
 #![forbid(unsafe_code)]
 
 pub mod api;
