@@ -217,7 +217,7 @@ impl CustomOp1 for ResizeOp {
         let stream = &device.cuda_stream();
         let passes = launch::Resampling::new(&self.resize, [height, width])?;
         let image = cuda::contiguous_u8(image, layout, "image", stream)?;
-        let upload = |table: &[i32]| device.clone_htod(if table.is_empty() { &[0] } else { table });
+        let upload = |table: &[i32]| device.clone_htod(if table.is_empty() { &[0][..] } else { table });
         let [across, down] = [&passes.across, &passes.down];
         let tables = [&across.taps, &across.weights, &down.taps, &down.weights].map(|table| upload(table));
         let [taps, weights, down_taps, down_weights] = tables;

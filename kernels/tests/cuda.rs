@@ -104,7 +104,7 @@ fn norms() {
 fn attention_and_the_cache() {
     const PAGE: usize = 16;
     let Some(gpu) = &gpu() else { return };
-    let lengths = [(1, 300), (5, 5), (1, 1), (70, 90), (2, 17)];
+    let lengths: [(usize, usize); 5] = [(1, 300), (5, 5), (1, 1), (70, 90), (2, 17)];
     for dtype in TYPES {
         for (heads, kv_heads, width) in
             [(4, 4, 64), (8, 2, 80), (6, 1, 96), (2, 2, 128), (3, 3, 5), (32, 4, 128)]
