@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use candle_core::{
-    CudaDevice, CudaStorage, Layout, Result, Storage,
+    CudaDevice, CudaStorage, Layout, Result, Shape, Storage,
     backend::BackendStorage as _,
     bail,
     cuda_backend::{CudaDType, CudaStorageSlice, WrapErr as _, cudarc},
@@ -245,6 +245,48 @@ pub(crate) unsafe fn run(device: &CudaDevice, module: &Module, launch: &Launch) 
         )
     }
     .w()
+}
+
+/// Operands of one type: what goes in, a weight, and maybe a bias.
+pub(crate) struct Weighted<'a> {
+    pub(crate) x: (&'a CudaStorage, &'a Layout),
+    pub(crate) weight: (&'a CudaStorage, &'a Layout),
+    pub(crate) bias: Option<(&'a CudaStorage, &'a Layout)>,
+}
+
+impl Weighted<'_> {
+    /// Runs a kernel over them to an output of `shape`, all contiguous. `launch` gets the addresses of output, x, weight and
+    /// bias, which is null where there is none.
+    ///
+    /// # Safety
+    /// The launch must be one of the module's, write the whole output, and read no more than x, weight and bias have.
+    pub(crate) unsafe fn run(
+        &self,
+        op: &str,
+        module: &Module,
+        shape: Shape,
+        launch: impl FnOnce(Element, [u64; 4]) -> Result<Option<Launch>>,
+    ) -> Result<(CudaStorage, Shape)> {
+        let device = &self.x.0.device;
+        let stream = &device.cuda_stream();
+        let element = element(self.x.0, op)?;
+        let x = contiguous(self.x.0, self.x.1, element, "x", stream)?;
+        let weight = contiguous(self.weight.0, self.weight.1, element, "weight", stream)?;
+        let bias =
+            self.bias.map(|(bias, layout)| contiguous(bias, layout, element, "bias", stream)).transpose()?;
+        // SAFETY: what this function asks of its caller.
+        let mut out = unsafe { unwritten(device, element, shape.elem_count())? };
+        let out_layout = Layout::contiguous(shape.clone());
+        let to = contiguous_mut(&mut out, &out_layout, "out", stream)?;
+        let bias_at = bias.as_ref().map_or(0, |bias| bias.address);
+        if let Some(launch) = launch(element, [to.address, x.address, weight.address, bias_at])? {
+            // SAFETY: what this function asks of its caller; all operands lie inside their storage, as `contiguous` has
+            // checked, and out was made for the launch.
+            unsafe { run(device, module, &launch)? }
+        }
+        drop((to, x, weight, bias));
+        Ok((out, shape))
+    }
 }
 
 /// As [`contiguous_u32`], of a tensor that is locked.

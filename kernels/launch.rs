@@ -243,14 +243,11 @@ impl Weights {
 
     fn of(axis: &Axis) -> Result<Self> {
         let mut taps = Vec::new();
-        for [start, first, count] in axis.taps() {
-            for number in [start, first, count] {
+        for (numbers, outside) in axis.taps() {
+            for number in numbers {
                 taps.push(i32::try_from(number).map_err(candle_core::Error::wrap)?);
             }
-            taps.push(0);
-        }
-        for (taps, outside) in taps.as_chunks_mut::<4>().0.iter_mut().zip(axis.outside()) {
-            taps[3] = outside;
+            taps.push(outside);
         }
         Ok(Self { taps, weights: axis.all_weights().to_vec() })
     }

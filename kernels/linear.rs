@@ -121,29 +121,15 @@ fn on_cuda(
     (weight, weight_layout): (&CudaStorage, &Layout),
     bias: Option<(&CudaStorage, &Layout)>,
 ) -> Result<(CudaStorage, Shape)> {
-    let device = &x.device;
-    let stream = &device.cuda_stream();
-    let element = cuda::element(x, "linear")?;
     let (rows, input) = x_layout.shape().dims2()?;
     let output = weight_layout.dims()[0];
-    let shape = Shape::from((rows, output));
-    let x = cuda::contiguous(x, x_layout, element, "x", stream)?;
-    let weight = cuda::contiguous(weight, weight_layout, element, "weight", stream)?;
-    let bias =
-        bias.map(|(bias, layout)| cuda::contiguous(bias, layout, element, "bias", stream)).transpose()?;
-    // SAFETY: the kernel writes every element: its blocks cover all rows and all outputs.
-    let mut out = unsafe { cuda::unwritten(device, element, rows * output)? };
-    let out_layout = Layout::contiguous(shape.clone());
-    let to = cuda::contiguous_mut(&mut out, &out_layout, "out", stream)?;
-    let bias_at = bias.as_ref().map_or(0, |bias| bias.address);
-    let addresses = [to.address, x.address, weight.address, bias_at];
-    if let Some(launch) = launch::linear(element, addresses, [rows, input, output])? {
-        // SAFETY: `linear` has compared the shapes, and `cuda::contiguous` the types and that each operand lies inside
-        // its storage; out was made for the launch.
-        unsafe { cuda::run(device, &cuda::LINEAR, &launch)? }
+    let operands = cuda::Weighted { x: (x, x_layout), weight: (weight, weight_layout), bias };
+    // SAFETY: `linear` has compared the shapes, and the kernel's blocks cover all rows and all outputs.
+    unsafe {
+        operands.run("linear", &cuda::LINEAR, (rows, output).into(), |element, addresses| {
+            launch::linear(element, addresses, [rows, input, output])
+        })
     }
-    drop((to, x, weight, bias));
-    Ok((out, shape))
 }
 
 /// Sums that are kept side by side for each output.

@@ -167,26 +167,17 @@ fn on_cuda(
     (weight, weight_layout): (&CudaStorage, &Layout),
     bias: Option<(&CudaStorage, &Layout)>,
 ) -> Result<(CudaStorage, Shape)> {
-    let device = &x.device;
-    let stream = &device.cuda_stream();
-    let element = cuda::element(x, op)?;
     let shape = x_layout.shape().clone();
     let width = weight_layout.shape().dims1()?;
-    let (count, out_layout) = (shape.elem_count(), Layout::contiguous(shape.clone()));
-    let x = cuda::contiguous(x, x_layout, element, "x", stream)?;
-    let weight = cuda::contiguous(weight, weight_layout, element, "weight", stream)?;
-    let bias =
-        bias.map(|(bias, layout)| cuda::contiguous(bias, layout, element, "bias", stream)).transpose()?;
-    // SAFETY: the kernel writes every element: it has a block for each row.
-    let mut out = unsafe { cuda::unwritten(device, element, count)? };
-    let to = cuda::contiguous_mut(&mut out, &out_layout, "out", stream)?;
-    let norm = bias.as_ref().map_or(Norm::Rms, |bias| Norm::Layer { bias: bias.address });
-    let addresses = [to.address, x.address, weight.address];
-    if let Some(launch) = launch::norm(norm, element, addresses, [count / width, width], eps)? {
-        // SAFETY: `check` has found weight and bias as wide as x's rows and of its type, and a width above zero. All
-        // operands are contiguous and inside their storage, as `cuda::contiguous` has checked, and out is as large as x.
-        unsafe { cuda::run(device, &cuda::NORM, &launch)? }
+    let rows = shape.elem_count() / width;
+    let has_bias = bias.is_some();
+    let operands = cuda::Weighted { x: (x, x_layout), weight: (weight, weight_layout), bias };
+    // SAFETY: `check` has found weight and bias as wide as x's rows and of its type, and a width above zero. The kernel has a
+    // block for each row.
+    unsafe {
+        operands.run(op, &cuda::NORM, shape, |element, [out, x, weight, bias]| {
+            let norm = if has_bias { Norm::Layer { bias } } else { Norm::Rms };
+            launch::norm(norm, element, [out, x, weight], [rows, width], eps)
+        })
     }
-    drop((x, weight, bias, to));
-    Ok((out, shape))
 }

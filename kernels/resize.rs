@@ -321,14 +321,10 @@ impl Axis {
         self
     }
 
-    /// Of each output: the first input, where its weight is, and how many there are.
-    pub(crate) fn taps(&self) -> impl Iterator<Item = [usize; 3]> + '_ {
-        self.outputs.iter().map(|taps| [taps.start, taps.first, taps.count])
-    }
-
-    /// Of each output: the weight of what is around the picture.
-    pub(crate) fn outside(&self) -> impl Iterator<Item = i32> + '_ {
-        self.outputs.iter().map(|taps| taps.outside)
+    /// Of each output: the first input, where its weight is, and how many there are; and the weight of what is around
+    /// the picture.
+    pub(crate) fn taps(&self) -> impl Iterator<Item = ([usize; 3], i32)> + '_ {
+        self.outputs.iter().map(|taps| ([taps.start, taps.first, taps.count], taps.outside))
     }
 
     /// Those of all outputs.

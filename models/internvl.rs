@@ -298,10 +298,7 @@ struct Tiles {
 
 impl Preprocess for Tiles {
     fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
-        let tiles = match size {
-            MediaSize::Image { width, height } => self.grid.count(width, height),
-            MediaSize::Moment { .. } | MediaSize::Sound => 0,
-        };
+        let tiles = size.picture().map_or(0, |(width, height)| self.grid.count(width, height));
         let [front, row, back] = self.ids;
         Ok(Footprint::line([vec![front], vec![row; tiles * self.tokens], vec![back]].concat()))
     }

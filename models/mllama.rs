@@ -627,10 +627,7 @@ struct Tiles {
 
 impl Preprocess for Tiles {
     fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
-        let tiles = match size {
-            MediaSize::Image { width, height } => self.canvases.plan(width, height).tiles(),
-            MediaSize::Moment { .. } | MediaSize::Sound => 0,
-        };
+        let tiles = size.picture().map_or(0, |(width, height)| self.canvases.plan(width, height).tiles());
         Ok(Footprint { memory: tiles * self.rows, ..Footprint::line(vec![self.placeholder]) })
     }
 

@@ -301,10 +301,8 @@ struct Tiles {
 
 impl Preprocess for Tiles {
     fn footprint(&self, size: MediaSize) -> Result<Footprint, SizeError> {
-        let rows = match size {
-            MediaSize::Image { width, height } => self.grid.count(&self.grid.plan(width, height)),
-            MediaSize::Moment { .. } | MediaSize::Sound => 0,
-        };
+        let rows =
+            size.picture().map_or(0, |(width, height)| self.grid.count(&self.grid.plan(width, height)));
         Ok(Footprint::line(vec![self.placeholder; rows]))
     }
 

@@ -35,13 +35,14 @@ impl FromStr for DeviceChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let ordinal = match text {
+            "auto" => return Ok(Self::Auto),
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            other => other.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()),
+        };
         let unknown = || format!("{text} is no device: write auto, cpu, cuda or cuda:1");
-        match text.split_once(':').unwrap_or((text, "0")) {
-            ("auto", _) if text == "auto" => Ok(Self::Auto),
-            ("cpu", _) if text == "cpu" => Ok(Self::Cpu),
-            ("cuda", ordinal) => ordinal.parse().map(Self::Cuda).map_err(|_| unknown()),
-            _ => Err(unknown()),
-        }
+        ordinal.map(Self::Cuda).ok_or_else(unknown)
     }
 }
 
@@ -100,12 +101,8 @@ impl Place {
     pub fn find(choice: DeviceChoice) -> Result<Self, DeviceError> {
         let ordinal = match choice {
             DeviceChoice::Cpu => return Ok(Self::Host),
-            DeviceChoice::Auto | DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => {
-                return match choice {
-                    DeviceChoice::Auto => Ok(Self::Host),
-                    _ => Err(DeviceError::NotBuilt { choice }),
-                };
-            }
+            DeviceChoice::Auto if !cfg!(feature = "cuda") => return Ok(Self::Host),
+            DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => return Err(DeviceError::NotBuilt { choice }),
             DeviceChoice::Auto => 0,
             DeviceChoice::Cuda(ordinal) => ordinal,
         };

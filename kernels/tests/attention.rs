@@ -1,22 +1,13 @@
 //! Attention and the cache against straight f64 formulas, on shapes that are multiples of nothing.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+mod support;
+
 use candle_core::{DType, Device, Tensor};
 use percept_kernels::{Kv, Mask, Pages, Ragged, attention, kv_write};
+use support::noise;
 
 const CPU: &Device = &Device::Cpu;
-
-/// Numbers in -1..1 that look random and are the same every time.
-fn noise(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    std::iter::repeat_with(next).take(count).collect()
-}
 
 fn tensor(shape: (usize, usize, usize), seed: u64, dtype: DType) -> Tensor {
     Tensor::from_vec(noise(shape.0 * shape.1 * shape.2, seed), shape, CPU).unwrap().to_dtype(dtype).unwrap()

@@ -3,6 +3,8 @@
 #![cfg(feature = "cuda")]
 #![allow(missing_docs, clippy::print_stderr, clippy::unwrap_used, reason = "tests")]
 
+mod support;
+
 use candle_core::{DType, Device, Shape, Tensor};
 use percept_kernels::{
     Canvas, Filter, Kv, Mask, MelBank, Pages, Ragged, Region, Resize, alignment, attention, kv_write,
@@ -18,14 +20,7 @@ fn gpu() -> Option<Device> {
 /// Numbers in -1..1 that look random and are the same every time.
 fn noise(shape: impl Into<Shape>, seed: u64, dtype: DType) -> Tensor {
     let shape = shape.into();
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    let numbers: Vec<f32> = std::iter::repeat_with(next).take(shape.elem_count()).collect();
+    let numbers = support::noise(shape.elem_count(), seed);
     Tensor::from_vec(numbers, shape, HOST).unwrap().to_dtype(dtype).unwrap()
 }
 

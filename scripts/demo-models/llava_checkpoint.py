@@ -3,14 +3,13 @@
 import json
 import math
 import random
-from pathlib import Path
 
 import numpy as np
 import torch
 from attention import PLAIN
+from checkpoint import write_weights
 from pictures import PATCH, PATCHES, SIDE, Masks, Scene
 from questions import Asker
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -162,16 +161,11 @@ VISION_KEYS = (
 
 
 def save(model, tok, out):
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    weights = {
-        checkpoint_name(name): w.detach().to(torch.bfloat16).contiguous().clone()
-        for name, w in model.state_dict().items()
-        if name != "lm_head.weight" and "position_ids" not in name
-    }
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)
-    tok.save(str(out / "tokenizer.json"))
+    def name_of(name):
+        kept = name != "lm_head.weight" and "position_ids" not in name
+        return checkpoint_name(name) if kept else None
+
+    out = write_weights(model, tok, out, name_of)
     c, ids = model.config, special_ids(tok)
     side = {"height": SIDE, "width": SIDE}
     files = {

@@ -2,11 +2,10 @@
 
 import json
 import random
-from pathlib import Path
 
 import torch
 from attention import PLAIN
-from safetensors.torch import save_file
+from checkpoint import write_weights
 from sentences import sentence, vocabulary
 from sound import FFT, HOP, MELS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -95,16 +94,7 @@ CONFIG_KEYS = (
 
 
 def save(model, tok, out):
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: w.detach().to(torch.bfloat16).contiguous().clone()
-        for name, w in model.state_dict().items()
-        if name != "proj_out.weight"
-    }
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)
-    tok.save(str(out / "tokenizer.json"))
+    out = write_weights(model, tok, out, lambda name: name if name != "proj_out.weight" else None)
     c, at = model.config, {t: tok.token_to_id(t) for t in SPECIAL}
     ends = {
         "bos_token_id": at[END],

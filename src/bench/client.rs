@@ -244,11 +244,17 @@ impl Client {
     }
 }
 
+/// A server's URL as people write it, without `/v1` and with a scheme.
+#[must_use]
+pub fn base_of(url: &str) -> String {
+    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    url.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches('/').to_owned()
+}
+
 impl Base {
     fn parse(url: &str) -> Result<Self, UrlError> {
         let wrong = || UrlError { url: url.to_owned() };
-        let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let base = whole.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches('/').to_owned();
+        let base = base_of(url);
         let uri: Uri = base.parse().map_err(|_| wrong())?;
         let known = matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none();
         let host = uri.host().is_some_and(|host| !host.is_empty());

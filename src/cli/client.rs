@@ -16,6 +16,7 @@ use tokio::{net::TcpListener, runtime::Runtime};
 use super::{log, progress};
 use crate::{
     api::App,
+    bench::client::base_of,
     config::{LogFormat, Settings},
     router::{Kind, Router},
     server,
@@ -32,8 +33,7 @@ pub(super) struct Client {
 impl Client {
     /// The server at a URL, as people write them.
     pub(super) fn new(url: &str) -> Self {
-        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let base = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
+        let base = base_of(url);
         let mut agent = ureq::Agent::config_builder().http_status_as_error(false);
         if is_here(&base) {
             // A proxy leads elsewhere.

@@ -137,9 +137,11 @@ impl Found {
         let mut advice = Vec::new();
         let mut tried = settings.clone();
         let mut options = Vec::new();
-        let small = self.models.iter().all(|model| model.dtype() == GPU_DTYPE);
-        let smaller = SMALLER.iter().filter(|(option, _)| !(small && *option == BF16));
-        for (option, change) in smaller {
+        if self.models.iter().all(|model| model.dtype() == GPU_DTYPE) {
+            // What they are anyway is no change.
+            tried.dtype = Some(Dtype::Bf16);
+        }
+        for (option, change) in SMALLER {
             if !change(&mut tried) {
                 continue;
             }
@@ -171,12 +173,9 @@ impl Found {
 /// Changes settings; tells whether there was anything to change.
 type Change = fn(&mut Settings) -> bool;
 
-/// Half of what f32 takes.
-const BF16: &str = "--dtype bf16";
-
 /// Options that make models smaller, and what they change.
 const SMALLER: &[(&str, Change)] = &[
-    (BF16, |settings| settings.dtype.replace(Dtype::Bf16) != Some(Dtype::Bf16)),
+    ("--dtype bf16", |settings| settings.dtype.replace(Dtype::Bf16) != Some(Dtype::Bf16)),
     ("--max-sequences 8", |settings| {
         let fewer = settings.max_sequences.is_none_or(|sequences| sequences > 8);
         settings.max_sequences = if fewer { Some(8) } else { settings.max_sequences };

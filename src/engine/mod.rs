@@ -298,20 +298,20 @@ impl Engine {
         let Media { key, source } = medium;
         let (raw, pin) = match source {
             Source::Encoded(pin) => (None, Some(pin)),
-            Source::Pixels(pixels) => (Some(Raw::Picture(pixels)), None),
-            Source::Moment(frames) => (Some(Raw::Moment(frames)), None),
+            Source::Pixels(pixels) => self.unless_encoded(&key, Raw::Picture(pixels)),
+            Source::Moment(frames) => self.unless_encoded(&key, Raw::Moment(frames)),
             Source::Sound(sound) => (Some(Raw::Sound(sound)), None),
-        };
-        // Somebody else may have sent the same picture meanwhile.
-        let (raw, pin) = match (raw, pin) {
-            (Some(raw @ (Raw::Picture(_) | Raw::Moment(_))), None) => match self.encoded.index().pin(&key) {
-                Some(pin) => (None, Some(pin)),
-                None => (Some(raw), None),
-            },
-            other => other,
         };
         let encoded = if pin.is_some() { self.encoded.get(&key) } else { None };
         ClientMedia { key, raw, encoded, pin }
+    }
+
+    /// What is seen, or its rows: somebody else may have sent the same meanwhile.
+    fn unless_encoded(&self, key: &Key, raw: Raw) -> (Option<Raw>, Option<Pin>) {
+        match self.encoded.index().pin(key) {
+            Some(pin) => (None, Some(pin)),
+            None => (Some(raw), None),
+        }
     }
 
     fn drop_cancelled(&mut self) {

@@ -6,7 +6,7 @@ use super::parse::{Files, MediaRef};
 use crate::{
     api::{ApiError, App},
     engine::{Key, Pin},
-    media::{self, File, Header, MediaLimits},
+    media::{self, FetchError, File, Header, MediaLimits},
     request::{InvalidRequest, Media, Source},
     router::{ChatModel, Served},
     text::TextModel,
@@ -78,11 +78,8 @@ impl Reader {
     /// A video of a list of pictures.
     fn frames(&mut self, param: &str, urls: Vec<String>, rate: f64) -> Result<Vec<Opened>, InvalidRequest> {
         let video = self.count(param, urls.len())?;
-        let read = |(index, url): (usize, String)| {
-            media::read_url(&url, self.limits.image_bytes)
-                .map_err(|error| InvalidRequest::PictureUrl { param: format!("{param}[{index}]"), error })
-        };
-        let files = urls.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        let most = self.limits.image_bytes;
+        let files = urls.into_iter().map(|url| media::read_url(&url, most));
         self.moments(param, files, video, rate)
     }
 
@@ -91,11 +88,8 @@ impl Reader {
         let failed = |error| InvalidRequest::PictureUrl { param: param.into(), error };
         let frames = media::video_frames(url).map_err(failed)?;
         let video = self.count(param, frames.clone().count())?;
-        let read = |(index, data)| {
-            media::read_frame(data, self.limits.image_bytes)
-                .map_err(|error| InvalidRequest::PictureUrl { param: format!("{param}[{index}]"), error })
-        };
-        let files = frames.enumerate().map(read).collect::<Result<_, _>>()?;
+        let most = self.limits.image_bytes;
+        let files = frames.map(|data| media::read_frame(data, most));
         self.moments(param, files, video, rate)
     }
 
@@ -120,14 +114,15 @@ impl Reader {
     fn moments(
         &mut self,
         param: &str,
-        files: Vec<File>,
+        files: impl Iterator<Item = Result<File, FetchError>>,
         video: VideoInfo,
         rate: f64,
     ) -> Result<Vec<Opened>, InvalidRequest> {
-        let mut moments: Vec<Opened> = Vec::with_capacity(files.len().div_ceil(video.frames));
+        let mut moments: Vec<Opened> = Vec::new();
         let mut first = None;
-        for (index, file) in files.into_iter().enumerate() {
+        for (index, file) in files.enumerate() {
             let frame = format!("{param}[{index}]");
+            let file = file.map_err(|error| InvalidRequest::PictureUrl { param: frame.clone(), error })?;
             let header = self.header(&frame, &file)?;
             let (width, height) = header.size();
             let first = *first.get_or_insert((width, height));
