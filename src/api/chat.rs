@@ -14,7 +14,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use self::{answer::Base, parse::Chat};
+pub(super) use self::parse::{Asked, Chat, Files, MediaRef, count, stop_texts};
+use self::{answer::Base, media::Opened};
 use super::{
     ApiError, App, json,
     models::{not_found, wrong_model},
@@ -23,9 +24,9 @@ use super::{
 };
 use crate::{
     engine::Place,
-    request::{self, InvalidRequest, Readout, Request},
+    request::{self, InvalidRequest, Prompt, Readout, Request},
     router::{ChatModel, Served},
-    text::{Answer, PromptError},
+    text::{Answer, Message, PromptError},
 };
 
 /// `POST /v1/chat/completions`
@@ -54,7 +55,7 @@ pub(super) async fn completions(
 }
 
 /// Prepares a request's media and prompt, and queues it.
-async fn submit(
+pub(super) async fn submit(
     app: &App,
     served: &Served,
     model: &Arc<ChatModel>,
@@ -62,12 +63,7 @@ async fn submit(
     chat: Chat,
 ) -> Result<Answer, ApiError> {
     let Chat { messages, media, sampling, max_tokens, stops, ignore_eos, .. } = chat;
-    let opened = media::open(app, &model.text, media).await?;
-    let context = served.handle.context();
-    let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
-    let texts = Arc::clone(model);
-    let prompt = blocking(move || texts.text.prompt(&messages, &footprints, context)).await?;
-    let prompt = prompt.map_err(prompt_error)?;
+    let (prompt, opened) = prompt(app, model, messages, media, served.handle.context()).await?;
 
     let pictures = served.handle.media_rows(&prompt);
     let context = served.handle.context_beside(pictures);
@@ -87,6 +83,21 @@ async fn submit(
     let length = prompt.tokens.len();
     let events = place.submit(Request { prompt, media, sampling, limits, readout: Readout::Answer })?;
     Ok(Answer::new(events, &model.text, length, stops))
+}
+
+/// The prompt that a conversation makes, of fewer than `context` tokens, and its media, not decoded yet.
+pub(super) async fn prompt(
+    app: &App,
+    model: &Arc<ChatModel>,
+    messages: Vec<Message>,
+    media: Vec<MediaRef>,
+    context: usize,
+) -> Result<(Prompt, Vec<Opened>), ApiError> {
+    let opened = media::open(app, &model.text, media).await?;
+    let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
+    let model = Arc::clone(model);
+    let prompt = blocking(move || model.text.prompt(&messages, &footprints, context)).await?;
+    Ok((prompt.map_err(prompt_error)?, opened))
 }
 
 /// Runs long work where it holds up nobody.

@@ -1,5 +1,9 @@
 //! Errors as clients know them: the only place with a status code.
 
+mod anthropic;
+
+use std::sync::Arc;
+
 use axum::{
     Json,
     http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER},
@@ -7,6 +11,7 @@ use axum::{
 };
 use tracing::error;
 
+pub(super) use self::anthropic::is_anthropic;
 use super::wire;
 use crate::{
     engine::{EngineError, Refused},
@@ -194,6 +199,8 @@ impl IntoResponse for ApiError {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
             headers.insert(RETRY_AFTER_MS, HeaderValue::from(1000 * seconds));
         }
+        // What the client's API is, and so how it wants errors, is known outside of all handlers.
+        response.extensions_mut().insert(Arc::new(self));
         response
     }
 }

@@ -7,6 +7,7 @@ mod check;
 mod error;
 mod form;
 mod json;
+mod messages;
 mod models;
 mod openapi;
 mod ops;
@@ -122,8 +123,11 @@ fn spellings(path: &str) -> Vec<String> {
 }
 
 async fn no_such_path(method: Method, uri: Uri) -> ApiError {
-    let twice = uri.path().starts_with("/v1/v1/");
-    let hint = if twice { ": base_url must end in /v1 once" } else { "" };
+    let hint = match uri.path().strip_prefix("/v1/v1/") {
+        Some(rest) if rest.starts_with("messages") => ": base_url must not end in /v1 for the Anthropic SDK",
+        Some(_) => ": base_url must end in /v1 once",
+        None => "",
+    };
     ApiError::NoSuchPath { method: method.to_string(), path: path(&uri), hint }
 }
 
@@ -147,7 +151,11 @@ async fn every_response(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = format!("req_{}", Uuid::new_v4().simple());
     let (method, path) = (request.method().clone(), path(request.uri()));
+    let anthropic = error::is_anthropic(&path, request.headers());
     let mut response = next.run(request).await;
+    if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>().filter(|_| anthropic) {
+        error.rewrite(&mut response, &id);
+    }
     let ms = started.elapsed().as_millis() as u64;
     info!(%method, path, status = response.status().as_u16(), ms, id, "request");
     let headers = response.headers_mut();

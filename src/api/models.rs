@@ -5,32 +5,103 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
+    http::{HeaderMap, Uri},
+    response::{IntoResponse, Response},
 };
 
 use super::{
     ApiError, App,
-    wire::models::{Model, ModelList},
+    check::{integer, value},
+    error::is_anthropic,
+    wire::{
+        messages as anthropic,
+        models::{Model, ModelList},
+    },
 };
-use crate::router::{Router, Served};
+use crate::{
+    request::InvalidRequest,
+    router::{Router, Served},
+};
+
+/// Most names of a page, where a client of the Anthropic API asks for so many.
+pub(super) const MOST_LISTED: i64 = 1000;
 
 /// `GET /v1/models`
-pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
-    let data =
-        app.models()?.models().iter().flat_map(|served| served.names().map(|name| model(served, name)));
-    Ok(Json(ModelList { object: "list", data: data.collect() }))
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Result<Response, ApiError> {
+    let names = app.models()?.models().iter().flat_map(|served| served.names().map(move |name| (served, name)));
+    if is_anthropic(uri.path(), &headers) {
+        let infos = names.map(|(served, name)| info(served, name)).collect();
+        return Ok(Json(Page::parse(uri.query().unwrap_or(""))?.of(infos)).into_response());
+    }
+    let data = names.map(|(served, name)| model(served, name)).collect();
+    Ok(Json(ModelList { object: "list", data }).into_response())
+}
+
+/// Which part of a list a client of the Anthropic API asks for.
+struct Page {
+    limit: usize,
+    after: Option<String>,
+    before: Option<String>,
+}
+
+impl Page {
+    fn parse(query: &str) -> Result<Self, InvalidRequest> {
+        let mut page = Self { limit: 20, after: None, before: None };
+        for (name, text) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "limit" => {
+                    let limit = text.parse().map_err(|_| value("limit", &text, "whole numbers"))?;
+                    page.limit = integer("limit", limit, 1, MOST_LISTED)? as usize;
+                }
+                "after_id" => page.after = Some(text.into_owned()),
+                "before_id" => page.before = Some(text.into_owned()),
+                _ => {}
+            }
+        }
+        Ok(page)
+    }
+
+    /// Behind a name that is not there is nothing, and so is in front of it.
+    fn of(self, mut all: Vec<anthropic::ModelInfo>) -> anthropic::ModelList {
+        let place = |all: &[anthropic::ModelInfo], id: &str| all.iter().position(|info| info.id == id);
+        if let Some(after) = self.after {
+            all = place(&all, &after).map_or_else(Vec::new, |index| all.split_off(index + 1));
+        }
+        let backwards = self.before.is_some();
+        if let Some(before) = self.before {
+            all.truncate(place(&all, &before).unwrap_or(0));
+        }
+        let has_more = all.len() > self.limit;
+        if has_more && backwards {
+            all.drain(..all.len() - self.limit);
+        }
+        all.truncate(self.limit);
+        let id = |info: Option<&anthropic::ModelInfo>| info.map(|info| info.id.clone());
+        let (first_id, last_id) = (id(all.first()), id(all.last()));
+        anthropic::ModelList { data: all, has_more, first_id, last_id }
+    }
 }
 
 /// `GET /v1/models/{id}`; an id may have slashes.
 pub(super) async fn one(
     State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    uri: Uri,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<Model>, ApiError> {
+) -> Result<Response, ApiError> {
     let models = app.models()?;
     // No model's name is anything but text.
     let Path(id) = id.map_err(|_| not_found(models, "\u{fffd}"))?;
     let id = id.strip_suffix('/').unwrap_or(&id).to_owned();
     let served = models.find(&id).ok_or_else(|| not_found(models, &id))?;
-    Ok(Json(model(served, &id)))
+    if is_anthropic(uri.path(), &headers) {
+        return Ok(Json(info(served, &id)).into_response());
+    }
+    Ok(Json(model(served, &id)).into_response())
 }
 
 /// The error for a name that nothing here has.
@@ -60,5 +131,17 @@ fn model(served: &Served, name: &str) -> Model {
         task: served.work.kind().task(),
         max_model_len: served.handle.context(),
         root: served.id.clone(),
+    }
+}
+
+fn info(served: &Served, name: &str) -> anthropic::ModelInfo {
+    let created = jiff::Timestamp::from_second(i64::try_from(served.created).unwrap_or(0));
+    anthropic::ModelInfo {
+        kind: "model",
+        id: name.to_owned(),
+        display_name: name.to_owned(),
+        created_at: created.unwrap_or_default().to_string(),
+        lifecycle: "active",
+        max_input_tokens: served.handle.context(),
     }
 }

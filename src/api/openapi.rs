@@ -12,7 +12,7 @@ use axum::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{App, audio, chat, models, ops, wire};
+use super::{App, audio, chat, messages, models, ops, wire};
 
 /// One thing that can be asked.
 pub(super) struct Endpoint {
@@ -38,9 +38,31 @@ struct Shape {
     answers: Vec<(&'static str, &'static str, Value)>,
     /// Statuses of errors.
     errors: &'static [&'static str],
+    /// In whose shape.
+    envelope: Envelope,
+}
+
+/// Whose errors they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Envelope {
+    /// OpenAI's.
+    OpenAi,
+    /// Anthropic's.
+    Anthropic,
+}
+
+impl Envelope {
+    /// What names of its responses begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::OpenAi => "Error",
+            Self::Anthropic => "AnthropicError",
+        }
+    }
 }
 
 const CHAT_ERRORS: &[&str] = &["400", "404", "408", "413", "415", "429", "500", "503"];
+const MESSAGES_ERRORS: &[&str] = &["400", "404", "408", "413", "415", "500", "529"];
 
 /// Everything that can be asked but for pages.
 pub(super) fn endpoints() -> Vec<Endpoint> {
@@ -55,6 +77,37 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                           Closing the connection ends the answer.",
             handler: post(chat::completions),
             shape: chat_shape,
+        },
+        Endpoint {
+            path: "/v1/messages",
+            method: "post",
+            id: "createMessage",
+            summary: "Goes on with a conversation, in the shapes of the Anthropic API.",
+            description: "With `stream`, the answer is server-sent events, each under the name that its `type` says. \
+                          An error after the first event is an event `error`. Closing the connection ends the answer.",
+            handler: post(messages::create),
+            shape: messages_shape,
+        },
+        Endpoint {
+            path: "/v1/messages/count_tokens",
+            method: "post",
+            id: "countTokens",
+            summary: "Counts the tokens of a prompt, pictures included, without going on with it.",
+            description: "",
+            handler: post(messages::count_tokens),
+            shape: |schemas| Shape {
+                parameters: json!([]),
+                body: Some(json!({"application/json": {
+                    "schema": schemas.request::<wire::messages::CountRequest>(),
+                }})),
+                answers: vec![(
+                    "200",
+                    "The number.",
+                    json!({"application/json": {"schema": schemas.answer::<wire::messages::TokenCount>()}}),
+                )],
+                errors: MESSAGES_ERRORS,
+                envelope: Envelope::Anthropic,
+            },
         },
         Endpoint {
             path: "/v1/audio/transcriptions",
@@ -79,26 +132,43 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             method: "get",
             id: "listModels",
             summary: "Lists every name that a request may use: models and their aliases.",
-            description: "",
+            description: BOTH,
             handler: get(models::list),
-            shape: |schemas| get_shape(&schemas.answer::<wire::models::ModelList>(), &["503"]),
+            shape: |schemas| {
+                let number = json!({"type": "integer", "minimum": 1, "maximum": models::MOST_LISTED});
+                let text = json!({"type": "string"});
+                let anthropic = schemas.answer::<wire::messages::ModelList>();
+                let schema = json!({"anyOf": [schemas.answer::<wire::models::ModelList>(), anthropic]});
+                Shape {
+                    parameters: json!([
+                        anthropic_version(),
+                        query("limit", "With `anthropic-version`: most names of a page, by default 20.", &number),
+                        query("after_id", "With `anthropic-version`: the page behind this name.", &text),
+                        query("before_id", "With `anthropic-version`: the page in front of it.", &text),
+                    ]),
+                    ..get_shape(&schema, &["400", "503"])
+                }
+            },
         },
         Endpoint {
             path: "/v1/models/{model}",
             method: "get",
             id: "retrieveModel",
             summary: "Tells about one name.",
-            description: "",
+            description: BOTH,
             handler: get(models::one),
-            shape: |schemas| Shape {
-                parameters: json!([{
+            shape: |schemas| {
+                let anthropic = schemas.answer::<wire::messages::ModelInfo>();
+                let schema = json!({"anyOf": [schemas.answer::<wire::models::Model>(), anthropic]});
+                let model = json!({
                     "name": "model",
                     "in": "path",
                     "required": true,
                     "description": "A name; it may have slashes, as they are.",
                     "schema": {"type": "string"},
-                }]),
-                ..get_shape(&schemas.answer::<wire::models::Model>(), &["404", "503"])
+                });
+                let parameters = json!([model, anthropic_version()]);
+                Shape { parameters, ..get_shape(&schema, &["404", "503"]) }
             },
         },
         Endpoint {
@@ -122,6 +192,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                         ("503", "Models are being loaded, or an engine has failed.", content),
                     ],
                     errors: &[],
+                    envelope: Envelope::OpenAi,
                 }
             },
         },
@@ -154,6 +225,7 @@ fn chat_shape(schemas: &mut Schemas) -> Shape {
             json!({"application/json": {"schema": whole}, "text/event-stream": {"schema": chunk}}),
         )],
         errors: CHAT_ERRORS,
+        envelope: Envelope::OpenAi,
     }
 }
 
@@ -194,6 +266,7 @@ fn speech_shape(schemas: &mut Schemas) -> Shape {
             }),
         )],
         errors: CHAT_ERRORS,
+        envelope: Envelope::OpenAi,
     }
 }
 
@@ -203,6 +276,40 @@ fn get_shape(schema: &Value, errors: &'static [&'static str]) -> Shape {
         body: None,
         answers: vec![("200", "The answer.", json!({"application/json": {"schema": schema}}))],
         errors,
+        envelope: Envelope::OpenAi,
+    }
+}
+
+/// Both APIs have these paths.
+const BOTH: &str = "With the header `anthropic-version`, answers and errors are those of the Anthropic API.";
+
+fn anthropic_version() -> Value {
+    json!({
+        "name": "anthropic-version",
+        "in": "header",
+        "description": "Whatever it says: the answer is that of the Anthropic API.",
+        "schema": {"type": "string"},
+    })
+}
+
+fn query(name: &str, description: &str, schema: &Value) -> Value {
+    json!({"name": name, "in": "query", "description": description, "schema": schema})
+}
+
+fn messages_shape(schemas: &mut Schemas) -> Shape {
+    let request = schemas.request::<wire::messages::MessagesRequest>();
+    let whole = schemas.answer::<wire::messages::Message<'_>>();
+    let event = schemas.answer::<wire::messages::StreamEvent<'_>>();
+    Shape {
+        parameters: json!([]),
+        body: Some(json!({"application/json": {"schema": request}})),
+        answers: vec![(
+            "200",
+            "The answer, whole or in events.",
+            json!({"application/json": {"schema": whole}, "text/event-stream": {"schema": event}}),
+        )],
+        errors: MESSAGES_ERRORS,
+        envelope: Envelope::Anthropic,
     }
 }
 
@@ -257,7 +364,18 @@ const ERRORS: &[(&str, &str)] = &[
     ("503", "The models are being loaded, or the server is stopping."),
 ];
 
-const ABOUT: &str = "percept answers OpenAI clients: this is their API, as far as it is served here. Every path is also answered without \
+/// The same of the Anthropic API.
+const ANTHROPIC_ERRORS: &[(&str, &str)] = &[
+    ("400", "A field is wrong, or asks for what this server does not do; the message begins with its path."),
+    ("404", "There is no such model."),
+    ("408", "The body came too slowly."),
+    ("413", "The body is too large; the message names the limit."),
+    ("415", "The body has another type than it must have, or it is compressed."),
+    ("500", "The server failed; its log says how, under the id in `request-id`."),
+    ("529", "The queue is full, the models are being loaded, or the server is stopping; `Retry-After` says for how long."),
+];
+
+const ABOUT: &str = "percept answers OpenAI and Anthropic clients: this is their API, as far as it is served here. Every path is also answered without \
      `/v1`, and with a slash at the end. Null is the same as absent. Fields that would change the answer and are not \
      served are refused with a message; those that change nothing are ignored, and named in the header \
      `x-ignored-params`. Every response has an id in `x-request-id`.";
@@ -265,27 +383,32 @@ const ABOUT: &str = "percept answers OpenAI clients: this is their API, as far a
 /// The description of the API, as OpenAPI 3.1.
 pub fn document() -> Value {
     let mut schemas = Schemas::new();
-    let error = schemas.answer::<wire::error::ErrorBody>();
+    let errors = [
+        (Envelope::OpenAi, ERRORS, schemas.answer::<wire::error::ErrorBody>()),
+        (Envelope::Anthropic, ANTHROPIC_ERRORS, schemas.answer::<wire::messages::ErrorBody<'_>>()),
+    ];
     let mut paths = Map::new();
     for endpoint in endpoints() {
         let (path, method) = (endpoint.path, endpoint.method);
         let methods = paths.entry(path).or_insert_with(|| json!({}));
         methods[method] = operation(&endpoint, &mut schemas);
     }
-    let responses = ERRORS.iter().map(|(status, meaning)| {
-        let mut response = json!({
-            "description": meaning,
-            "content": {"application/json": {"schema": error}},
-        });
-        if ["429", "503"].contains(status) {
-            response["headers"] = json!({"Retry-After": {
-                "description": "Seconds until another try makes sense.",
-                "schema": {"type": "integer"},
-            }});
+    let mut responses = Map::new();
+    for (envelope, statuses, schema) in errors {
+        for (status, meaning) in statuses {
+            let mut response = json!({
+                "description": meaning,
+                "content": {"application/json": {"schema": schema}},
+            });
+            if ["429", "503", "529"].contains(status) {
+                response["headers"] = json!({"Retry-After": {
+                    "description": "Seconds until another try makes sense.",
+                    "schema": {"type": "integer"},
+                }});
+            }
+            responses.insert(format!("{}{status}", envelope.prefix()), response);
         }
-        (format!("Error{status}"), response)
-    });
-    let responses: Map<String, Value> = responses.collect();
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -302,7 +425,7 @@ pub fn document() -> Value {
 
 fn operation(endpoint: &Endpoint, schemas: &mut Schemas) -> Value {
     let Endpoint { id, summary, description, shape, .. } = endpoint;
-    let Shape { parameters, body, answers, errors } = shape(schemas);
+    let Shape { parameters, body, answers, errors, envelope } = shape(schemas);
     let mut responses = Map::new();
     for (status, meaning, content) in answers {
         let response = json!({
@@ -313,7 +436,8 @@ fn operation(endpoint: &Endpoint, schemas: &mut Schemas) -> Value {
         responses.insert(status.into(), response);
     }
     for status in errors {
-        responses.insert((*status).into(), json!({"$ref": format!("#/components/responses/Error{status}")}));
+        let name = format!("#/components/responses/{}{status}", envelope.prefix());
+        responses.insert((*status).into(), json!({"$ref": name}));
     }
     let mut operation = json!({"operationId": id, "summary": summary});
     if !description.is_empty() {

@@ -25,12 +25,16 @@ pub(super) trait Pieces: Send + 'static {
 
 /// An answer in pieces. Dropping it drops what they come from.
 pub(super) fn respond(pieces: impl Pieces) -> Response {
+    respond_with(pieces, KeepAlive::new().text("keep-alive"))
+}
+
+/// An answer in pieces, and what is sent while there are none.
+pub(super) fn respond_with(pieces: impl Pieces, keep_alive: KeepAlive) -> Response {
     let events = stream::unfold(pieces, |mut pieces| async move {
         let event = pieces.next().await?;
         Some((Ok::<_, Infallible>(event), pieces))
     });
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive");
-    let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
+    let mut response = Sse::new(events).keep_alive(keep_alive.interval(KEEP_ALIVE)).into_response();
     response.headers_mut().insert(NO_BUFFERING, HeaderValue::from_static("no"));
     response
 }
@@ -41,6 +45,11 @@ pub(super) fn json(value: &impl serde::Serialize) -> Event {
         error!(%error, "a piece could not be written");
         Event::default().comment("error")
     })
+}
+
+/// A piece that is an object, under a name.
+pub(super) fn named(name: &str, value: &impl serde::Serialize) -> Event {
+    json(value).event(name)
 }
 
 /// The last piece of an answer that is complete.

@@ -34,13 +34,13 @@ pub enum FetchError {
     #[error("the data URL is not in base64: it must begin like data:image/jpeg;base64,")]
     NotBase64,
     /// The base64 is broken.
-    #[error("the base64 of the data URL is broken: {reason}")]
+    #[error("its base64 is broken: {reason}")]
     BadBase64 {
         /// Where.
         reason: String,
     },
     /// The data is empty.
-    #[error("the data URL has no data")]
+    #[error("it has no data")]
     Empty,
     /// There is too much of it.
     #[error("the file has {bytes} bytes or more, the limit is {limit}")]
@@ -69,7 +69,7 @@ pub fn read_url(url: &str, limit: usize) -> Result<File, FetchError> {
 }
 
 /// The data of each frame of a video in a URL: what vLLM takes, `data:video/jpeg;base64,` and then pictures with commas in
-/// between. For [`read_frame`].
+/// between. For [`read_base64`].
 ///
 /// # Errors
 /// When it holds none.
@@ -81,11 +81,11 @@ pub fn video_frames(url: &str) -> Result<std::str::Split<'_, char>, FetchError> 
     }
 }
 
-/// Reads a frame of [`video_frames`], at most `limit` bytes of it.
+/// Reads a file of which only the base64 is there, such as a frame of [`video_frames`], at most `limit` bytes of it.
 ///
 /// # Errors
 /// When it is not what it should be.
-pub fn read_frame(data: &str, limit: usize) -> Result<File, FetchError> {
+pub fn read_base64(data: &str, limit: usize) -> Result<File, FetchError> {
     decode(data, limit)
 }
 

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::{
-    fetch::{FetchError, File, read_frame, read_url, video_frames},
+    fetch::{FetchError, File, read_base64, read_url, video_frames},
     image::{Header, ImageError, decode},
 };
 

@@ -32,6 +32,8 @@ pub struct Answer {
     events: Option<Events>,
     text: Option<(Detokenizer, Stops)>,
     finished: Option<FinishReason>,
+    /// The stop text that ended it.
+    stop: Option<String>,
     usage: Usage,
 }
 
@@ -43,8 +45,32 @@ impl Answer {
             events: Some(events),
             text: Some((detokenizer, Stops::new(stops))),
             finished: None,
+            stop: None,
             usage: Usage { prompt, ..Usage::default() },
         }
+    }
+
+    /// Waits until the engine has begun with it, and tells what is known of its usage then. Called before
+    /// [`Answer::next`], if at all.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub async fn started(&mut self) -> Result<Usage, EngineError> {
+        let Some(events) = &mut self.events else { return Err(EngineError::Stopped) };
+        match events.next().await {
+            Event::Started { reused } => self.usage.reused = reused,
+            Event::Failed(error) => {
+                self.events = None;
+                return Err(error);
+            }
+            other => debug_assert!(false, "{other:?} before the start"),
+        }
+        Ok(self.usage)
+    }
+
+    /// The stop text that ended the answer, where one did.
+    pub fn stop(&self) -> Option<&str> {
+        self.stop.as_deref()
     }
 
     /// The next step; after [`AnswerEvent::Finished`] and after an error there is none.
@@ -92,6 +118,7 @@ impl Answer {
         match stops.push(&piece) {
             Cut::Open(text) => Ok(text),
             Cut::Stopped(text) => {
+                self.stop = stops.found().map(str::to_owned);
                 self.text = None;
                 self.end(FinishReason::Stop);
                 Ok(text)
@@ -106,6 +133,7 @@ impl Answer {
         match stops.push(&piece) {
             Cut::Open(text) => Ok(text + &stops.finish()),
             Cut::Stopped(text) => {
+                self.stop = stops.found().map(str::to_owned);
                 self.finished = Some(FinishReason::Stop);
                 Ok(text)
             }

@@ -81,6 +81,8 @@ impl Detokenizer {
 pub struct Stops {
     stops: Vec<String>,
     held: String,
+    /// Which of them was found.
+    found: Option<usize>,
 }
 
 /// What [`Stops`] makes of a piece.
@@ -95,7 +97,7 @@ pub enum Cut {
 impl Stops {
     /// Ends at any of `stops`, none of which is empty.
     pub fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new() }
+        Self { stops, held: String::new(), found: None }
     }
 
     /// Adds a piece.
@@ -104,7 +106,10 @@ impl Stops {
             return Cut::Open(piece.to_owned());
         }
         self.held.push_str(piece);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
+        let stops = self.stops.iter().enumerate();
+        let found = stops.filter_map(|(index, stop)| Some((self.held.find(stop)?, index))).min();
+        if let Some((at, index)) = found {
+            self.found = Some(index);
             self.held.truncate(at);
             return Cut::Stopped(std::mem::take(&mut self.held));
         }
@@ -112,6 +117,11 @@ impl Stops {
         let open = self.held.len() - keep;
         let rest = self.held.split_off(open);
         Cut::Open(std::mem::replace(&mut self.held, rest))
+    }
+
+    /// The stop string that was found: the first in the text, and of those the first that was given.
+    pub fn found(&self) -> Option<&str> {
+        self.found.map(|index| self.stops[index].as_str())
     }
 
     /// What was held back, now that no stop string will follow.

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A picture, or a moment of a video, whose headers were read.
-pub(super) struct Opened {
+pub(in crate::api) struct Opened {
     param: String,
     files: Vec<(File, Header)>,
     size: MediaSize,
@@ -47,7 +47,10 @@ pub(super) async fn open(
         let mut opened = Vec::with_capacity(media.len());
         for medium in media {
             match medium.files {
-                Files::Picture(url) => opened.push(reader.picture(medium.param, &url)?),
+                Files::Picture(url) => opened.push(reader.picture(medium.param, |most| media::read_url(&url, most))?),
+                Files::Base64(data) => {
+                    opened.push(reader.picture(medium.param, |most| media::read_base64(&data, most))?);
+                }
                 Files::Frames { urls, rate } => opened.extend(reader.frames(&medium.param, urls, rate)?),
                 Files::Video { url, rate } => opened.extend(reader.video(&medium.param, &url, rate)?),
             }
@@ -66,8 +69,13 @@ struct Reader {
 }
 
 impl Reader {
-    fn picture(&mut self, param: String, url: &str) -> Result<Opened, InvalidRequest> {
-        let file = media::read_url(url, self.limits.image_bytes)
+    /// A picture whose file of at most so many bytes `read` reads.
+    fn picture(
+        &mut self,
+        param: String,
+        read: impl FnOnce(usize) -> Result<File, FetchError>,
+    ) -> Result<Opened, InvalidRequest> {
+        let file = read(self.limits.image_bytes)
             .map_err(|error| InvalidRequest::PictureUrl { param: param.clone(), error })?;
         let header = self.header(&param, &file)?;
         let (width, height) = header.size();
@@ -89,7 +97,7 @@ impl Reader {
         let frames = media::video_frames(url).map_err(failed)?;
         let video = self.count(param, frames.clone().count())?;
         let most = self.limits.image_bytes;
-        let files = frames.map(|data| media::read_frame(data, most));
+        let files = frames.map(|data| media::read_base64(data, most));
         self.moments(param, files, video, rate)
     }
 

@@ -15,30 +15,32 @@ use crate::{
 const LONGEST_STOP: usize = 1_000;
 
 /// A conversation to answer.
-pub(super) struct Chat {
-    pub(super) model: String,
-    pub(super) messages: Vec<Message>,
+pub(in crate::api) struct Chat {
+    pub(in crate::api) model: String,
+    pub(in crate::api) messages: Vec<Message>,
     /// In the order in which messages mention them.
-    pub(super) media: Vec<MediaRef>,
-    pub(super) sampling: Asked,
-    pub(super) max_tokens: Option<usize>,
-    pub(super) stops: Vec<String>,
+    pub(in crate::api) media: Vec<MediaRef>,
+    pub(in crate::api) sampling: Asked,
+    pub(in crate::api) max_tokens: Option<usize>,
+    pub(in crate::api) stops: Vec<String>,
     /// Whether the answer goes on where the model would end it.
-    pub(super) ignore_eos: bool,
-    pub(super) stream: Option<Streaming>,
+    pub(in crate::api) ignore_eos: bool,
+    pub(in crate::api) stream: Option<Streaming>,
 }
 
 /// A picture or a video that is still behind its URLs.
-pub(super) struct MediaRef {
+pub(in crate::api) struct MediaRef {
     /// Where the request has it.
-    pub(super) param: String,
-    pub(super) files: Files,
+    pub(in crate::api) param: String,
+    pub(in crate::api) files: Files,
 }
 
 /// Where the files of a medium are.
-pub(super) enum Files {
-    /// A picture.
+pub(in crate::api) enum Files {
+    /// A picture behind a URL.
     Picture(String),
+    /// A picture in base64.
+    Base64(String),
     /// A video: a picture behind each URL, so many a second.
     Frames { urls: Vec<String>, rate: f64 },
     /// A video: pictures in one URL, so many a second.
@@ -47,12 +49,12 @@ pub(super) enum Files {
 
 /// An answer in pieces.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Streaming {
-    pub(super) usage: bool,
+pub(in crate::api) struct Streaming {
+    pub(in crate::api) usage: bool,
 }
 
 impl Chat {
-    pub(super) fn parse(request: wire::ChatRequest, limits: &MediaLimits) -> Result<Self, InvalidRequest> {
+    pub(in crate::api) fn parse(request: wire::ChatRequest, limits: &MediaLimits) -> Result<Self, InvalidRequest> {
         refuse_unsupported(&request)?;
         let model = request.model.ok_or_else(|| missing("model"))?;
         let mut media = Vec::new();
@@ -86,22 +88,22 @@ impl Chat {
 }
 
 /// Sampling as it was asked for, before a model's own suggestions fill the gaps.
-#[derive(Debug)]
-pub(super) struct Asked {
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    min_p: Option<f64>,
-    top_k: Option<i64>,
-    repetition_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    seed: Option<i64>,
-    bias: Vec<(u32, f32)>,
+#[derive(Debug, Default)]
+pub(in crate::api) struct Asked {
+    pub(in crate::api) temperature: Option<f64>,
+    pub(in crate::api) top_p: Option<f64>,
+    pub(in crate::api) min_p: Option<f64>,
+    pub(in crate::api) top_k: Option<i64>,
+    pub(in crate::api) repetition_penalty: Option<f64>,
+    pub(in crate::api) frequency_penalty: Option<f64>,
+    pub(in crate::api) presence_penalty: Option<f64>,
+    pub(in crate::api) seed: Option<i64>,
+    pub(in crate::api) bias: Vec<(u32, f32)>,
 }
 
 impl Asked {
     /// What is asked for, else what the model's authors suggest, else the API's default.
-    pub(super) fn resolve(self, model: &TextModel) -> Result<Sampling, InvalidRequest> {
+    pub(in crate::api) fn resolve(self, model: &TextModel) -> Result<Sampling, InvalidRequest> {
         let defaults = model.defaults();
         let size = model.tokenizer().size();
         if let Some((id, _)) = self.bias.iter().find(|(id, _)| *id as usize >= size) {
@@ -201,16 +203,18 @@ fn messages(
     let turns = messages.into_iter().enumerate();
     let turns = turns.map(|(index, turn)| message(turn.0, &format!("messages[{index}]"), media));
     let turns = turns.collect::<Result<Vec<_>, _>>()?;
-    if media.len() > limits.images {
-        let (found, limit) = (media.len().to_string(), limits.images);
-        return Err(InvalidRequest::ArrayTooLong {
-            param: "messages".into(),
-            items: "pictures and videos",
-            found,
-            limit,
-        });
-    }
+    count(media, limits)?;
     Ok(turns)
+}
+
+/// Bounds how many pictures and videos a request has.
+pub(in crate::api) fn count(media: &[MediaRef], limits: &MediaLimits) -> Result<(), InvalidRequest> {
+    let (found, limit) = (media.len(), limits.images);
+    if found <= limit {
+        return Ok(());
+    }
+    let (param, found) = ("messages".into(), found.to_string());
+    Err(InvalidRequest::ArrayTooLong { param, items: "pictures and videos", found, limit })
 }
 
 fn message(message: wire::Message, path: &str, media: &mut Vec<MediaRef>) -> Result<Message, InvalidRequest> {
@@ -299,15 +303,19 @@ fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part,
 }
 
 fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
-    let stops = match stop {
-        None => return Ok(Vec::new()),
-        Some(wire::Stop::One(stop)) => vec![stop],
-        Some(wire::Stop::Several(Items(stops))) => stops,
-    };
+    match stop {
+        None => Ok(Vec::new()),
+        Some(wire::Stop::One(stop)) => stop_texts("stop", vec![stop]),
+        Some(wire::Stop::Several(Items(stops))) => stop_texts("stop", stops),
+    }
+}
+
+/// Texts that end an answer, each of a length that makes sense.
+pub(in crate::api) fn stop_texts(param: &str, stops: Vec<String>) -> Result<Vec<String>, InvalidRequest> {
     match stops.iter().find(|stop| !(1..=LONGEST_STOP).contains(&stop.len())) {
         None => Ok(stops),
         Some(stop) => {
-            Err(InvalidRequest::StringLength { param: "stop".into(), found: stop.len(), limit: LONGEST_STOP })
+            Err(InvalidRequest::StringLength { param: param.into(), found: stop.len(), limit: LONGEST_STOP })
         }
     }
 }

@@ -345,6 +345,8 @@ macro_rules! text_or {
     };
 }
 
+pub(super) use text_or;
+
 text_or!(Content, "a string or an array of parts", Content::Text, visit_seq(parts: SeqAccess) => {
     Items::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
 });

@@ -3,6 +3,7 @@
 pub mod audio;
 pub mod chat;
 pub mod error;
+pub mod messages;
 pub mod models;
 pub mod ops;
 mod schema;

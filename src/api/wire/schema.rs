@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use super::{
     Anything, Items, NameOrObject, Object, audio,
     chat::{self, MOST_BIASES},
+    messages::{self, MessagesRequest},
 };
 
 impl<T: JsonSchema> JsonSchema for Object<T> {
@@ -95,6 +96,20 @@ shaped! {
     chat::ImageUrl => ImageUrl;
     chat::Stop => Stop;
     audio::Chunking => Chunking;
+    messages::Content => Blocks;
+    messages::Block => Block;
+}
+
+impl JsonSchema for messages::CountRequest {
+    fn schema_name() -> Cow<'static, str> {
+        "CountRequest".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = MessagesRequest::json_schema(generator);
+        schema.insert("required".into(), serde_json::json!(["model", "messages"]));
+        schema
+    }
 }
 
 /// A text, or texts, pictures and videos.
@@ -141,6 +156,68 @@ enum Part {
         /// Frames of a second.
         #[schemars(range(min = 0.01, max = 1000))]
         fps: Option<f64>,
+    },
+}
+
+/// A text, or blocks.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "ContentParam")]
+enum Blocks {
+    /// One text.
+    Text(String),
+    /// Texts, pictures, documents and so on.
+    Blocks(Items<messages::Block, { chat::MOST_PARTS }>),
+}
+
+/// A block of a turn.
+#[derive(JsonSchema)]
+#[schemars(tag = "type", rename_all = "snake_case", rename = "BlockParam")]
+enum Block {
+    /// Words.
+    Text {
+        /// What is said.
+        text: String,
+        /// Whether the usage tells what was found in the cache.
+        cache_control: Option<Anything>,
+    },
+    /// A picture.
+    Image {
+        /// Where it is.
+        source: messages::MediaSource,
+        /// Whether the usage tells what was found in the cache.
+        cache_control: Option<Anything>,
+    },
+    /// A document.
+    Document {
+        /// Where it is.
+        source: messages::MediaSource,
+        /// What it is called.
+        title: Option<String>,
+        /// What else is known of it.
+        context: Option<String>,
+        /// Whether the usage tells what was found in the cache.
+        cache_control: Option<Anything>,
+    },
+    /// What a search found.
+    SearchResult {
+        /// Where.
+        source: String,
+        /// What it is called.
+        title: Option<String>,
+        /// What it says.
+        content: messages::Content,
+        /// Whether the usage tells what was found in the cache.
+        cache_control: Option<Anything>,
+    },
+    /// What the model thought: dropped.
+    Thinking {
+        /// It.
+        thinking: Anything,
+    },
+    /// What the model thought: dropped.
+    RedactedThinking {
+        /// It.
+        data: Anything,
     },
 }
 

@@ -1,0 +1,96 @@
+//! `/v1/messages` and `/v1/messages/count_tokens`: conversations in the shapes of the Anthropic API.
+
+mod answer;
+mod parse;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+
+use self::{
+    answer::Base,
+    parse::{Conversation, Messages},
+};
+use super::{
+    ApiError, App, chat, json,
+    models::{not_found, wrong_model},
+    params::Parsed,
+    wire::messages as wire,
+};
+use crate::{
+    request::InvalidRequest,
+    router::{ChatModel, Served},
+};
+
+/// A prompt is counted up to so many contexts: who counts wants to know how much too long it is, but not at any price.
+const COUNTED: usize = 8;
+
+/// `POST /v1/messages`
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    app.models()?;
+    let Parsed { value, ignored } =
+        json::read::<wire::MessagesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
+    ignored.check(app.config.strict)?;
+    let Messages { chat, max_tokens, stream, cache } = Messages::parse(value, &app.config.media)?;
+    let (served, model) = find(&app, &chat.model)?;
+    let place = served.handle.reserve()?;
+    let base = Base::new(served, max_tokens, cache);
+    let answer = chat::submit(&app, served, model, place, chat).await?;
+    let mut response = match stream {
+        true => answer::stream(base, answer),
+        false => answer::collect(base, answer).await?,
+    };
+    ignored.report(&mut response);
+    Ok(response)
+}
+
+/// `POST /v1/messages/count_tokens`
+pub(super) async fn count_tokens(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    app.models()?;
+    let Parsed { value: wire::CountRequest(value), ignored } =
+        json::read(&headers, body, app.config.body_bytes, is_harmless).await?;
+    ignored.check(app.config.strict)?;
+    let Conversation { model, messages, media, .. } = Conversation::parse(value, &app.config.media)?;
+    let (served, model) = find(&app, &model)?;
+    // Nothing is generated, but preparing a prompt is work as well.
+    let _place = served.handle.reserve()?;
+    let context = served.handle.context();
+    let prompt = chat::prompt(&app, model, messages, media, context.saturating_mul(COUNTED)).await;
+    let (prompt, _) = prompt.map_err(|error| match error {
+        ApiError::Invalid(InvalidRequest::ContextLength { tokens, .. }) => {
+            InvalidRequest::ContextLength { tokens, limit: context }.into()
+        }
+        other => other,
+    })?;
+    let mut response = Json(wire::TokenCount { input_tokens: prompt.tokens.len() }).into_response();
+    ignored.report(&mut response);
+    Ok(response)
+}
+
+/// The chat model of a name.
+fn find<'a>(app: &'a App, name: &str) -> Result<(&'a Served, &'a Arc<ChatModel>), ApiError> {
+    let models = app.models()?;
+    let served = models.find(name).ok_or_else(|| not_found(models, name))?;
+    let model = served.chat().ok_or_else(|| wrong_model(models, served, "chat"))?;
+    Ok((served, model))
+}
+
+fn is_harmless(path: &str) -> bool {
+    let field = path.rsplit('.').next().unwrap_or(path);
+    let in_blocks = path.starts_with("messages[") || path.starts_with("system[");
+    wire::HARMLESS.contains(&path) || in_blocks && wire::HARMLESS_IN_BLOCKS.contains(&field)
+}

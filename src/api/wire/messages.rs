@@ -1,0 +1,473 @@
+//! `/v1/messages` and `/v1/messages/count_tokens`, of the Anthropic API.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{
+        Error as _, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer, value::SeqAccessDeserializer,
+    },
+};
+
+use super::{
+    Anything, Items, Object,
+    chat::{MOST_MESSAGES, MOST_PARTS, text_or},
+};
+
+/// Most stop texts.
+pub const MOST_SEQUENCES: usize = 64;
+
+/// A request. Everything may be absent or null here: what must be there is checked with a better message.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["model", "max_tokens", "messages"]))]
+pub struct MessagesRequest {
+    /// Which model.
+    pub model: Option<String>,
+    /// Most tokens of the answer.
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<i64>,
+    /// The conversation.
+    pub messages: Option<Items<Object<MessageParam>, MOST_MESSAGES>>,
+    /// What the operator of the conversation says: one text, or blocks of text.
+    pub system: Option<Content>,
+    /// Texts that end the answer.
+    pub stop_sequences: Option<Items<String, MOST_SEQUENCES>>,
+    /// Whether the answer comes in pieces.
+    pub stream: Option<bool>,
+    /// 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub temperature: Option<f64>,
+    /// 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub top_p: Option<f64>,
+    /// 0 or -1 keeps all.
+    pub top_k: Option<i64>,
+    /// An extension: 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_p: Option<f64>,
+    /// An extension: above 0 to 10.
+    pub repetition_penalty: Option<f64>,
+    /// An extension: the same seed gives the same text.
+    pub seed: Option<i64>,
+    /// Whether the usage tells what was found in the cache.
+    pub cache_control: Option<Anything>,
+    /// Refused unless empty.
+    pub tools: Option<Vec<Anything>>,
+    /// Refused unless of type `none` or `auto`.
+    pub tool_choice: Option<Object<ToolChoice>>,
+    /// What form the answer has; its `effort` changes nothing.
+    pub output_config: Option<Object<OutputConfig>>,
+    /// Refused: the older name of `output_config.format`.
+    pub output_format: Option<Anything>,
+    /// Refused.
+    pub container: Option<Anything>,
+    /// Refused unless empty.
+    pub mcp_servers: Option<Vec<Anything>>,
+}
+
+/// A request to count: the same, but that no `max_tokens` is wanted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub struct CountRequest(pub MessagesRequest);
+
+/// Fields that clients send and that change nothing here.
+pub const HARMLESS: &[&str] = &[
+    "context_management",
+    "diagnostics",
+    "inference_geo",
+    "metadata",
+    "output_config.effort",
+    "service_tier",
+    "speed",
+    "thinking",
+    "user_profile_id",
+    "workspace_id",
+];
+
+/// Fields of blocks that clients send, often because an answer had them, and that change nothing.
+pub const HARMLESS_IN_BLOCKS: &[&str] = &["caller", "citations", "signature", "transformations"];
+
+/// How a tool is chosen.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct ToolChoice {
+    /// `none` or `auto`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+}
+
+/// What form an answer has.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct OutputConfig {
+    /// Refused.
+    pub format: Option<Anything>,
+}
+
+/// A turn.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["role", "content"]))]
+pub struct MessageParam {
+    /// `user`, `assistant` or `system`.
+    pub role: Option<String>,
+    /// What is said and shown.
+    pub content: Option<Content>,
+}
+
+/// What is said and shown.
+#[derive(Debug)]
+pub enum Content {
+    /// One text.
+    Text(String),
+    /// Blocks.
+    Blocks(Items<Block, MOST_PARTS>),
+}
+
+text_or!(Content, "a string or an array of blocks", Content::Text, visit_seq(blocks: SeqAccess) => {
+    Items::deserialize(SeqAccessDeserializer::new(blocks)).map(Content::Blocks)
+});
+
+/// A block of a turn. Small: a body can hold very many.
+#[derive(Debug)]
+pub struct Block {
+    /// What it is.
+    pub kind: BlockKind,
+    /// Whether the usage is to tell what was found in the cache.
+    pub cache_control: bool,
+}
+
+/// What a block is.
+#[derive(Debug)]
+pub enum BlockKind {
+    /// Words.
+    Text(Box<str>),
+    /// A picture.
+    Image(Source),
+    /// A document.
+    Document(Box<Document>),
+    /// What a search found.
+    SearchResult(Box<SearchResult>),
+    /// What the model thought: dropped.
+    Thinking,
+    /// Another type.
+    Other(Box<str>),
+}
+
+/// Where something is from.
+#[derive(Debug)]
+pub enum Source {
+    /// Of what a search found: where.
+    Name(String),
+    /// Of pictures and documents.
+    Media(Box<MediaSource>),
+}
+
+text_or!(Source, "an object or a string", Source::Name, visit_map(map: MapAccess) => {
+    MediaSource::deserialize(MapAccessDeserializer::new(map)).map(|source| Source::Media(Box::new(source)))
+});
+
+/// Where a picture or a document is.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(extend("required" = ["type"]))]
+pub struct MediaSource {
+    /// `base64`, `url`, `file`; of documents also `text` and `content`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Of base64; a picture is told by its content, whatever this says.
+    pub media_type: Option<String>,
+    /// The file in base64, or the text.
+    pub data: Option<String>,
+    /// A data URL; others are refused.
+    pub url: Option<String>,
+    /// Texts and pictures.
+    pub content: Option<Content>,
+    /// Refused.
+    pub file_id: Option<String>,
+}
+
+/// A document.
+#[derive(Debug)]
+pub struct Document {
+    /// Where it is.
+    pub source: Source,
+    /// What it is called.
+    pub title: Option<String>,
+    /// What else is known of it.
+    pub context: Option<String>,
+}
+
+/// What a search found.
+#[derive(Debug)]
+pub struct SearchResult {
+    /// Where.
+    pub source: Source,
+    /// What it is called.
+    pub title: Option<String>,
+    /// What it says.
+    pub content: Content,
+}
+
+impl BlockKind {
+    /// The name of its type.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Text(_) => "text",
+            Self::Image(_) => "image",
+            Self::Document(_) => "document",
+            Self::SearchResult(_) => "search_result",
+            Self::Thinking => "thinking",
+            Self::Other(name) => name,
+        }
+    }
+
+    /// Whether it may be inside of another block.
+    pub fn is_leaf(&self) -> bool {
+        matches!(self, Self::Text(_) | Self::Image(_))
+    }
+
+    /// Whether it becomes text.
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::Text(_) | Self::Document(_) | Self::SearchResult(_))
+    }
+}
+
+impl<'de> Deserialize<'de> for Block {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            #[serde(rename = "type")]
+            kind: Option<String>,
+            text: Option<Box<str>>,
+            source: Option<Source>,
+            title: Option<String>,
+            context: Option<String>,
+            content: Option<Content>,
+            cache_control: Option<Anything>,
+            #[serde(rename = "thinking")]
+            _thinking: Option<Anything>,
+            #[serde(rename = "data")]
+            _data: Option<Anything>,
+        }
+        let Object(fields) = Object::<Fields>::deserialize(deserializer)?;
+        let Fields { kind, text, source, title, context, content, cache_control, .. } = fields;
+        let missing = D::Error::missing_field;
+        let kind = kind.ok_or_else(|| missing("type"))?;
+        let source = || source.ok_or_else(|| missing("source"));
+        let block = match kind.as_str() {
+            "text" => BlockKind::Text(text.ok_or_else(|| missing("text"))?),
+            "image" => BlockKind::Image(source()?),
+            "document" => BlockKind::Document(Box::new(Document { source: source()?, title, context })),
+            "search_result" => {
+                let content = content.ok_or_else(|| missing("content"))?;
+                BlockKind::SearchResult(Box::new(SearchResult { source: source()?, title, content }))
+            }
+            "thinking" | "redacted_thinking" => BlockKind::Thinking,
+            _ => BlockKind::Other(kind.into()),
+        };
+        Ok(Self { kind: block, cache_control: cache_control.is_some() })
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicMessage")]
+pub struct Message<'a> {
+    /// `msg_…`.
+    pub id: &'a str,
+    /// `message`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// `assistant`.
+    pub role: &'static str,
+    /// The model that answered.
+    pub model: &'a str,
+    /// A block of text; nothing where the answer begins.
+    pub content: Vec<ContentBlock>,
+    /// Why it ended; null where it begins.
+    pub stop_reason: Option<StopReason>,
+    /// The stop text that ended it.
+    pub stop_sequence: Option<String>,
+    /// Tokens.
+    pub usage: Usage,
+}
+
+/// A block of an answer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ContentBlock {
+    /// Words.
+    Text {
+        /// What is said.
+        text: String,
+    },
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The model ended it.
+    EndTurn,
+    /// `max_tokens` did.
+    MaxTokens,
+    /// A stop text did.
+    StopSequence,
+    /// The context did, before `max_tokens` could.
+    ModelContextWindowExceeded,
+}
+
+/// Tokens of a request.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicUsage")]
+pub struct Usage {
+    /// Of the prompt, but for those in `cache_read_input_tokens`.
+    pub input_tokens: usize,
+    /// 0.
+    pub cache_creation_input_tokens: usize,
+    /// Of the prompt, those that an earlier request had computed; 0 unless the request has a `cache_control`.
+    pub cache_read_input_tokens: usize,
+    /// Of the answer.
+    pub output_tokens: usize,
+}
+
+/// A piece of an answer, under its name as the event's.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "AnthropicEvent")]
+pub enum StreamEvent<'a> {
+    /// The answer begins.
+    MessageStart {
+        /// It, without content.
+        message: Message<'a>,
+    },
+    /// A block begins.
+    ContentBlockStart {
+        /// Which.
+        index: usize,
+        /// It, without content.
+        content_block: ContentBlock,
+    },
+    /// Nothing happened.
+    Ping,
+    /// A block goes on.
+    ContentBlockDelta {
+        /// Which.
+        index: usize,
+        /// With what.
+        delta: Delta<'a>,
+    },
+    /// A block is complete.
+    ContentBlockStop {
+        /// Which.
+        index: usize,
+    },
+    /// The answer is complete.
+    MessageDelta {
+        /// Why.
+        delta: End<'a>,
+        /// Tokens.
+        usage: Usage,
+    },
+    /// Nothing follows.
+    MessageStop,
+}
+
+impl StreamEvent<'_> {
+    /// The event's name, which is its type.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::MessageStart { .. } => "message_start",
+            Self::ContentBlockStart { .. } => "content_block_start",
+            Self::Ping => "ping",
+            Self::ContentBlockDelta { .. } => "content_block_delta",
+            Self::ContentBlockStop { .. } => "content_block_stop",
+            Self::MessageDelta { .. } => "message_delta",
+            Self::MessageStop => "message_stop",
+        }
+    }
+}
+
+/// What a block goes on with.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "AnthropicDelta")]
+pub enum Delta<'a> {
+    /// More text.
+    TextDelta {
+        /// It.
+        text: &'a str,
+    },
+}
+
+/// Why an answer is complete.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct End<'a> {
+    /// Why.
+    pub stop_reason: StopReason,
+    /// The stop text that ended it.
+    pub stop_sequence: Option<&'a str>,
+}
+
+/// `POST /v1/messages/count_tokens`
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TokenCount {
+    /// Tokens that the prompt has.
+    pub input_tokens: usize,
+}
+
+/// `{"type": "error", …}`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicErrorBody")]
+pub struct ErrorBody<'a> {
+    /// `error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What is wrong.
+    pub error: ErrorObject,
+    /// The id in the server's log; absent in a stream, whose headers have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<&'a str>,
+}
+
+/// What is wrong.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicErrorObject")]
+pub struct ErrorObject {
+    /// `invalid_request_error`, `not_found_error`, `overloaded_error` and so on.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// For people: the path of the field, such as `messages.0.content.1`, and what is wrong with it.
+    pub message: String,
+}
+
+/// `GET /v1/models`, with the header `anthropic-version`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicModelList")]
+pub struct ModelList {
+    /// A page of the names that a request may use.
+    pub data: Vec<ModelInfo>,
+    /// Whether there are more in that direction.
+    pub has_more: bool,
+    /// The first of them.
+    pub first_id: Option<String>,
+    /// The last of them.
+    pub last_id: Option<String>,
+}
+
+/// `GET /v1/models/{id}`, with the header `anthropic-version`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicModel")]
+pub struct ModelInfo {
+    /// `model`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The name.
+    pub id: String,
+    /// The same.
+    pub display_name: String,
+    /// When it was loaded, as RFC 3339 has it.
+    pub created_at: String,
+    /// `active`.
+    pub lifecycle: &'static str,
+    /// Most tokens of prompt and answer together.
+    pub max_input_tokens: usize,
+}
