@@ -208,14 +208,27 @@ fn paths_in_documents_exist() {
 /// Every name that the wire knows is in backticks in docs/api.md.
 #[test]
 fn the_api_document_names_every_field() {
-    use percept::api::wire::{audio, chat};
+    use percept::api::wire::{audio, chat, messages, responses};
     let document = fs::read_to_string(root().join("docs/api.md")).unwrap();
     let chat_fields: Vec<&str> = chat::HARMLESS.iter().chain(chat::HARMLESS_IN_MESSAGES).copied().collect();
     let audio_fields: Vec<&str> =
         audio::HARMLESS.iter().copied().chain(audio::REFUSED.iter().map(|(name, _)| *name)).collect();
-    for (api, path, mut fields) in
-        [("chat", "chat/completions", chat_fields), ("audio", "audio/transcriptions", audio_fields)]
-    {
+    let messages_fields: Vec<&str> = messages::HARMLESS
+        .iter()
+        .chain(messages::HARMLESS_IN_BLOCKS)
+        .flat_map(|name| name.split('.'))
+        .collect();
+    let responses_fields: Vec<&str> = responses::HARMLESS
+        .iter()
+        .chain(responses::HARMLESS_IN_ITEMS)
+        .flat_map(|name| name.split('.'))
+        .collect();
+    for (api, path, mut fields) in [
+        ("chat", "chat/completions", chat_fields),
+        ("responses", "responses", responses_fields),
+        ("messages", "messages", messages_fields),
+        ("audio", "audio/transcriptions", audio_fields),
+    ] {
         let (_, section) = document.split_once(&format!("\n## `POST /v1/{path}`\n")).unwrap();
         let section = section.split("\n## ").next().unwrap();
         let quoted: String = section.split('`').skip(1).step_by(2).collect::<Vec<_>>().join(" ");

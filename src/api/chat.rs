@@ -14,14 +14,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-pub(super) use self::parse::{Asked, Chat, Files, MediaRef, count, stop_texts};
+pub(super) use self::parse::{Asked, Chat, Files, MediaRef, count, stop_texts, stops};
 use self::{answer::Base, media::Opened};
-use super::{
-    ApiError, App, json,
-    models::{not_found, wrong_model},
-    params::Parsed,
-    wire::chat as wire,
-};
+use super::{ApiError, App, json, models::chat_model, params::Parsed, wire::chat as wire};
 use crate::{
     engine::Place,
     request::{self, InvalidRequest, Prompt, Readout, Request},
@@ -35,13 +30,12 @@ pub(super) async fn completions(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let models = app.models()?;
+    app.models()?;
     let Parsed { value, ignored } =
         json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let chat = Chat::parse(value, &app.config.media)?;
-    let model = models.find(&chat.model).ok_or_else(|| not_found(models, &chat.model))?;
-    let text = model.chat().ok_or_else(|| wrong_model(models, model, "chat"))?;
+    let (model, text) = chat_model(&app, &chat.model)?;
     let place = model.handle.reserve()?;
     let stream = chat.stream;
     let base = Base::new(model);

@@ -27,6 +27,17 @@ pub enum ApiError {
     /// A field is wrong.
     #[error(transparent)]
     Invalid(#[from] InvalidRequest),
+    /// A field is wrong, of a request whose conversation is its `input`.
+    #[error("{}", .0.to_string().replace("'messages'", "'input'"))]
+    Input(InvalidRequest),
+    /// The response to go on from is not kept.
+    #[error(
+        "Previous response with id '{id}' not found: this server keeps none. Send the whole conversation as input."
+    )]
+    NoSuchResponse {
+        /// Its id.
+        id: String,
+    },
     /// The body is not JSON.
     #[error("We could not parse the JSON body of your request. (HINT: {0})")]
     NotJson(String),
@@ -135,10 +146,25 @@ impl ApiError {
         Self::Internal
     }
 
+    /// The same error of a request whose conversation is its `input`.
+    pub(super) fn of_input(self) -> Self {
+        match self {
+            Self::Invalid(invalid) => Self::Input(invalid),
+            other => other,
+        }
+    }
+
     /// The error as the API's own object.
     pub fn body(&self) -> wire::error::ErrorBody {
         let (kind, code, param) = match self {
             Self::Invalid(invalid) => ("invalid_request_error", code(invalid), param(invalid)),
+            Self::Input(invalid) => {
+                let param = param(invalid).map(|param| if param == "messages" { "input" } else { param });
+                ("invalid_request_error", code(invalid), param)
+            }
+            Self::NoSuchResponse { .. } => {
+                ("invalid_request_error", Some("previous_response_not_found"), Some("previous_response_id"))
+            }
             Self::NotJson(_)
             | Self::NotForm(_)
             | Self::ContentType { .. }
@@ -163,6 +189,8 @@ impl ApiError {
     fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_)
+            | Self::Input(_)
+            | Self::NoSuchResponse { .. }
             | Self::NotJson(_)
             | Self::NotForm(_)
             | Self::WrongModel { .. }

@@ -17,16 +17,8 @@ use self::{
     answer::Base,
     parse::{Conversation, Messages},
 };
-use super::{
-    ApiError, App, chat, json,
-    models::{not_found, wrong_model},
-    params::Parsed,
-    wire::messages as wire,
-};
-use crate::{
-    request::InvalidRequest,
-    router::{ChatModel, Served},
-};
+use super::{ApiError, App, chat, json, models::chat_model, params::Parsed, wire::messages as wire};
+use crate::request::InvalidRequest;
 
 /// A prompt is counted up to so many contexts: who counts wants to know how much too long it is, but not at any price.
 const COUNTED: usize = 8;
@@ -42,7 +34,7 @@ pub(super) async fn create(
         json::read::<wire::MessagesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let Messages { chat, max_tokens, stream, cache } = Messages::parse(value, &app.config.media)?;
-    let (served, model) = find(&app, &chat.model)?;
+    let (served, model) = chat_model(&app, &chat.model)?;
     let place = served.handle.reserve()?;
     let base = Base::new(served, max_tokens, cache);
     let answer = chat::submit(&app, served, model, place, chat).await?;
@@ -65,7 +57,7 @@ pub(super) async fn count_tokens(
         json::read(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let Conversation { model, messages, media, .. } = Conversation::parse(value, &app.config.media)?;
-    let (served, model) = find(&app, &model)?;
+    let (served, model) = chat_model(&app, &model)?;
     // Nothing is generated, but preparing a prompt is work as well.
     let _place = served.handle.reserve()?;
     let context = served.handle.context();
@@ -79,14 +71,6 @@ pub(super) async fn count_tokens(
     let mut response = Json(wire::TokenCount { input_tokens: prompt.tokens.len() }).into_response();
     ignored.report(&mut response);
     Ok(response)
-}
-
-/// The chat model of a name.
-fn find<'a>(app: &'a App, name: &str) -> Result<(&'a Served, &'a Arc<ChatModel>), ApiError> {
-    let models = app.models()?;
-    let served = models.find(name).ok_or_else(|| not_found(models, name))?;
-    let model = served.chat().ok_or_else(|| wrong_model(models, served, "chat"))?;
-    Ok((served, model))
 }
 
 fn is_harmless(path: &str) -> bool {

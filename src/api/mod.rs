@@ -12,6 +12,7 @@ mod models;
 mod openapi;
 mod ops;
 mod params;
+mod responses;
 mod sse;
 mod ui;
 pub mod wire;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     request::InvalidRequest,
-    router::{Router, Served},
+    router::{ChatModel, Router, Served},
 };
 
 /// Most names of a page, where a client of the Anthropic API asks for so many.
@@ -32,7 +32,8 @@ pub(super) async fn list(
     headers: HeaderMap,
     uri: Uri,
 ) -> Result<Response, ApiError> {
-    let names = app.models()?.models().iter().flat_map(|served| served.names().map(move |name| (served, name)));
+    let names =
+        app.models()?.models().iter().flat_map(|served| served.names().map(move |name| (served, name)));
     if is_anthropic(uri.path(), &headers) {
         let infos = names.map(|(served, name)| info(served, name)).collect();
         return Ok(Json(Page::parse(uri.query().unwrap_or(""))?.of(infos)).into_response());
@@ -102,6 +103,14 @@ pub(super) async fn one(
         return Ok(Json(info(served, &id)).into_response());
     }
     Ok(Json(model(served, &id)).into_response())
+}
+
+/// The chat model of a name.
+pub(super) fn chat_model<'a>(app: &'a App, name: &str) -> Result<(&'a Served, &'a Arc<ChatModel>), ApiError> {
+    let models = app.models()?;
+    let served = models.find(name).ok_or_else(|| not_found(models, name))?;
+    let model = served.chat().ok_or_else(|| wrong_model(models, served, "chat"))?;
+    Ok((served, model))
 }
 
 /// The error for a name that nothing here has.

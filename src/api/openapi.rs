@@ -12,7 +12,7 @@ use axum::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{App, audio, chat, messages, models, ops, wire};
+use super::{App, audio, chat, messages, models, ops, responses, wire};
 
 /// One thing that can be asked.
 pub(super) struct Endpoint {
@@ -79,6 +79,17 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             shape: chat_shape,
         },
         Endpoint {
+            path: "/v1/responses",
+            method: "post",
+            id: "createResponse",
+            summary: "Goes on with a conversation, in the shapes of the Responses API. Nothing is kept.",
+            description: "With `stream`, the answer is server-sent events, each under the name that its `type` says, \
+                          and numbered. A failure after the first event is an event `response.failed`. Closing the \
+                          connection ends the answer.",
+            handler: post(responses::create),
+            shape: responses_shape,
+        },
+        Endpoint {
             path: "/v1/messages",
             method: "post",
             id: "createMessage",
@@ -142,7 +153,11 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                 Shape {
                     parameters: json!([
                         anthropic_version(),
-                        query("limit", "With `anthropic-version`: most names of a page, by default 20.", &number),
+                        query(
+                            "limit",
+                            "With `anthropic-version`: most names of a page, by default 20.",
+                            &number
+                        ),
                         query("after_id", "With `anthropic-version`: the page behind this name.", &text),
                         query("before_id", "With `anthropic-version`: the page in front of it.", &text),
                     ]),
@@ -296,6 +311,23 @@ fn query(name: &str, description: &str, schema: &Value) -> Value {
     json!({"name": name, "in": "query", "description": description, "schema": schema})
 }
 
+fn responses_shape(schemas: &mut Schemas) -> Shape {
+    let request = schemas.request::<wire::responses::ResponsesRequest>();
+    let whole = schemas.answer::<wire::responses::Response<'_>>();
+    let event = schemas.answer::<wire::responses::StreamEvent<'_>>();
+    Shape {
+        parameters: json!([]),
+        body: Some(json!({"application/json": {"schema": request}})),
+        answers: vec![(
+            "200",
+            "The answer, whole or in events.",
+            json!({"application/json": {"schema": whole}, "text/event-stream": {"schema": event}}),
+        )],
+        errors: CHAT_ERRORS,
+        envelope: Envelope::OpenAi,
+    }
+}
+
 fn messages_shape(schemas: &mut Schemas) -> Shape {
     let request = schemas.request::<wire::messages::MessagesRequest>();
     let whole = schemas.answer::<wire::messages::Message<'_>>();
@@ -372,7 +404,10 @@ const ANTHROPIC_ERRORS: &[(&str, &str)] = &[
     ("413", "The body is too large; the message names the limit."),
     ("415", "The body has another type than it must have, or it is compressed."),
     ("500", "The server failed; its log says how, under the id in `request-id`."),
-    ("529", "The queue is full, the models are being loaded, or the server is stopping; `Retry-After` says for how long."),
+    (
+        "529",
+        "The queue is full, the models are being loaded, or the server is stopping; `Retry-After` says for how long.",
+    ),
 ];
 
 const ABOUT: &str = "percept answers OpenAI and Anthropic clients: this is their API, as far as it is served here. Every path is also answered without \

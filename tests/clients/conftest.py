@@ -15,6 +15,9 @@ def serve(model, *more):
     yield from run(str(FIXTURES / model), *more)
 
 
+run_fixture = contextlib.contextmanager(serve)
+
+
 @contextlib.contextmanager
 def serve_all(models):
     """A server of several, each under the name of its folder."""
@@ -36,7 +39,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="session")
 def server():
-    yield from serve("llava", "--alias", "gpt-4o")
+    yield from serve("llava", "--alias", "gpt-4o", "--alias", "claude-sonnet-4-5")
 
 
 @pytest.fixture(scope="session")

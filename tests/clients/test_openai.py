@@ -142,7 +142,7 @@ def test_sampling_and_extensions(client):
 
 
 def test_models(client):
-    assert [model.id for model in client.models.list()] == ["llava", "gpt-4o"]
+    assert [model.id for model in client.models.list()] == ["llava", "gpt-4o", "claude-sonnet-4-5"]
     assert client.models.retrieve("gpt-4o").object == "model"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("gpt-5")

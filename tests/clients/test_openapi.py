@@ -7,7 +7,7 @@ import jsonschema
 import openapi_spec_validator
 import pytest
 from conftest import FIXTURES
-from test_openai import CASES, messages
+from test_openai import CASES, data_url, messages
 
 # Busy machines are slow.
 http = httpx.Client(timeout=300)
@@ -36,6 +36,9 @@ def check(document):
 
 
 CHAT = ("post", "/v1/chat/completions")
+RESPONSES = ("post", "/v1/responses")
+MESSAGES = ("post", "/v1/messages")
+COUNT = ("post", "/v1/messages/count_tokens")
 SPEECH = ("post", "/v1/audio/transcriptions")
 
 
@@ -82,6 +85,61 @@ def test_what_it_forbids_is_refused(server, check, wrong):
     check(answer.json(), CHAT, "responses", "400")
 
 
+def events(text):
+    found = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    assert len(found) > 6
+    return [json.loads(event) for event in found]
+
+
+def test_it_describes_responses(server, check):
+    case = next(case for case in CASES if case["images"])
+    parts = [
+        {"type": "input_image", "image_url": data_url(case["images"][0]), "detail": "auto"},
+        {"type": "input_text", "text": "a"},
+    ]
+    body = {"model": "llava", "input": [{"role": "user", "content": parts}], "max_output_tokens": 3}
+    check(body, RESPONSES, "requestBody")
+    check(body | {"input": "hello"}, RESPONSES, "requestBody")
+    check(http.post(f"{server}/responses", json=body).json(), RESPONSES, "responses", "200")
+    for event in events(http.post(f"{server}/responses", json=body | {"stream": True}).text):
+        check(event, RESPONSES, "responses", "200", media="text/event-stream")
+    for wrong in [{"max_output_tokens": 0}, {"input": [{"role": "user", "content": [{"type": "text"}]}]}]:
+        with pytest.raises(jsonschema.ValidationError):
+            check(body | wrong, RESPONSES, "requestBody")
+        answer = http.post(f"{server}/responses", json=body | wrong)
+        assert answer.status_code == 400
+        check(answer.json(), RESPONSES, "responses", "400")
+
+
+def test_it_describes_messages(server, check):
+    case = next(case for case in CASES if case["images"])
+    blocks = [
+        {"type": "image", "source": {"type": "base64", "data": data_url(case["images"][0]).split(",")[1]}},
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a"}},
+        {"type": "search_result", "source": "a", "title": "b", "content": [{"type": "text", "text": "c"}]},
+        {"type": "text", "text": "d", "cache_control": {"type": "ephemeral"}},
+    ]
+    body = {"model": "llava", "messages": [{"role": "user", "content": blocks}]}
+    with pytest.raises(jsonschema.ValidationError):
+        check(body, MESSAGES, "requestBody")
+    check(body, COUNT, "requestBody")
+    answer = http.post(f"{server}/messages/count_tokens", json=body)
+    assert answer.status_code == 200, answer.text
+    check(answer.json(), COUNT, "responses", "200")
+    body |= {"max_tokens": 3, "system": "e"}
+    check(body, MESSAGES, "requestBody")
+    check(http.post(f"{server}/messages", json=body).json(), MESSAGES, "responses", "200")
+    answer = http.post(f"{server}/messages", json=body | {"stream": True})
+    for event in events(answer.text):
+        check(event, MESSAGES, "responses", "200", media="text/event-stream")
+    for wrong in [{"max_tokens": 0}, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}]:
+        with pytest.raises(jsonschema.ValidationError):
+            check(body | wrong, MESSAGES, "requestBody")
+        answer = http.post(f"{server}/messages", json=body | wrong)
+        assert answer.status_code == 400
+        check(answer.json(), MESSAGES, "responses", "400")
+
+
 def test_it_describes_transcripts(speech_server, check):
     def ask(**fields):
         with RECORDING.open("rb") as file:
@@ -103,6 +161,10 @@ def test_it_describes_transcripts(speech_server, check):
 
 def test_it_describes_the_rest(server, check):
     models = http.get(f"{server}/models").json()
+    check(models, ("get", "/v1/models"), "responses", "200")
+    check(models["data"][0], ("get", "/v1/models/{model}"), "responses", "200")
+    headers = {"anthropic-version": "2026-10-21"}
+    models = http.get(f"{server}/models", headers=headers).json()
     check(models, ("get", "/v1/models"), "responses", "200")
     check(models["data"][0], ("get", "/v1/models/{model}"), "responses", "200")
     check(http.get(f"{server}/models/none").json(), ("get", "/v1/models/{model}"), "responses", "404")

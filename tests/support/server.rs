@@ -73,7 +73,11 @@ impl Server {
     }
 
     pub fn post(&self, body: &Value) -> impl Future<Output = reqwest::Response> + use<> {
-        let request = reqwest::Client::new().post(self.path("/v1/chat/completions")).json(body);
+        self.post_to("/v1/chat/completions", body)
+    }
+
+    pub fn post_to(&self, path: &str, body: &Value) -> impl Future<Output = reqwest::Response> + use<> {
+        let request = reqwest::Client::new().post(self.path(path)).json(body);
         async move { request.send().await.unwrap() }
     }
 

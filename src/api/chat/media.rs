@@ -47,7 +47,9 @@ pub(super) async fn open(
         let mut opened = Vec::with_capacity(media.len());
         for medium in media {
             match medium.files {
-                Files::Picture(url) => opened.push(reader.picture(medium.param, |most| media::read_url(&url, most))?),
+                Files::Picture(url) => {
+                    opened.push(reader.picture(medium.param, |most| media::read_url(&url, most))?)
+                }
                 Files::Base64(data) => {
                     opened.push(reader.picture(medium.param, |most| media::read_base64(&data, most))?);
                 }

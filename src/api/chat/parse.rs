@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::{
     api::{
         check::{decimal, integer, missing, value},
-        wire::{Items, NameOrObject, Object, chat as wire},
+        wire::{Entries, Items, NameOrObject, Object, chat as wire},
     },
     media::MediaLimits,
     request::{InvalidRequest, Sampling},
@@ -54,7 +54,10 @@ pub(in crate::api) struct Streaming {
 }
 
 impl Chat {
-    pub(in crate::api) fn parse(request: wire::ChatRequest, limits: &MediaLimits) -> Result<Self, InvalidRequest> {
+    pub(in crate::api) fn parse(
+        request: wire::ChatRequest,
+        limits: &MediaLimits,
+    ) -> Result<Self, InvalidRequest> {
         refuse_unsupported(&request)?;
         let model = request.model.ok_or_else(|| missing("model"))?;
         let mut media = Vec::new();
@@ -203,17 +206,21 @@ fn messages(
     let turns = messages.into_iter().enumerate();
     let turns = turns.map(|(index, turn)| message(turn.0, &format!("messages[{index}]"), media));
     let turns = turns.collect::<Result<Vec<_>, _>>()?;
-    count(media, limits)?;
+    count("messages", media, limits)?;
     Ok(turns)
 }
 
 /// Bounds how many pictures and videos a request has.
-pub(in crate::api) fn count(media: &[MediaRef], limits: &MediaLimits) -> Result<(), InvalidRequest> {
+pub(in crate::api) fn count(
+    param: &str,
+    media: &[MediaRef],
+    limits: &MediaLimits,
+) -> Result<(), InvalidRequest> {
     let (found, limit) = (media.len(), limits.images);
     if found <= limit {
         return Ok(());
     }
-    let (param, found) = ("messages".into(), found.to_string());
+    let (param, found) = (param.into(), found.to_string());
     Err(InvalidRequest::ArrayTooLong { param, items: "pictures and videos", found, limit })
 }
 
@@ -302,7 +309,8 @@ fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part,
     }
 }
 
-fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
+/// `stop`, of whichever request.
+pub(in crate::api) fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
     match stop {
         None => Ok(Vec::new()),
         Some(wire::Stop::One(stop)) => stop_texts("stop", vec![stop]),
@@ -320,8 +328,8 @@ pub(in crate::api) fn stop_texts(param: &str, stops: Vec<String>) -> Result<Vec<
     }
 }
 
-fn bias(bias: Option<wire::Biases>) -> Result<Vec<(u32, f32)>, InvalidRequest> {
-    let wire::Biases(bias) = bias.unwrap_or_default();
+fn bias(bias: Option<Entries<f64, { wire::MOST_BIASES }>>) -> Result<Vec<(u32, f32)>, InvalidRequest> {
+    let Entries(bias) = bias.unwrap_or_default();
     let entry = |(key, bias): (String, f64)| {
         let id = key.parse().map_err(|_| value("logit_bias", &format!("key {key}"), "token ids as keys"))?;
         let bias = decimal("logit_bias", Some(bias), -100.0, 100.0)?.unwrap_or(0.0);

@@ -68,7 +68,7 @@ impl ApiError {
 
     fn anthropic_message(&self) -> String {
         match self {
-            Self::Invalid(invalid) => message(invalid),
+            Self::Invalid(invalid) | Self::Input(invalid) => message(invalid),
             Self::ModelNotFound { .. } | Self::WrongModel { .. } => format!("model: {self}"),
             other => other.to_string(),
         }
@@ -122,13 +122,16 @@ mod tests {
     #[test]
     fn an_api_is_told_by_path_or_header() {
         let none = HeaderMap::new();
-        for path in ["/v1/messages", "/messages", "/v1/messages/count_tokens", "/v1/messages/x", "/v1/v1/messages"] {
+        for path in
+            ["/v1/messages", "/messages", "/v1/messages/count_tokens", "/v1/messages/x", "/v1/v1/messages"]
+        {
             assert!(is_anthropic(path, &none), "{path}");
         }
         for path in ["/v1/models", "/v1/chat/completions", "/v1/messagesx", "/"] {
             assert!(!is_anthropic(path, &none), "{path}");
         }
-        let headers = HeaderMap::from_iter([("anthropic-version".parse().unwrap(), HeaderValue::from_static("x"))]);
+        let headers =
+            HeaderMap::from_iter([("anthropic-version".parse().unwrap(), HeaderValue::from_static("x"))]);
         assert!(is_anthropic("/v1/models", &headers));
     }
 }

@@ -2,7 +2,10 @@
 
 use axum::{
     Json,
-    response::{IntoResponse, Response, sse::{Event, KeepAlive}},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive},
+    },
 };
 use uuid::Uuid;
 

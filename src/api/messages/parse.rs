@@ -41,8 +41,16 @@ impl Messages {
         let stream = request.stream.unwrap_or(false);
         let Conversation { model, messages, media, cache } = Conversation::parse(request, limits)?;
         let max = Some(max_tokens);
-        let chat =
-            Chat { model, messages, media, sampling, max_tokens: max, stops, ignore_eos: false, stream: None };
+        let chat = Chat {
+            model,
+            messages,
+            media,
+            sampling,
+            max_tokens: max,
+            stops,
+            ignore_eos: false,
+            stream: None,
+        };
         Ok(Self { chat, max_tokens, stream, cache })
     }
 }
@@ -80,7 +88,7 @@ impl Conversation {
             reader.turn(role, parts);
         }
         let Reader { messages, media, cache } = reader;
-        count(&media, limits)?;
+        count("messages", &media, limits)?;
         if messages.last().is_some_and(|last| last.role == Role::Assistant) {
             let reason = "the last turn is the assistant's, and this server does not go on with one; \
                           end with a turn of the user";
@@ -132,7 +140,8 @@ impl Reader {
             self.cache |= block.cache_control;
             let path = format!("{path}[{index}]");
             // What is said in two blocks is said in two lines, but for a model's own words.
-            if role != Role::Assistant && matches!(parts.last(), Some(Part::Text(_))) && block.kind.is_text() {
+            if role != Role::Assistant && matches!(parts.last(), Some(Part::Text(_))) && block.kind.is_text()
+            {
                 parts.push(Part::Text("\n".into()));
             }
             self.block(block.kind, &path, role, &mut parts)?;
@@ -162,10 +171,12 @@ impl Reader {
                     "tool_use" | "tool_result" => {
                         unsupported(&kind, "tool calls are not supported by this server")
                     }
-                    "server_tool_use" | "web_search_tool_result" | "web_fetch_tool_result"
-                    | "mcp_tool_use" | "mcp_tool_result" | "container_upload" => {
-                        unsupported(&kind, "this server has no tools of its own")
-                    }
+                    "server_tool_use"
+                    | "web_search_tool_result"
+                    | "web_fetch_tool_result"
+                    | "mcp_tool_use"
+                    | "mcp_tool_result"
+                    | "container_upload" => unsupported(&kind, "this server has no tools of its own"),
                     other => {
                         let supported = "'text', 'image', 'document', 'search_result', 'thinking' and \
                                          'redacted_thinking'";
@@ -198,7 +209,10 @@ impl Reader {
                 (param, Files::Picture(url))
             }
             Some("file") => {
-                return Err(unsupported(&kind, "files are not kept by this server; send the picture in base64"));
+                return Err(unsupported(
+                    &kind,
+                    "files are not kept by this server; send the picture in base64",
+                ));
             }
             Some(other) => return Err(value(&kind, other, "'base64' and 'url'")),
         };
@@ -232,13 +246,19 @@ impl Reader {
                 self.leaves(content, &path, role, parts)?;
             }
             Some("base64") => {
-                return Err(unsupported(&kind, "PDF files are not read by this server; send pages as pictures"));
+                return Err(unsupported(
+                    &kind,
+                    "PDF files are not read by this server; send pages as pictures",
+                ));
             }
             Some("url") => {
                 return Err(unsupported(&kind, "documents are not fetched by this server; send their text"));
             }
             Some("file") => {
-                return Err(unsupported(&kind, "files are not kept by this server; send the document's text"));
+                return Err(unsupported(
+                    &kind,
+                    "files are not kept by this server; send the document's text",
+                ));
             }
             Some(other) => return Err(value(&kind, other, "'text' and 'content'")),
         }

@@ -1,6 +1,6 @@
 //! `/v1/chat/completions`.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{
@@ -10,7 +10,7 @@ use serde::{
     },
 };
 
-use super::{Anything, Items, NameOrObject, Object};
+use super::{Anything, Entries, Items, NameOrObject, Object};
 
 /// Most messages of a request.
 pub const MOST_MESSAGES: usize = 10_000;
@@ -67,7 +67,7 @@ pub struct ChatRequest {
     /// How.
     pub stream_options: Option<Object<StreamOptions>>,
     /// -100 to 100 by token id.
-    pub logit_bias: Option<Biases>,
+    pub logit_bias: Option<Entries<f64, MOST_BIASES>>,
     /// Refused above 1.
     pub n: Option<i64>,
     /// Refused when true.
@@ -266,35 +266,6 @@ pub enum Stop {
     One(String),
     /// Several.
     Several(Items<String, MOST_STOPS>),
-}
-
-/// Biases by token id.
-#[derive(Debug, Default)]
-pub struct Biases(pub BTreeMap<String, f64>);
-
-impl<'de> Deserialize<'de> for Biases {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Bounded;
-        impl<'de> Visitor<'de> for Bounded {
-            type Value = BTreeMap<String, f64>;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a map")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut biases = BTreeMap::new();
-                while let Some((id, bias)) = map.next_entry()? {
-                    biases.insert(id, bias);
-                    if biases.len() > MOST_BIASES {
-                        return Err(A::Error::custom(format_args!("{}{MOST_BIASES}", super::TOO_MANY)));
-                    }
-                }
-                Ok(biases)
-            }
-        }
-        deserializer.deserialize_map(Bounded).map(Self)
-    }
 }
 
 /// How an answer comes in pieces.

@@ -6,9 +6,10 @@ pub mod error;
 pub mod messages;
 pub mod models;
 pub mod ops;
+pub mod responses;
 mod schema;
 
-use std::{fmt, marker::PhantomData};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
@@ -68,6 +69,41 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Items<T, 
             }
         }
         deserializer.deserialize_seq(Bounded::<T, MOST>(PhantomData)).map(Self)
+    }
+}
+
+/// An object of at most `MOST` entries, given up where it becomes larger.
+#[derive(Debug)]
+pub struct Entries<T, const MOST: usize>(pub BTreeMap<String, T>);
+
+impl<T, const MOST: usize> Default for Entries<T, MOST> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Entries<T, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bounded<T, const MOST: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for Bounded<T, MOST> {
+            type Value = BTreeMap<String, T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some((name, entry)) = map.next_entry()? {
+                    entries.insert(name, entry);
+                    if entries.len() > MOST {
+                        return Err(A::Error::custom(format_args!("{TOO_MANY}{MOST}")));
+                    }
+                }
+                Ok(entries)
+            }
+        }
+        deserializer.deserialize_map(Bounded::<T, MOST>(PhantomData)).map(Self)
     }
 }
 

@@ -6,9 +6,9 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
-    Anything, Items, NameOrObject, Object, audio,
-    chat::{self, MOST_BIASES},
+    Anything, Entries, Items, NameOrObject, Object, audio, chat,
     messages::{self, MessagesRequest},
+    responses,
 };
 
 impl<T: JsonSchema> JsonSchema for Object<T> {
@@ -43,6 +43,21 @@ impl<T: JsonSchema, const MOST: usize> JsonSchema for Items<T, MOST> {
     }
 }
 
+impl<T: JsonSchema, const MOST: usize> JsonSchema for Entries<T, MOST> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("EntriesOf{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let entry = generator.subschema_for::<T>();
+        json_schema!({"type": "object", "additionalProperties": entry, "maxProperties": MOST})
+    }
+}
+
 /// Types that stand where they are used.
 macro_rules! inline {
     ($($type:ty => $schema:tt;)*) => {
@@ -67,7 +82,6 @@ inline! {
     NameOrObject => {"type": ["string", "object"]};
     // As it is written: where there could be one, there is null.
     chat::Never => {"type": "null"};
-    chat::Biases => {"type": "object", "additionalProperties": {"type": "number"}, "maxProperties": MOST_BIASES};
     audio::Threshold => {"anyOf": [{"type": "number"}, {"const": "none"}]};
 }
 
@@ -98,6 +112,9 @@ shaped! {
     audio::Chunking => Chunking;
     messages::Content => Blocks;
     messages::Block => Block;
+    responses::Input => Input;
+    responses::Content => InputContent;
+    responses::Part => InputPart;
 }
 
 impl JsonSchema for messages::CountRequest {
@@ -219,6 +236,69 @@ enum Block {
         /// It.
         data: Anything,
     },
+}
+
+/// What the user says, or items.
+#[derive(JsonSchema)]
+#[schemars(untagged, rename = "ResponseInput")]
+enum Input {
+    /// What the user says.
+    Text(String),
+    /// Turns and what else there is.
+    Items(Items<Object<responses::Item>, { chat::MOST_MESSAGES }>),
+}
+
+/// A text, or parts.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum InputContent {
+    /// One text.
+    Text(String),
+    /// Texts and pictures.
+    Parts(Items<responses::Part, { chat::MOST_PARTS }>),
+}
+
+/// A text or a picture.
+#[derive(JsonSchema)]
+#[schemars(tag = "type", rename_all = "snake_case")]
+enum InputPart {
+    /// A text.
+    InputText {
+        /// What is said.
+        text: String,
+    },
+    /// A text of an answer that comes back.
+    OutputText {
+        /// What is said.
+        text: String,
+    },
+    /// A refusal of an answer that comes back.
+    Refusal {
+        /// What is said.
+        refusal: String,
+    },
+    /// A picture.
+    InputImage {
+        /// A data URL.
+        image_url: chat::ImageUrl,
+        /// Changes nothing.
+        detail: Option<InputDetail>,
+    },
+    /// What an answer had besides, in items that are dropped.
+    ReasoningText {
+        /// It.
+        text: String,
+    },
+}
+
+/// How closely a picture is looked at.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+enum InputDetail {
+    Auto,
+    Low,
+    High,
+    Original,
 }
 
 /// Where the frames of a video are.

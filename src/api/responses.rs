@@ -1,0 +1,45 @@
+//! `/v1/responses`: conversations in the shapes of the Responses API, of which nothing is kept.
+
+mod answer;
+mod parse;
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
+
+use self::{answer::Base, parse::Responses};
+use super::{ApiError, App, chat, json, models::chat_model, params::Parsed, wire::responses as wire};
+
+/// `POST /v1/responses`
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    app.models()?;
+    let Parsed { value, ignored } =
+        json::read::<wire::ResponsesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
+    ignored.check(app.config.strict)?;
+    let Responses { chat, stream, echo } = Responses::parse(value, &app.config.media)?;
+    let (served, model) = chat_model(&app, &chat.model)?;
+    let place = served.handle.reserve()?;
+    let base = Base::new(served, echo);
+    let answer = chat::submit(&app, served, model, place, chat).await.map_err(ApiError::of_input)?;
+    let mut response = match stream {
+        true => answer::stream(base, answer),
+        false => Json(answer::collect(answer).await?.response(&base)).into_response(),
+    };
+    ignored.report(&mut response);
+    Ok(response)
+}
+
+fn is_harmless(path: &str) -> bool {
+    let field = path.rsplit('.').next().unwrap_or(path);
+    wire::HARMLESS.contains(&path) || path.starts_with("input[") && wire::HARMLESS_IN_ITEMS.contains(&field)
+}
