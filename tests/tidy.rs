@@ -222,6 +222,8 @@ fn the_api_document_names_every_field() {
         let quoted: Vec<&str> = words(&quoted).collect();
         let wire = fs::read_to_string(root().join(format!("src/api/wire/{api}.rs"))).unwrap();
         let (requests, _) = wire.split_once("/// A whole answer.").unwrap();
+        let tools = fs::read_to_string(root().join("src/api/wire/tools.rs")).unwrap();
+        fields.extend(wire_fields(&tools).filter(|_| api == "chat"));
         fields.extend(wire_fields(requests));
         assert!(fields.len() > 40, "only {} fields were found", fields.len());
         for field in fields {

@@ -1,10 +1,12 @@
 //! `/v1/chat/completions`.
 
 mod answer;
+mod answers;
 mod media;
 mod parse;
+mod tools;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -14,7 +16,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use self::{answer::Base, parse::Chat};
+use self::{
+    answer::Base,
+    answers::{Answers, Asked},
+    parse::Chat,
+    tools::{Constrained, tells_apart},
+};
 use super::{
     ApiError, App, json,
     models::{not_found, wrong_model},
@@ -23,9 +30,9 @@ use super::{
 };
 use crate::{
     engine::Place,
-    request::{self, InvalidRequest, Readout, Request},
+    request::{self, Constraint, InvalidRequest, Readout, Request, Sampling},
     router::{ChatModel, Served},
-    text::{Answer, PromptError},
+    text::{GrammarError, PromptError, Reading},
 };
 
 /// `POST /v1/chat/completions`
@@ -43,11 +50,11 @@ pub(super) async fn completions(
     let text = model.chat().ok_or_else(|| wrong_model(models, model, "chat"))?;
     let place = model.handle.reserve()?;
     let stream = chat.stream;
-    let base = Base::new(model);
-    let answer = submit(&app, model, text, place, chat).await?;
+    let base = Base::new(model, chat.called, chat.logprobs.is_some());
+    let answers = submit(&app, model, text, place, chat).await?;
     let mut response = match stream {
-        Some(stream) => answer::stream(base, answer, stream),
-        None => Json(answer::collect(base, answer).await?).into_response(),
+        Some(stream) => answer::stream(base, answers, stream),
+        None => Json(answer::collect(base, answers).await?).into_response(),
     };
     ignored.report(&mut response);
     Ok(response)
@@ -60,13 +67,15 @@ async fn submit(
     model: &Arc<ChatModel>,
     place: Place,
     chat: Chat,
-) -> Result<Answer, ApiError> {
-    let Chat { messages, media, sampling, max_tokens, stops, ignore_eos, .. } = chat;
+) -> Result<Answers, ApiError> {
+    let Chat { conversation, media, sampling, max_tokens, stops, ignore_eos, .. } = chat;
+    let begun = conversation.continues;
+    let mut constraints = constraints(app, model, chat.constrained, chat.count, begun).await?;
     let opened = media::open(app, &model.text, media).await?;
     let context = served.handle.context();
     let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
     let texts = Arc::clone(model);
-    let prompt = blocking(move || texts.text.prompt(&messages, &footprints, context)).await?;
+    let prompt = blocking(move || texts.text.prompt(&conversation, &footprints, context)).await?;
     let prompt = prompt.map_err(prompt_error)?;
 
     let pictures = served.handle.media_rows(&prompt);
@@ -77,16 +86,55 @@ async fn submit(
     }
 
     let media = media::decode(app, served, opened).await?;
-    let sampling = sampling.resolve(&model.text)?;
+    let sampling = Sampling { logprobs: chat.logprobs, ..sampling.resolve(&model.text)? };
     let room = context - prompt.tokens.len();
     let limits = request::Limits {
         // Clients ask for more than any model has; the answer ends where the context does.
         tokens: max_tokens.map_or(room, |most| most.min(room)),
         stops: if ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
     };
-    let length = prompt.tokens.len();
-    let events = place.submit(Request { prompt, media, sampling, limits, readout: Readout::Answer })?;
-    Ok(Answer::new(events, &model.text, length, stops))
+    let request = |index: usize| Request {
+        prompt: prompt.clone(),
+        media: media.clone(),
+        // Each has a seed of its own, so that they differ.
+        sampling: Sampling { seed: sampling.seed.wrapping_add(index as u64), ..sampling.clone() },
+        limits: limits.clone(),
+        readout: Readout::Answer,
+        constraint: constraints.pop(),
+    };
+    let requests = (0..chat.count).map(request).collect();
+    let calls = chat.called.map(|_| model.text.call_syntax());
+    let reading = Reading { stops, calls, begun, logprobs: chat.logprobs.is_some() };
+    Ok(Answers::submit(place, requests, Asked { model: Arc::clone(model), reading })?)
+}
+
+/// What each of `count` answers must be; nothing where they are free.
+async fn constraints(
+    app: &App,
+    model: &Arc<ChatModel>,
+    constrained: Option<Constrained>,
+    count: usize,
+    begun: bool,
+) -> Result<Vec<Box<dyn Constraint>>, ApiError> {
+    /// Most time for compiling. What llguidance does is bounded, but not by a clock.
+    const DEADLINE: Duration = Duration::from_secs(10);
+    let Some(constrained) = constrained else { return Ok(Vec::new()) };
+    let param = constrained.param.clone();
+    let refuse = |error: GrammarError| InvalidRequest::Grammar { param: param.clone(), error };
+    let model = Arc::clone(model);
+    let compiling = app.decoders.run(move || {
+        let syntax = model.text.call_syntax();
+        if !tells_apart(&syntax, &constrained) {
+            let reason = "this model writes calls of functions as JSON, so that a form of the answer cannot be given as well";
+            return Err(GrammarError::Refused(reason.into()));
+        }
+        let compile = |_| model.text.grammars().compile(&constrained.grammar, &syntax, begun);
+        (0..count).map(compile).collect()
+    });
+    match tokio::time::timeout(DEADLINE, compiling).await {
+        Ok(compiled) => Ok(compiled.map_err(|error| ApiError::internal(&error))?.map_err(refuse)?),
+        Err(_) => Err(refuse(GrammarError::TooSlow { seconds: DEADLINE.as_secs() }).into()),
+    }
 }
 
 /// Runs long work where it holds up nobody.

@@ -18,9 +18,9 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// At the start of an answer.
-    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, ids: Vec::new(), begun: false }
+    /// At the start of an answer; where it is `begun`, its first word is not the first one.
+    pub fn new(tokenizer: Arc<Tokenizer>, begun: bool) -> Self {
+        Self { tokenizer, ids: Vec::new(), begun }
     }
 
     /// The text that one more id completes; often a word, sometimes nothing yet.
@@ -88,8 +88,8 @@ pub struct Stops {
 pub enum Cut {
     /// Text that certainly belongs to the answer.
     Open(String),
-    /// The last text of the answer: a stop string followed.
-    Stopped(String),
+    /// The last text of the answer, and the stop string that followed.
+    Stopped(String, String),
 }
 
 impl Stops {
@@ -104,9 +104,10 @@ impl Stops {
             return Cut::Open(piece.to_owned());
         }
         self.held.push_str(piece);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
+        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop)?, stop)));
+        if let Some((at, stop)) = found.min_by_key(|(at, _)| *at) {
             self.held.truncate(at);
-            return Cut::Stopped(std::mem::take(&mut self.held));
+            return Cut::Stopped(std::mem::take(&mut self.held), stop.clone());
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let open = self.held.len() - keep;
@@ -121,7 +122,7 @@ impl Stops {
 }
 
 /// The length of the longest end of `text` that is a beginning of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|&length| text.as_bytes().ends_with(&stop.as_bytes()[..length])).unwrap_or(0)
 }
@@ -139,7 +140,7 @@ mod tests {
     }
 
     fn pieces(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer));
+        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), false);
         let mut pieces: Vec<String> = ids.iter().map(|&id| detokenizer.push(id).unwrap()).collect();
         pieces.push(detokenizer.finish().unwrap());
         pieces
@@ -208,7 +209,10 @@ mod tests {
         for piece in pieces {
             match stops.push(piece) {
                 Cut::Open(open) => text += &open,
-                Cut::Stopped(last) => return (text + &last, true),
+                Cut::Stopped(last, stop) => {
+                    assert!(pieces.concat()[(text.len() + last.len())..].starts_with(&stop));
+                    return (text + &last, true);
+                }
             }
         }
         (text + &stops.finish(), false)

@@ -1,5 +1,7 @@
 //! Pictures and videos of a conversation: from URLs to what an engine takes.
 
+use std::sync::Arc;
+
 use percept_models::{Footprint, MediaSize, VideoInfo};
 
 use super::parse::{Files, MediaRef};
@@ -182,9 +184,9 @@ pub(super) async fn decode(app: &App, model: &Served, opened: Vec<Opened>) -> Re
     })?;
     let mut decoded = decoded.into_iter();
     let mut source = |size: MediaSize, pin: Option<Pin>, count: usize| match (pin, size) {
-        (Some(pin), _) => Some(Source::Encoded(pin)),
+        (Some(pin), _) => Some(Source::Encoded(Arc::new(pin))),
         (None, MediaSize::Moment { .. }) => Some(Source::Moment(decoded.by_ref().take(count).collect())),
-        (None, _) => decoded.next().map(Source::Pixels),
+        (None, _) => decoded.next().map(|picture| Source::Pixels(Arc::new(picture))),
     };
     let media: Option<Vec<Media>> = media
         .into_iter()

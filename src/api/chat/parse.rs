@@ -2,22 +2,31 @@
 
 use uuid::Uuid;
 
+use super::tools::{self, Constrained, Toolbox};
+
 use crate::{
     api::{
-        check::{decimal, integer, missing, value},
-        wire::{Items, NameOrObject, Object, chat as wire},
+        check::{decimal, integer, missing, unsupported, value},
+        wire::{
+            Items, Object, chat as wire,
+            tools::{Call, Called, MOST_TOOLS},
+        },
     },
     media::MediaLimits,
     request::{InvalidRequest, Sampling},
-    text::{Message, Part, Role, TextModel},
+    text::{self, Conversation, Message, Part, Role, TextModel},
 };
 
 const LONGEST_STOP: usize = 1_000;
+/// Most answers to one request: each of them takes a sequence.
+const MOST_ANSWERS: i64 = 8;
+/// Most tokens whose probabilities are wanted in place of one.
+const MOST_LOGPROBS: i64 = 20;
 
 /// A conversation to answer.
 pub(super) struct Chat {
     pub(super) model: String,
-    pub(super) messages: Vec<Message>,
+    pub(super) conversation: Conversation,
     /// In the order in which messages mention them.
     pub(super) media: Vec<MediaRef>,
     pub(super) sampling: Asked,
@@ -25,7 +34,24 @@ pub(super) struct Chat {
     pub(super) stops: Vec<String>,
     /// Whether the answer goes on where the model would end it.
     pub(super) ignore_eos: bool,
+    /// How many answers.
+    pub(super) count: usize,
+    /// How many tokens' probabilities are wanted in place of each of the answer's, where any are.
+    pub(super) logprobs: Option<usize>,
+    /// What the answer must be.
+    pub(super) constrained: Option<Constrained>,
+    /// How functions are called, where they may be.
+    pub(super) called: Option<CallStyle>,
     pub(super) stream: Option<Streaming>,
+}
+
+/// How calls of functions are told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CallStyle {
+    /// Whether functions were given the older way.
+    pub(super) legacy: bool,
+    /// Whether the one that is called was named.
+    pub(super) named: bool,
 }
 
 /// A picture or a video that is still behind its URLs.
@@ -52,19 +78,48 @@ pub(super) struct Streaming {
 }
 
 impl Chat {
-    pub(super) fn parse(request: wire::ChatRequest, limits: &MediaLimits) -> Result<Self, InvalidRequest> {
+    pub(super) fn parse(
+        mut request: wire::ChatRequest,
+        limits: &MediaLimits,
+    ) -> Result<Self, InvalidRequest> {
         refuse_unsupported(&request)?;
-        let model = request.model.ok_or_else(|| missing("model"))?;
+        let model = request.model.take().ok_or_else(|| missing("model"))?;
         let mut media = Vec::new();
-        let messages = messages(request.messages, limits, &mut media)?;
+        let messages = messages(request.messages.take(), limits, &mut media)?;
+        let continues = continues(&request, &messages)?;
+        let toolbox = Toolbox::parse(&mut request)?;
+        let form = tools::form(&mut request)?;
+        let called = toolbox.as_ref().map(|toolbox| CallStyle {
+            legacy: toolbox.legacy,
+            named: matches!(toolbox.choice, text::ToolChoice::Named(_)),
+        });
+        let constrained = match &toolbox {
+            Some(toolbox) => Some(toolbox.grammar(form)?),
+            None => form,
+        };
+        let ignore_eos = request.ignore_eos.unwrap_or(false);
+        if let Some(constrained) = constrained.as_ref().filter(|_| ignore_eos) {
+            let reason = format!("the answer ends where {} says so", constrained.param);
+            return Err(unsupported("ignore_eos", reason));
+        }
+        let count = integer("n", request.n.unwrap_or(1), 1, MOST_ANSWERS)? as usize;
+        let logprobs = logprobs(&request)?;
         let max_tokens = request.max_completion_tokens.map(|most| ("max_completion_tokens", most));
         let max_tokens = max_tokens.or(request.max_tokens.map(|most| ("max_tokens", most)));
         let max_tokens = max_tokens.map(|(param, most)| integer(param, most, 1, i64::MAX)).transpose()?;
         let usage = request.stream_options.and_then(|options| options.0.include_usage).unwrap_or(false);
         Ok(Self {
             model,
-            messages,
+            conversation: Conversation {
+                messages,
+                tools: toolbox.map(|toolbox| toolbox.tools).unwrap_or_default(),
+                continues,
+            },
             media,
+            count,
+            logprobs,
+            constrained,
+            called,
             sampling: Asked {
                 temperature: decimal("temperature", request.temperature, 0.0, 2.0)?,
                 top_p: decimal("top_p", request.top_p, 0.0, 1.0)?,
@@ -79,7 +134,7 @@ impl Chat {
             },
             max_tokens: max_tokens.map(|most| most as usize),
             stops: stops(request.stop)?,
-            ignore_eos: request.ignore_eos.unwrap_or(false),
+            ignore_eos,
             stream: request.stream.unwrap_or(false).then_some(Streaming { usage }),
         })
     }
@@ -131,62 +186,35 @@ impl Asked {
 
 /// What would change the answer and is not done is refused, never ignored.
 fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest> {
-    let refuse = |param: &str, reason: &str| {
-        Err(InvalidRequest::Unsupported { param: param.into(), reason: reason.into() })
-    };
-    let none = |choice: &Option<NameOrObject>| match choice {
-        None => true,
-        Some(NameOrObject::Name(choice)) => choice == "none" || choice == "auto",
-        Some(NameOrObject::Object) => false,
-    };
-    if request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
-        return refuse("tools", "tool calls are not supported by this server");
-    }
-    if !none(&request.tool_choice) {
-        return refuse("tool_choice", "tool calls are not supported by this server");
-    }
-    if request.functions.as_ref().is_some_and(|functions| !functions.is_empty()) {
-        return refuse("functions", "function calls are not supported by this server");
-    }
-    if !none(&request.function_call) {
-        return refuse("function_call", "function calls are not supported by this server");
-    }
-    if let Some(n) = request.n {
-        integer("n", n, 1, i64::MAX)?;
-        if n > 1 {
-            return refuse("n", "this server gives one answer per request, so n must be 1");
-        }
-    }
-    if request.logprobs == Some(true) {
-        return refuse("logprobs", "log probabilities are not supported by this server");
-    }
-    if request.top_logprobs.is_some_and(|count| count != 0) {
-        return refuse("top_logprobs", "log probabilities are not supported by this server");
-    }
-    if let Some(format) = &request.response_format {
-        match format.0.kind.as_deref() {
-            Some("text") => {}
-            Some("json_object" | "json_schema") => {
-                return refuse("response_format", "structured output is not supported by this server");
-            }
-            Some(other) => return Err(value("response_format.type", other, "'text'")),
-            None => return Err(missing("response_format.type")),
-        }
-    }
     let mut modalities = request.modalities.iter().flat_map(|modalities| &modalities.0);
     if let Some(other) = modalities.find(|modality| *modality != "text") {
         return Err(value("modalities", other, "'text'"));
     }
     if request.audio.is_some() {
-        return refuse("audio", "answers are text");
+        return Err(unsupported("audio", "answers are text"));
     }
     if let Some(extension) = request.refused_extension() {
-        return refuse(extension, "it would change the answer, and this server does not do it");
+        return Err(unsupported(extension, "it would change the answer, and this server does not do it"));
     }
     if request.web_search_options.is_some() {
-        return refuse("web_search_options", "this server does not search the web");
+        return Err(unsupported("web_search_options", "this server does not search the web"));
     }
     Ok(())
+}
+
+/// Whether the last turn goes on, and that it can.
+fn continues(request: &wire::ChatRequest, messages: &[Message]) -> Result<bool, InvalidRequest> {
+    let param = "continue_final_message";
+    let continues = request.continue_final_message.unwrap_or(false);
+    if request.add_generation_prompt == Some(continues) {
+        let reason = format!("a new turn is begun exactly where {param} is false");
+        return Err(unsupported("add_generation_prompt", reason));
+    }
+    let can = |last: &Message| last.role == Role::Assistant && last.calls.is_empty();
+    if continues && !messages.last().is_some_and(can) {
+        return Err(unsupported(param, "the last message is not text of the assistant's"));
+    }
+    Ok(continues)
 }
 
 fn messages(
@@ -214,28 +242,23 @@ fn messages(
 }
 
 fn message(message: wire::Message, path: &str, media: &mut Vec<MediaRef>) -> Result<Message, InvalidRequest> {
-    let unsupported = |field: &str, reason: &str| {
-        Err(InvalidRequest::Unsupported { param: format!("{path}.{field}"), reason: reason.into() })
-    };
     let role = match message.role.as_deref() {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
-        Some("tool" | "function") => {
-            return unsupported("role", "tool results are not supported by this server");
-        }
+        Some("tool" | "function") => Role::Tool,
         Some(other) => {
-            let supported = "'system', 'developer', 'user' and 'assistant'";
+            let supported = "'system', 'developer', 'user', 'assistant', 'tool' and 'function'";
             return Err(value(&format!("{path}.role"), other, supported));
         }
         None => return Err(missing(&format!("{path}.role"))),
     };
-    if message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
-        return unsupported("tool_calls", "tool calls are not supported by this server");
+    let calls = calls(message.tool_calls, message.function_call, path)?;
+    if role != Role::Assistant && !calls.is_empty() {
+        return Err(unsupported(&format!("{path}.tool_calls"), "only the assistant calls functions"));
     }
-    if message.function_call.is_some() {
-        return unsupported("function_call", "function calls are not supported by this server");
-    }
+    // The older way names the function instead of the call.
+    let answers = (role == Role::Tool).then(|| message.tool_call_id.or(message.name).unwrap_or_default());
     let parts = match (message.content, message.refusal) {
         (Some(wire::Content::Text(text)), _) => vec![Part::Text(text)],
         (Some(wire::Content::Parts(Items(parts))), _) => {
@@ -248,15 +271,35 @@ fn message(message: wire::Message, path: &str, media: &mut Vec<MediaRef>) -> Res
             parts.collect::<Result<_, _>>()?
         }
         (None, Some(refusal)) if role == Role::Assistant => vec![Part::Text(refusal)],
+        (None, _) if !calls.is_empty() => Vec::new(),
         (None, _) => return Err(missing(&format!("{path}.content"))),
     };
-    Ok(Message { role, parts })
+    Ok(Message { role, parts, calls, answers })
+}
+
+/// The functions that an earlier turn called.
+fn calls(
+    calls: Option<Items<Object<Call>, MOST_TOOLS>>,
+    legacy: Option<Object<Called>>,
+    path: &str,
+) -> Result<Vec<text::Call>, InvalidRequest> {
+    let Items(calls) = calls.unwrap_or_default();
+    let mut found = Vec::with_capacity(calls.len());
+    for (index, Object(call)) in calls.into_iter().enumerate() {
+        let path = format!("{path}.tool_calls[{index}]");
+        if let Some(other) = call.kind.as_deref().filter(|kind| *kind != "function") {
+            return Err(value(&format!("{path}.type"), other, "'function'"));
+        }
+        let Object(called) = call.function.ok_or_else(|| missing(&format!("{path}.function")))?;
+        found.push(tools::call(call.id, called, &format!("{path}.function"))?);
+    }
+    if let Some(Object(called)) = legacy {
+        found.push(tools::call(None, called, &format!("{path}.function_call"))?);
+    }
+    Ok(found)
 }
 
 fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part, InvalidRequest> {
-    let unsupported = |reason: &str| {
-        Err(InvalidRequest::Unsupported { param: format!("{path}.type"), reason: reason.into() })
-    };
     match part {
         wire::Part::Text(text) => Ok(Part::Text(text.into())),
         wire::Part::Refusal(text) => Ok(Part::Text(text.into())),
@@ -287,14 +330,29 @@ fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part,
             Ok(Part::Video)
         }
         wire::Part::Other(kind) => match &*kind {
-            "input_audio" => unsupported("recordings are not supported by this server"),
-            "file" => unsupported("files are not supported by this server; send pages as pictures"),
+            "input_audio" => {
+                Err(unsupported(&format!("{path}.type"), "recordings are not supported by this server"))
+            }
+            "file" => {
+                let reason = "files are not supported by this server; send pages as pictures";
+                Err(unsupported(&format!("{path}.type"), reason))
+            }
             other => Err(value(
                 &format!("{path}.type"),
                 other,
                 "'text', 'image_url', 'video_url', 'video' and 'refusal'",
             )),
         },
+    }
+}
+
+/// How many tokens' probabilities are wanted in place of each, where any are.
+fn logprobs(request: &wire::ChatRequest) -> Result<Option<usize>, InvalidRequest> {
+    let wanted = request.logprobs.unwrap_or(false);
+    let top = request.top_logprobs.map(|top| integer("top_logprobs", top, 0, MOST_LOGPROBS)).transpose()?;
+    match top {
+        Some(1..) if !wanted => Err(unsupported("top_logprobs", "it needs logprobs to be true")),
+        _ => Ok(wanted.then_some(top.unwrap_or(0) as usize)),
     }
 }
 

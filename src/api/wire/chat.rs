@@ -10,7 +10,12 @@ use serde::{
     },
 };
 
-use super::{Anything, Items, NameOrObject, Object};
+use super::{
+    Anything, Items, Object,
+    tools::{
+        Call, Called, Function, MOST_CHOICES, MOST_TOOLS, ResponseFormat, StructuredOutputs, Tool, ToolChoice,
+    },
+};
 
 /// Most messages of a request.
 pub const MOST_MESSAGES: usize = 10_000;
@@ -68,22 +73,40 @@ pub struct ChatRequest {
     pub stream_options: Option<Object<StreamOptions>>,
     /// -100 to 100 by token id.
     pub logit_bias: Option<Biases>,
-    /// Refused above 1.
+    /// How many answers: 1 to 8.
+    #[schemars(range(min = 1, max = 8))]
     pub n: Option<i64>,
-    /// Refused when true.
+    /// Whether the probabilities of the answer's tokens are wanted.
     pub logprobs: Option<bool>,
-    /// Refused above 0.
+    /// How many of the most probable tokens are wanted in place of each; needs `logprobs`.
+    #[schemars(range(min = 0, max = 20))]
     pub top_logprobs: Option<i64>,
-    /// Refused unless empty.
-    pub tools: Option<Vec<Anything>>,
-    /// Refused unless `none` or `auto`.
-    pub tool_choice: Option<NameOrObject>,
-    /// Refused unless empty.
-    pub functions: Option<Vec<Anything>>,
-    /// Refused unless `none` or `auto`.
-    pub function_call: Option<NameOrObject>,
-    /// Refused unless `text`.
+    /// Functions that the model may call.
+    pub tools: Option<Items<Object<Tool>, MOST_TOOLS>>,
+    /// Whether it calls them.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether it may call several.
+    pub parallel_tool_calls: Option<bool>,
+    /// The older form of `tools`.
+    pub functions: Option<Items<Object<Function>, MOST_TOOLS>>,
+    /// The older form of `tool_choice`.
+    pub function_call: Option<ToolChoice>,
+    /// What form the answer has.
     pub response_format: Option<Object<ResponseFormat>>,
+    /// An extension: the same as vLLM has it.
+    pub structured_outputs: Option<Object<StructuredOutputs>>,
+    /// An extension: an older form of `structured_outputs.json`.
+    pub guided_json: Option<serde_json::Value>,
+    /// An extension: an older form of `structured_outputs.regex`.
+    pub guided_regex: Option<String>,
+    /// An extension: an older form of `structured_outputs.choice`.
+    pub guided_choice: Option<Items<String, MOST_CHOICES>>,
+    /// An extension: an older form of `structured_outputs.grammar`.
+    pub guided_grammar: Option<String>,
+    /// An extension: whether the last message, one of the assistant's, goes on.
+    pub continue_final_message: Option<bool>,
+    /// An extension: refused unless it is the opposite of `continue_final_message`.
+    pub add_generation_prompt: Option<bool>,
     /// Refused unless `["text"]`.
     pub modalities: Option<Items<String, 16>>,
     /// Refused.
@@ -97,25 +120,13 @@ pub struct ChatRequest {
     /// Refused: an extension of other servers that would change the answer.
     pub best_of: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
-    pub continue_final_message: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
     pub echo: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub guided_choice: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub guided_grammar: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub guided_json: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub guided_regex: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub min_tokens: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub prompt_logprobs: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub stop_token_ids: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub structured_outputs: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub use_beam_search: Option<Anything>,
 }
@@ -127,16 +138,10 @@ impl ChatRequest {
             ("allowed_token_ids", &self.allowed_token_ids),
             ("bad_words", &self.bad_words),
             ("best_of", &self.best_of),
-            ("continue_final_message", &self.continue_final_message),
             ("echo", &self.echo),
-            ("guided_choice", &self.guided_choice),
-            ("guided_grammar", &self.guided_grammar),
-            ("guided_json", &self.guided_json),
-            ("guided_regex", &self.guided_regex),
             ("min_tokens", &self.min_tokens),
             ("prompt_logprobs", &self.prompt_logprobs),
             ("stop_token_ids", &self.stop_token_ids),
-            ("structured_outputs", &self.structured_outputs),
             ("use_beam_search", &self.use_beam_search),
         ];
         extensions.into_iter().find(|(_, value)| value.is_some()).map(|(name, _)| name)
@@ -147,7 +152,6 @@ impl ChatRequest {
 pub const HARMLESS: &[&str] = &[
     "metadata",
     "moderation",
-    "parallel_tool_calls",
     "prediction",
     "prompt_cache_key",
     "prompt_cache_options",
@@ -175,10 +179,12 @@ pub struct Message {
     pub name: Option<String>,
     /// A refusal that an assistant's turn consists of.
     pub refusal: Option<String>,
-    /// Refused unless empty.
-    pub tool_calls: Option<Vec<Anything>>,
-    /// Refused.
-    pub function_call: Option<Anything>,
+    /// Functions that the assistant called.
+    pub tool_calls: Option<Items<Object<Call>, MOST_TOOLS>>,
+    /// The call whose result this is.
+    pub tool_call_id: Option<String>,
+    /// The older form of `tool_calls`.
+    pub function_call: Option<Object<Called>>,
 }
 
 /// What is said.
@@ -306,14 +312,6 @@ pub struct StreamOptions {
     pub include_obfuscation: Option<bool>,
 }
 
-/// What form an answer has.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-pub struct ResponseFormat {
-    /// `text`.
-    #[serde(rename = "type")]
-    pub kind: Option<String>,
-}
-
 /// Reads a value that is a text or something else. `untagged` would lose the place of an error.
 macro_rules! text_or {
     ($type:ty, $expected:literal, $text:expr, $visit:ident($access:ident: $trait:ident) => $other:expr) => {
@@ -345,6 +343,8 @@ macro_rules! text_or {
     };
 }
 
+pub(super) use text_or;
+
 text_or!(Content, "a string or an array of parts", Content::Text, visit_seq(parts: SeqAccess) => {
     Items::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
 });
@@ -372,8 +372,8 @@ pub struct ChatCompletion {
     pub created: u64,
     /// The model that answered.
     pub model: String,
-    /// One.
-    pub choices: [Choice; 1],
+    /// As many as were asked for.
+    pub choices: Vec<Choice>,
     /// Tokens.
     pub usage: Usage,
     /// Changes when answers may change.
@@ -385,12 +385,12 @@ pub struct ChatCompletion {
 /// An answer.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Choice {
-    /// 0.
-    pub index: u32,
+    /// Which of the answers.
+    pub index: usize,
     /// The turn.
     pub message: Answer,
-    /// Always null.
-    pub logprobs: Option<Never>,
+    /// Null unless they were asked for.
+    pub logprobs: Option<Logprobs>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -400,12 +400,72 @@ pub struct Choice {
 pub struct Answer {
     /// `assistant`.
     pub role: &'static str,
-    /// The text.
-    pub content: String,
+    /// The text; null where functions are called instead.
+    pub content: Option<String>,
     /// Always null.
     pub refusal: Option<Never>,
     /// Always empty.
     pub annotations: [Never; 0],
+    /// Functions that are called; absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The function that is called, where they were given the older way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall>,
+}
+
+/// A call of a function.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ToolCall {
+    /// `call_…`.
+    pub id: String,
+    /// `function`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What is called.
+    pub function: FunctionCall,
+}
+
+/// What is called.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct FunctionCall {
+    /// The function.
+    pub name: String,
+    /// Its arguments as JSON; cut where the answer was.
+    pub arguments: String,
+}
+
+/// How probable the tokens of an answer were.
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
+pub struct Logprobs {
+    /// Of its text.
+    pub content: Vec<TokenLogprob>,
+    /// Always null.
+    pub refusal: Option<Never>,
+}
+
+/// How probable a token was.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct TokenLogprob {
+    /// The text that it completed.
+    pub token: String,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its own bytes, which may be part of a character.
+    pub bytes: Vec<u8>,
+    /// The most probable tokens in its place.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// How probable another token was.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct TopLogprob {
+    /// Its text.
+    pub token: String,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// What there is none of.
@@ -420,6 +480,10 @@ pub enum FinishReason {
     Stop,
     /// The limit or the context did.
     Length,
+    /// Functions are called.
+    ToolCalls,
+    /// A function is called, where they were given the older way.
+    FunctionCall,
 }
 
 /// Tokens of a request.
@@ -484,17 +548,17 @@ pub struct Chunk<'a> {
 /// What a piece adds.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ChunkChoice<'a> {
-    /// 0.
-    pub index: u32,
-    /// More text.
+    /// Which of the answers.
+    pub index: usize,
+    /// More text, or more of a call.
     pub delta: Delta<'a>,
-    /// Always null.
-    pub logprobs: Option<Never>,
+    /// Null unless they were asked for.
+    pub logprobs: Option<Logprobs>,
     /// Null until the end.
     pub finish_reason: Option<FinishReason>,
 }
 
-/// More text.
+/// More text, or more of a call.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct Delta<'a> {
     /// `assistant`, in the first piece.
@@ -503,4 +567,35 @@ pub struct Delta<'a> {
     /// Text, but for the last pieces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    /// More of a call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[CallDelta<'a>; 1]>,
+    /// More of a call, where functions were given the older way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionDelta<'a>>,
+}
+
+/// More of a call.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CallDelta<'a> {
+    /// Which of the answer's calls.
+    pub index: usize,
+    /// `call_…`, in the call's first piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    /// `function`, in the call's first piece.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    /// What is called.
+    pub function: FunctionDelta<'a>,
+}
+
+/// More of what is called.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FunctionDelta<'a> {
+    /// The function, in the call's first piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// More of its arguments.
+    pub arguments: &'a str,
 }

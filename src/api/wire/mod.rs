@@ -6,6 +6,7 @@ pub mod error;
 pub mod models;
 pub mod ops;
 mod schema;
+pub mod tools;
 
 use std::{fmt, marker::PhantomData};
 
@@ -67,38 +68,6 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Items<T, 
             }
         }
         deserializer.deserialize_seq(Bounded::<T, MOST>(PhantomData)).map(Self)
-    }
-}
-
-/// A name, or an object whose content does not matter.
-#[derive(Debug, PartialEq, Eq)]
-pub enum NameOrObject {
-    /// A name.
-    Name(String),
-    /// An object.
-    Object,
-}
-
-impl<'de> Deserialize<'de> for NameOrObject {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = NameOrObject;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string or an object")
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<NameOrObject, E> {
-                Ok(NameOrObject::Name(name.to_owned()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NameOrObject, A::Error> {
-                while map.next_entry::<Anything, Anything>()?.is_some() {}
-                Ok(NameOrObject::Object)
-            }
-        }
-        deserializer.deserialize_any(Either)
     }
 }
 

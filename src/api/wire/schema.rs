@@ -6,8 +6,9 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
-    Anything, Items, NameOrObject, Object, audio,
+    Anything, Items, Object, audio,
     chat::{self, MOST_BIASES},
+    tools,
 };
 
 impl<T: JsonSchema> JsonSchema for Object<T> {
@@ -63,7 +64,6 @@ macro_rules! inline {
 
 inline! {
     Anything => {};
-    NameOrObject => {"type": ["string", "object"]};
     // As it is written: where there could be one, there is null.
     chat::Never => {"type": "null"};
     chat::Biases => {"type": "object", "additionalProperties": {"type": "number"}, "maxProperties": MOST_BIASES};
@@ -94,6 +94,7 @@ shaped! {
     chat::Part => Part;
     chat::ImageUrl => ImageUrl;
     chat::Stop => Stop;
+    tools::ToolChoice => ToolChoice;
     audio::Chunking => Chunking;
 }
 
@@ -189,6 +190,16 @@ enum Stop {
     One(String),
     /// Several.
     Several(Items<String, { chat::MOST_STOPS }>),
+}
+
+/// `none`, `auto`, `required`, or which functions.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum ToolChoice {
+    /// A word.
+    Word(String),
+    /// Which.
+    Which(tools::Which),
 }
 
 /// `auto`, or which silences cut a recording.
