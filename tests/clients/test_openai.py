@@ -6,6 +6,7 @@ import json
 from typing import Literal
 
 import openai
+import pydantic
 import pytest
 from conftest import FIXTURES
 
@@ -223,14 +224,14 @@ WEATHER = {
 }
 
 
-def ask(client, **more):
+def about_weather(client, **more):
     asked = {"max_tokens": 300, "temperature": 1, "seed": 3, **more}
     messages = [{"role": "user", "content": "what is the weather in rome?"}]
     return client.chat.completions.create(model="llava", messages=messages, **asked)
 
 
 def test_functions_and_their_results(client):
-    answer = ask(client, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
+    answer = about_weather(client, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
     choice = answer.choices[0]
     assert choice.finish_reason == "tool_calls"
     [call] = choice.message.tool_calls
@@ -245,7 +246,9 @@ def test_functions_and_their_results(client):
 
 def test_streamed_calls(client):
     ids, name, arguments, reason = [], "", "", None
-    for chunk in ask(client, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, stream=True):
+    for chunk in about_weather(
+        client, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, stream=True
+    ):
         delta = chunk.choices[0].delta
         for call in delta.tool_calls or []:
             ids += [call.id] if call.id else []
@@ -257,7 +260,7 @@ def test_streamed_calls(client):
 
 
 def test_several_answers_and_probabilities(client):
-    answer = ask(client, n=3, logprobs=True, top_logprobs=2, max_tokens=6)
+    answer = about_weather(client, n=3, logprobs=True, top_logprobs=2, max_tokens=6)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     for choice in answer.choices:
         tokens = choice.logprobs.content
@@ -266,29 +269,20 @@ def test_several_answers_and_probabilities(client):
 
 
 def test_parsed_answers(client):
-    pydantic = pytest.importorskip("pydantic")
-
     class Answer(pydantic.BaseModel):
         city: Literal["rome", "oslo"]
         warm: bool
-        note: None | Literal["windy"]
+        note: Literal["windy"] | None
 
-    parse = getattr(client.chat.completions, "parse", None)
-    parse = parse or getattr(getattr(client, "beta", None) and client.beta.chat.completions, "parse", None)
-    if parse is None:
+    if not hasattr(openai, "pydantic_function_tool"):
         pytest.skip("this version of the library parses nothing")
+    parse = getattr(client.chat.completions, "parse", None) or client.beta.chat.completions.parse
     messages = [{"role": "user", "content": "what is the weather in rome?"}]
     answer = parse(model="llava", messages=messages, response_format=Answer, max_tokens=200, seed=5)
     assert isinstance(answer.choices[0].message.parsed, Answer)
-    answer = parse(
-        model="llava",
-        messages=messages,
-        max_tokens=200,
-        seed=5,
-        tools=[openai.pydantic_function_tool(Answer)],
-        tool_choice="required",
-        parallel_tool_calls=False,
-    )
+    tools = {"tools": [openai.pydantic_function_tool(Answer)], "tool_choice": "required"}
+    more = {"max_tokens": 200, "seed": 5, "parallel_tool_calls": False}
+    answer = parse(model="llava", messages=messages, **tools, **more)
     [call] = answer.choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, Answer)
     with pytest.raises(openai.LengthFinishReasonError):
