@@ -374,8 +374,10 @@ pub enum InvalidRequest {
         error: SizeError,
     },
     /// The file of a recording cannot be used.
-    #[error("{}: {error}.", of_sound(error))]
+    #[error("{}: {error}.", of_sound(param, error))]
     Sound {
+        /// Which.
+        param: String,
         /// Why.
         error: SoundError,
     },
@@ -413,11 +415,13 @@ pub enum InvalidRequest {
 }
 
 /// How the hosted API begins its messages about recordings, where it has one.
-fn of_sound(error: &SoundError) -> &'static str {
+fn of_sound(param: &str, error: &SoundError) -> String {
     match error {
-        SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "Invalid file format",
-        SoundError::Empty | SoundError::Broken { .. } => "Audio file might be corrupted or unsupported",
-        _ => "Invalid 'file'",
+        SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "Invalid file format".into(),
+        SoundError::Empty | SoundError::Broken { .. } => {
+            "Audio file might be corrupted or unsupported".into()
+        }
+        _ => format!("Invalid '{param}'"),
     }
 }
 

@@ -210,8 +210,15 @@ fn messages() -> Vec<Bad> {
         (
             json!({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}),
             "unsupported_parameter",
-            ".type",
+            ".input_audio",
         ),
+        (json!({"type": "input_audio"}), "missing_required_parameter", ".input_audio"),
+        (
+            json!({"type": "input_audio", "input_audio": {}}),
+            "missing_required_parameter",
+            ".input_audio.data",
+        ),
+        (json!({"type": "input_audio", "input_audio": "UklGRg=="}), "invalid_type", ".input_audio"),
         (json!({"type": "file", "file": {"file_data": ""}}), "unsupported_parameter", ".type"),
     ] {
         table.push(bad(part(value), code, &format!("{here}{field}")));

@@ -1,4 +1,4 @@
-//! Functions, forms of answers, probabilities and several answers, through HTTP.
+//! Functions, forms of answers, probabilities and several answers, in conversations and without, through HTTP.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
@@ -514,4 +514,113 @@ async fn schemas_leave_nothing_behind() {
     let grown = resident_bytes().saturating_sub(before);
     // One of them compiled takes about a megabyte.
     assert!(grown < 30 << 20, "{} MB more", grown >> 20);
+}
+
+async fn complete(server: &Server, fields: Value) -> (u16, Value) {
+    let mut body = json!({"model": "llava", "temperature": 0, "max_tokens": 6});
+    for (field, value) in fields.as_object().unwrap() {
+        body[field] = value.clone();
+    }
+    let request = reqwest::Client::new().post(server.path("/v1/completions")).json(&body);
+    let response = request.send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
+#[tokio::test]
+async fn texts_go_on_without_a_conversation() {
+    let server = start(Settings::default()).await;
+    let texts = |answer: &Value| -> Vec<String> {
+        let choices = answer["choices"].as_array().unwrap().iter().enumerate();
+        choices
+            .map(|(index, choice)| {
+                assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(index), &json!("length")));
+                choice["text"].as_str().unwrap().to_owned()
+            })
+            .collect()
+    };
+    let (status, one) = complete(&server, json!({"prompt": "one two </s>"})).await;
+    assert_eq!((status, &one["object"]), (200, &json!("text_completion")), "{one}");
+    let [first] = <[String; 1]>::try_from(texts(&one)).unwrap();
+    let (_, two) = complete(&server, json!({"prompt": "three"})).await;
+    let [second] = <[String; 1]>::try_from(texts(&two)).unwrap();
+
+    // Several prompts, several answers to each, in their order.
+    let (_, both) = complete(&server, json!({"prompt": ["one two </s>", "three"], "n": 2})).await;
+    assert_eq!(texts(&both), [first.clone(), first.clone(), second.clone(), second.clone()]);
+    let tokens = |answer: &Value, kind: &str| answer["usage"][kind].as_u64().unwrap();
+    assert_eq!(tokens(&both, "prompt_tokens"), tokens(&one, "prompt_tokens") + tokens(&two, "prompt_tokens"));
+    assert_eq!(tokens(&both, "completion_tokens"), 24);
+    let (_, echoed) = complete(&server, json!({"prompt": "three", "echo": true})).await;
+    assert_eq!(texts(&echoed), [format!("three{second}")]);
+
+    // Tokens of the model's own: those of the text.
+    let tokenizer =
+        tokenizers::Tokenizer::from_file(support::server::fixture("llava/tokenizer.json")).unwrap();
+    let ids = tokenizer.encode("three", true).unwrap().get_ids().to_vec();
+    for prompt in [json!(ids), json!([ids])] {
+        let (_, answer) = complete(&server, json!({"prompt": prompt})).await;
+        assert_eq!(texts(&answer), [second.clone()]);
+    }
+
+    let (_, scored) = complete(&server, json!({"prompt": "three", "logprobs": 2})).await;
+    let logprobs = &scored["choices"][0]["logprobs"];
+    let parts: String =
+        logprobs["tokens"].as_array().unwrap().iter().map(|token| token.as_str().unwrap()).collect();
+    assert_eq!(parts, second);
+    assert_eq!(logprobs["text_offset"][0], 0);
+    assert!(
+        logprobs["top_logprobs"].as_array().unwrap().iter().all(|top| top.as_object().unwrap().len() >= 2)
+    );
+    assert!(
+        logprobs["token_logprobs"].as_array().unwrap().iter().all(|logprob| logprob.as_f64().unwrap() < 0.0)
+    );
+
+    let (_, bound) =
+        complete(&server, json!({"prompt": "three", "guided_choice": ["four"], "max_tokens": 20})).await;
+    assert_eq!(bound["choices"][0]["text"], "four");
+
+    let stream = json!({"model": "llava", "prompt": ["one two </s>", "three"], "temperature": 0, "max_tokens": 6,
+        "stream": true, "stream_options": {"include_usage": true}});
+    let request = reqwest::Client::new().post(server.path("/v1/completions")).json(&stream);
+    let text = request.send().await.unwrap().text().await.unwrap();
+    let (pieces, done) = support::server::pieces(&text);
+    assert!(done);
+    let (last, pieces) = pieces.split_last().unwrap();
+    assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &json!(12)));
+    for (index, expected) in [first, second].iter().enumerate() {
+        let choices =
+            pieces.iter().map(|piece| &piece["choices"][0]).filter(|choice| choice["index"] == index);
+        let text: String = choices.clone().map(|choice| choice["text"].as_str().unwrap()).collect();
+        assert_eq!(text, *expected);
+        assert_eq!(choices.filter(|choice| choice["finish_reason"] == "length").count(), 1);
+    }
+
+    for (fields, code, param) in [
+        (json!({}), "missing_required_parameter", "prompt"),
+        (json!({"prompt": []}), "empty_array", "prompt"),
+        (json!({"prompt": ["a", 1]}), "invalid_type", "prompt"),
+        (json!({"prompt": {}}), "invalid_type", "prompt"),
+        (json!({"prompt": [480]}), "invalid_value", "prompt"),
+        (json!({"prompt": [[1], [99_999]]}), "invalid_value", "prompt[1]"),
+        (json!({"prompt": [[]]}), "empty_array", "prompt"),
+        (json!({"prompt": vec!["a"; 129]}), "array_above_max_length", "prompt"),
+        (json!({"prompt": vec!["a"; 2049]}), "array_above_max_length", "prompt"),
+        (json!({"prompt": "word ".repeat(5000)}), "context_length_exceeded", "messages"),
+        (json!({"prompt": "a", "suffix": "b"}), "unsupported_parameter", "suffix"),
+        (json!({"prompt": "a", "best_of": 2}), "unsupported_parameter", "best_of"),
+        (json!({"prompt": "a", "echo": true, "logprobs": 1}), "unsupported_parameter", "echo"),
+        (json!({"prompt": "a", "logprobs": 6}), "integer_above_max_value", "logprobs"),
+        (json!({"prompt": "a", "n": 9}), "integer_above_max_value", "n"),
+        (json!({"prompt": "a", "min_tokens": 1}), "unsupported_parameter", "min_tokens"),
+    ] {
+        let (status, body) = complete(&server, fields).await;
+        support::server::check_error(&body);
+        let error = &body["error"];
+        assert_eq!(
+            (status, error["code"].as_str(), error["param"].as_str()),
+            (400, Some(code), Some(param)),
+            "{error}"
+        );
+    }
+    server.idle().await;
 }

@@ -15,24 +15,31 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
+use futures_util::future::try_join_all;
 
 use self::{
     answer::Base,
-    answers::{Answers, Asked},
-    parse::Chat,
+    parse::{Chat, RecordingRef},
     tools::{Constrained, tells_apart},
 };
+pub(super) use self::{
+    answer::{NEVER, usage},
+    answers::Answers,
+    parse::{Bare, MOST_ANSWERS, SamplingFields, check_end, stops},
+    tools::{FormFields, form},
+};
 use super::{
-    ApiError, App, json,
+    ApiError, App, audio, json,
     models::{not_found, wrong_model},
     params::Parsed,
     wire::chat as wire,
 };
 use crate::{
     engine::Place,
-    request::{self, Constraint, InvalidRequest, Readout, Request, Sampling},
-    router::{ChatModel, Served},
-    text::{GrammarError, PromptError, Reading},
+    media::sound::SoundError,
+    request::{self, Constraint, InvalidRequest, Media, Prompt, Readout, Request, Sampling},
+    router::{ChatModel, Router, Served},
+    text::{CallSyntax, GrammarError, Part, PromptError, Reading},
 };
 
 /// `POST /v1/chat/completions`
@@ -50,7 +57,8 @@ pub(super) async fn completions(
     let text = model.chat().ok_or_else(|| wrong_model(models, model, "chat"))?;
     let place = model.handle.reserve()?;
     let stream = chat.stream;
-    let base = Base::new(model, chat.called, chat.logprobs.is_some());
+    let chat = hear(&app, models, chat).await?;
+    let base = Base::new(model, chat.called, chat.bare.logprobs.is_some());
     let answers = submit(&app, model, text, place, chat).await?;
     let mut response = match stream {
         Some(stream) => answer::stream(base, answers, stream),
@@ -58,6 +66,29 @@ pub(super) async fn completions(
     };
     ignored.report(&mut response);
     Ok(response)
+}
+
+/// Puts what is said in recordings in their places, as if it had been written.
+async fn hear(app: &App, models: &Router, mut chat: Chat) -> Result<Chat, ApiError> {
+    let recordings = std::mem::take(&mut chat.recordings);
+    let Some(first) = recordings.first() else { return Ok(chat) };
+    let Some(model) = models.first_speech() else {
+        let reason = "recordings are written down by a speech model, and none is loaded";
+        return Err(InvalidRequest::Unsupported { param: first.param.clone(), reason: reason.into() }.into());
+    };
+    let limit = app.config.sound.file_bytes;
+    let texts = recordings.into_iter().map(async |recording| {
+        let RecordingRef { param, data, place } = recording;
+        let file = media::recording(&data, limit)
+            .map_err(|error| SoundError::Broken { reason: error.to_string() })
+            .map_err(|error| InvalidRequest::Sound { param: param.clone(), error })?;
+        drop(data);
+        Ok::<_, ApiError>((place, audio::spoken(app, model, &param, file).await?))
+    });
+    for ((message, part), text) in try_join_all(texts).await? {
+        chat.conversation.messages[message].parts[part] = Part::Text(text);
+    }
+    Ok(chat)
 }
 
 /// Prepares a request's media and prompt, and queues it.
@@ -68,44 +99,91 @@ async fn submit(
     place: Place,
     chat: Chat,
 ) -> Result<Answers, ApiError> {
-    let Chat { conversation, media, sampling, max_tokens, stops, ignore_eos, .. } = chat;
+    let Chat { conversation, media, bare, called, .. } = chat;
     let begun = conversation.continues;
-    let mut constraints = constraints(app, model, chat.constrained, chat.count, begun).await?;
     let opened = media::open(app, &model.text, media).await?;
     let context = served.handle.context();
     let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
     let texts = Arc::clone(model);
     let prompt = blocking(move || texts.text.prompt(&conversation, &footprints, context)).await?;
     let prompt = prompt.map_err(prompt_error)?;
+    let room = room(served, &prompt)?;
+    let media = media::decode(app, served, opened).await?;
+    let calls = called.map(|_| model.text.call_syntax());
+    let wanted = Wanted { prompt, media, room, calls, begun };
+    wanted.submit(app, model, place, bare).await
+}
 
-    let pictures = served.handle.media_rows(&prompt);
+/// Queues answers to a prompt of tokens alone.
+pub(super) async fn submit_tokens(
+    app: &App,
+    served: &Served,
+    model: &Arc<ChatModel>,
+    place: Place,
+    tokens: Vec<u32>,
+    bare: Bare,
+) -> Result<Answers, ApiError> {
+    let (found, limit) = (tokens.len(), served.handle.context());
+    if found >= limit {
+        return Err(InvalidRequest::ContextLength { tokens: found, limit }.into());
+    }
+    let prompt = Prompt { tokens, spans: Vec::new() };
+    let room = room(served, &prompt)?;
+    let wanted = Wanted { prompt, media: Vec::new(), room, calls: None, begun: true };
+    wanted.submit(app, model, place, bare).await
+}
+
+/// Tokens that an answer has room for.
+fn room(served: &Served, prompt: &Prompt) -> Result<usize, ApiError> {
+    let pictures = served.handle.media_rows(prompt);
     let context = served.handle.context_beside(pictures);
     if prompt.tokens.len() >= context {
         let (text, limit) = (prompt.tokens.len(), served.handle.rows());
         return Err(InvalidRequest::CacheRows { text, pictures, limit }.into());
     }
+    Ok(context - prompt.tokens.len())
+}
 
-    let media = media::decode(app, served, opened).await?;
-    let sampling = Sampling { logprobs: chat.logprobs, ..sampling.resolve(&model.text)? };
-    let room = context - prompt.tokens.len();
-    let limits = request::Limits {
-        // Clients ask for more than any model has; the answer ends where the context does.
-        tokens: max_tokens.map_or(room, |most| most.min(room)),
-        stops: if ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
-    };
-    let request = |index: usize| Request {
-        prompt: prompt.clone(),
-        media: media.clone(),
-        // Each has a seed of its own, so that they differ.
-        sampling: Sampling { seed: sampling.seed.wrapping_add(index as u64), ..sampling.clone() },
-        limits: limits.clone(),
-        readout: Readout::Answer,
-        constraint: constraints.pop(),
-    };
-    let requests = (0..chat.count).map(request).collect();
-    let calls = chat.called.map(|_| model.text.call_syntax());
-    let reading = Reading { stops, calls, begun, logprobs: chat.logprobs.is_some() };
-    Ok(Answers::submit(place, requests, Asked { model: Arc::clone(model), reading })?)
+/// What answers are wanted to.
+struct Wanted {
+    prompt: Prompt,
+    media: Vec<Media>,
+    room: usize,
+    calls: Option<CallSyntax>,
+    /// Whether answers go on with a text.
+    begun: bool,
+}
+
+impl Wanted {
+    async fn submit(
+        self,
+        app: &App,
+        model: &Arc<ChatModel>,
+        place: Place,
+        bare: Bare,
+    ) -> Result<Answers, ApiError> {
+        let Self { prompt, media, room, calls, begun } = self;
+        let Bare { sampling, max_tokens, stops, ignore_eos, count, logprobs, constrained } = bare;
+        let mut constraints = constraints(app, model, constrained, count, begun).await?;
+        let sampling = Sampling { logprobs, ..sampling.resolve(&model.text)? };
+        let limits = request::Limits {
+            // Clients ask for more than any model has; the answer ends where the context does.
+            tokens: max_tokens.map_or(room, |most| most.min(room)),
+            stops: if ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
+        };
+        let request = |index: usize| Request {
+            prompt: prompt.clone(),
+            media: media.clone(),
+            // Each has a seed of its own, so that they differ.
+            sampling: Sampling { seed: sampling.seed.wrapping_add(index as u64), ..sampling.clone() },
+            limits: limits.clone(),
+            readout: Readout::Answer,
+            constraint: constraints.pop(),
+        };
+        let requests = (0..count).map(request).collect();
+        let reading = Reading { stops, calls, begun, logprobs: logprobs.is_some() };
+        Ok(Answers::submit(place, requests, answers::Asked { model: Arc::clone(model), reading })?)
+    }
 }
 
 /// What each of `count` answers must be; nothing where they are free.

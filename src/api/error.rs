@@ -235,7 +235,7 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         InvalidRequest::Picture { .. } => "invalid_image_format",
         InvalidRequest::PictureSize { .. } | InvalidRequest::FrameSize { .. } => "invalid_image",
         InvalidRequest::Messages { .. } | InvalidRequest::Grammar { .. } => "invalid_value",
-        InvalidRequest::Sound { error } => match error {
+        InvalidRequest::Sound { error, .. } => match error {
             SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "invalid_audio_format",
             SoundError::TooLong { .. } => "audio_too_long",
             _ => "invalid_audio",
@@ -261,11 +261,11 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::PictureSize { param, .. }
         | InvalidRequest::FrameSize { param, .. }
         | InvalidRequest::Grammar { param, .. }
+        | InvalidRequest::Sound { param, .. }
         | InvalidRequest::Pixels { param, .. } => Some(param),
         InvalidRequest::ContextLength { .. }
         | InvalidRequest::CacheRows { .. }
         | InvalidRequest::Messages { .. } => Some("messages"),
-        InvalidRequest::Sound { .. } => Some("file"),
         InvalidRequest::Unknown { .. } => None,
     }
 }

@@ -12,7 +12,7 @@ use axum::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{App, audio, chat, models, ops, wire};
+use super::{App, audio, chat, completions, models, ops, wire};
 
 /// One thing that can be asked.
 pub(super) struct Endpoint {
@@ -55,6 +55,16 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                           Closing the connection ends the answer.",
             handler: post(chat::completions),
             shape: chat_shape,
+        },
+        Endpoint {
+            path: "/v1/completions",
+            method: "post",
+            id: "createCompletion",
+            summary: "Goes on with a text, or with several.",
+            description: "The older way, without a conversation and without pictures. With `stream`, the answer is \
+                          server-sent events, as those of chat are.",
+            handler: post(completions::completions),
+            shape: completion_shape,
         },
         Endpoint {
             path: "/v1/audio/transcriptions",
@@ -152,6 +162,21 @@ fn chat_shape(schemas: &mut Schemas) -> Shape {
             "200",
             "The answer, whole or in chunks.",
             json!({"application/json": {"schema": whole}, "text/event-stream": {"schema": chunk}}),
+        )],
+        errors: CHAT_ERRORS,
+    }
+}
+
+fn completion_shape(schemas: &mut Schemas) -> Shape {
+    let request = schemas.request::<wire::completions::CompletionRequest>();
+    let answer = schemas.answer::<wire::completions::Completion>();
+    Shape {
+        parameters: json!([]),
+        body: Some(json!({"application/json": {"schema": request}})),
+        answers: vec![(
+            "200",
+            "The answers, whole or in chunks.",
+            json!({"application/json": {"schema": answer}, "text/event-stream": {"schema": answer}}),
         )],
         errors: CHAT_ERRORS,
     }

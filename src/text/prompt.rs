@@ -225,7 +225,17 @@ impl TextModel {
         Ok(Prompt { tokens, spans })
     }
 
-    fn stands_for_media(&self, id: u32) -> bool {
+    /// The tokens of a text without a conversation around it, none of which is a control token but the one that begins
+    /// a text.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn bare_tokens(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.tokenizer.encode(&self.tokenizer.mark(text), true)
+    }
+
+    /// Whether a token's place is taken by rows of a medium.
+    pub fn stands_for_media(&self, id: u32) -> bool {
         id == self.placeholder || self.video.is_some_and(|video| id == video.placeholder)
     }
 

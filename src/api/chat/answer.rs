@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The smallest logarithm of a probability that JSON can say, as the hosted API writes it.
-const NEVER: f32 = -9999.0;
+pub(in crate::api) const NEVER: f32 = -9999.0;
 
 /// What all pieces of an answer share.
 #[derive(Debug)]
@@ -52,12 +52,11 @@ impl Base {
     /// As the hosted API tells it: where the function was named, calling it is not worth a reason of its own.
     fn finish_reason(&self, reason: FinishReason, called: bool) -> wire::FinishReason {
         match (reason, self.calls) {
-            (FinishReason::Length, _) => wire::FinishReason::Length,
             (FinishReason::Stop, Some(style)) if called && !style.named => match style.legacy {
                 true => wire::FinishReason::FunctionCall,
                 false => wire::FinishReason::ToolCalls,
             },
-            (FinishReason::Stop, _) => wire::FinishReason::Stop,
+            (reason, _) => reason.into(),
         }
     }
 }
@@ -315,6 +314,15 @@ impl Pieces {
     }
 }
 
+impl From<FinishReason> for wire::FinishReason {
+    fn from(reason: FinishReason) -> Self {
+        match reason {
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length => Self::Length,
+        }
+    }
+}
+
 /// Adds the usage of one more answer: their prompt is the same, and counts once.
 fn add(total: &mut Option<Usage>, usage: Usage) {
     match total {
@@ -341,7 +349,8 @@ fn token(scored: Scored) -> wire::TokenLogprob {
     }
 }
 
-fn usage(usage: Usage) -> wire::Usage {
+/// Tokens on the wire.
+pub(in crate::api) fn usage(usage: Usage) -> wire::Usage {
     wire::Usage {
         prompt_tokens: usage.prompt,
         completion_tokens: usage.generated,

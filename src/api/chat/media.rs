@@ -35,6 +35,14 @@ impl Opened {
     }
 }
 
+/// The file of a recording, from base64 or a data URL.
+pub(super) fn recording(data: &str, limit: usize) -> Result<File, FetchError> {
+    match data.get(..5) {
+        Some(scheme) if scheme.eq_ignore_ascii_case("data:") => media::read_url(data, limit),
+        _ => media::read_frame(data, limit),
+    }
+}
+
 /// Reads the files behind the URLs, and what their headers say.
 pub(super) async fn open(
     app: &App,

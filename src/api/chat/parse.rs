@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::tools::{self, Constrained, Toolbox};
+use super::tools::{self, Constrained, FormFields, Toolbox};
 
 use crate::{
     api::{
@@ -19,7 +19,7 @@ use crate::{
 
 const LONGEST_STOP: usize = 1_000;
 /// Most answers to one request: each of them takes a sequence.
-const MOST_ANSWERS: i64 = 8;
+pub(in crate::api) const MOST_ANSWERS: i64 = 8;
 /// Most tokens whose probabilities are wanted in place of one.
 const MOST_LOGPROBS: i64 = 20;
 
@@ -29,20 +29,28 @@ pub(super) struct Chat {
     pub(super) conversation: Conversation,
     /// In the order in which messages mention them.
     pub(super) media: Vec<MediaRef>,
-    pub(super) sampling: Asked,
-    pub(super) max_tokens: Option<usize>,
-    pub(super) stops: Vec<String>,
-    /// Whether the answer goes on where the model would end it.
-    pub(super) ignore_eos: bool,
-    /// How many answers.
-    pub(super) count: usize,
-    /// How many tokens' probabilities are wanted in place of each of the answer's, where any are.
-    pub(super) logprobs: Option<usize>,
-    /// What the answer must be.
-    pub(super) constrained: Option<Constrained>,
+    /// Recordings, which are to become text.
+    pub(super) recordings: Vec<RecordingRef>,
+    pub(super) bare: Bare,
     /// How functions are called, where they may be.
     pub(super) called: Option<CallStyle>,
     pub(super) stream: Option<Streaming>,
+}
+
+/// What is asked of answers, whatever they answer.
+#[derive(Debug, Clone)]
+pub(in crate::api) struct Bare {
+    pub(in crate::api) sampling: Asked,
+    pub(in crate::api) max_tokens: Option<usize>,
+    pub(in crate::api) stops: Vec<String>,
+    /// Whether answers go on where the model would end them.
+    pub(in crate::api) ignore_eos: bool,
+    /// How many.
+    pub(in crate::api) count: usize,
+    /// How many tokens' probabilities are wanted in place of each of an answer's, where any are.
+    pub(in crate::api) logprobs: Option<usize>,
+    /// What answers must be.
+    pub(in crate::api) constrained: Option<Constrained>,
 }
 
 /// How calls of functions are told.
@@ -52,6 +60,23 @@ pub(super) struct CallStyle {
     pub(super) legacy: bool,
     /// Whether the one that is called was named.
     pub(super) named: bool,
+}
+
+/// A recording, and where its text belongs.
+pub(super) struct RecordingRef {
+    /// Where the request has it.
+    pub(super) param: String,
+    /// The file in base64.
+    pub(super) data: String,
+    /// The message and the part of the conversation.
+    pub(super) place: (usize, usize),
+}
+
+/// What messages mention besides words.
+#[derive(Default)]
+struct Mentioned {
+    media: Vec<MediaRef>,
+    recordings: Vec<RecordingRef>,
 }
 
 /// A picture or a video that is still behind its URLs.
@@ -84,11 +109,19 @@ impl Chat {
     ) -> Result<Self, InvalidRequest> {
         refuse_unsupported(&request)?;
         let model = request.model.take().ok_or_else(|| missing("model"))?;
-        let mut media = Vec::new();
-        let messages = messages(request.messages.take(), limits, &mut media)?;
+        let mut mentioned = Mentioned::default();
+        let messages = messages(request.messages.take(), limits, &mut mentioned)?;
+        let Mentioned { media, recordings } = mentioned;
         let continues = continues(&request, &messages)?;
         let toolbox = Toolbox::parse(&mut request)?;
-        let form = tools::form(&mut request)?;
+        let form = tools::form(FormFields {
+            response_format: request.response_format.take(),
+            structured_outputs: request.structured_outputs.take(),
+            guided_json: request.guided_json.take(),
+            guided_regex: request.guided_regex.take(),
+            guided_choice: request.guided_choice.take(),
+            guided_grammar: request.guided_grammar.take(),
+        })?;
         let called = toolbox.as_ref().map(|toolbox| CallStyle {
             legacy: toolbox.legacy,
             named: matches!(toolbox.choice, text::ToolChoice::Named(_)),
@@ -98,10 +131,7 @@ impl Chat {
             None => form,
         };
         let ignore_eos = request.ignore_eos.unwrap_or(false);
-        if let Some(constrained) = constrained.as_ref().filter(|_| ignore_eos) {
-            let reason = format!("the answer ends where {} says so", constrained.param);
-            return Err(unsupported("ignore_eos", reason));
-        }
+        check_end(ignore_eos, constrained.as_ref())?;
         let count = integer("n", request.n.unwrap_or(1), 1, MOST_ANSWERS)? as usize;
         let logprobs = logprobs(&request)?;
         let max_tokens = request.max_completion_tokens.map(|most| ("max_completion_tokens", most));
@@ -116,33 +146,82 @@ impl Chat {
                 continues,
             },
             media,
-            count,
-            logprobs,
-            constrained,
+            recordings,
             called,
-            sampling: Asked {
-                temperature: decimal("temperature", request.temperature, 0.0, 2.0)?,
-                top_p: decimal("top_p", request.top_p, 0.0, 1.0)?,
-                min_p: decimal("min_p", request.min_p, 0.0, 1.0)?,
-                // vLLM writes -1 for all.
-                top_k: request.top_k.map(|k| integer("top_k", k, -1, i64::MAX)).transpose()?,
-                repetition_penalty: decimal("repetition_penalty", request.repetition_penalty, 0.01, 10.0)?,
-                frequency_penalty: decimal("frequency_penalty", request.frequency_penalty, -2.0, 2.0)?,
-                presence_penalty: decimal("presence_penalty", request.presence_penalty, -2.0, 2.0)?,
-                seed: request.seed,
-                bias: bias(request.logit_bias)?,
+            bare: Bare {
+                sampling: SamplingFields {
+                    temperature: request.temperature,
+                    top_p: request.top_p,
+                    min_p: request.min_p,
+                    top_k: request.top_k,
+                    repetition_penalty: request.repetition_penalty,
+                    frequency_penalty: request.frequency_penalty,
+                    presence_penalty: request.presence_penalty,
+                    seed: request.seed,
+                    logit_bias: request.logit_bias,
+                }
+                .asked()?,
+                max_tokens: max_tokens.map(|most| most as usize),
+                stops: stops(request.stop)?,
+                ignore_eos,
+                count,
+                logprobs,
+                constrained,
             },
-            max_tokens: max_tokens.map(|most| most as usize),
-            stops: stops(request.stop)?,
-            ignore_eos,
             stream: request.stream.unwrap_or(false).then_some(Streaming { usage }),
         })
     }
 }
 
+/// An answer ends where its form does, whether or not it is to go on.
+pub(in crate::api) fn check_end(
+    ignore_eos: bool,
+    constrained: Option<&Constrained>,
+) -> Result<(), InvalidRequest> {
+    match constrained.filter(|_| ignore_eos) {
+        None => Ok(()),
+        Some(constrained) => {
+            let reason = format!("the answer ends where {} says so", constrained.param);
+            Err(unsupported("ignore_eos", reason))
+        }
+    }
+}
+
+/// Fields that say how to draw.
+#[derive(Debug, Default)]
+pub(in crate::api) struct SamplingFields {
+    pub(in crate::api) temperature: Option<f64>,
+    pub(in crate::api) top_p: Option<f64>,
+    pub(in crate::api) min_p: Option<f64>,
+    pub(in crate::api) top_k: Option<i64>,
+    pub(in crate::api) repetition_penalty: Option<f64>,
+    pub(in crate::api) frequency_penalty: Option<f64>,
+    pub(in crate::api) presence_penalty: Option<f64>,
+    pub(in crate::api) seed: Option<i64>,
+    pub(in crate::api) logit_bias: Option<wire::Biases>,
+}
+
+impl SamplingFields {
+    /// Those fields in their ranges.
+    pub(in crate::api) fn asked(self) -> Result<Asked, InvalidRequest> {
+        Ok(Asked {
+            temperature: decimal("temperature", self.temperature, 0.0, 2.0)?,
+            top_p: decimal("top_p", self.top_p, 0.0, 1.0)?,
+            min_p: decimal("min_p", self.min_p, 0.0, 1.0)?,
+            // vLLM writes -1 for all.
+            top_k: self.top_k.map(|k| integer("top_k", k, -1, i64::MAX)).transpose()?,
+            repetition_penalty: decimal("repetition_penalty", self.repetition_penalty, 0.01, 10.0)?,
+            frequency_penalty: decimal("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?,
+            presence_penalty: decimal("presence_penalty", self.presence_penalty, -2.0, 2.0)?,
+            seed: self.seed,
+            bias: bias(self.logit_bias)?,
+        })
+    }
+}
+
 /// Sampling as it was asked for, before a model's own suggestions fill the gaps.
-#[derive(Debug)]
-pub(super) struct Asked {
+#[derive(Debug, Clone)]
+pub(in crate::api) struct Asked {
     temperature: Option<f64>,
     top_p: Option<f64>,
     min_p: Option<f64>,
@@ -220,20 +299,21 @@ fn continues(request: &wire::ChatRequest, messages: &[Message]) -> Result<bool, 
 fn messages(
     messages: Option<Items<Object<wire::Message>, { wire::MOST_MESSAGES }>>,
     limits: &MediaLimits,
-    media: &mut Vec<MediaRef>,
+    mentioned: &mut Mentioned,
 ) -> Result<Vec<Message>, InvalidRequest> {
     let Items(messages) = messages.ok_or_else(|| missing("messages"))?;
     if messages.is_empty() {
         return Err(InvalidRequest::EmptyArray { param: "messages".into() });
     }
     let turns = messages.into_iter().enumerate();
-    let turns = turns.map(|(index, turn)| message(turn.0, &format!("messages[{index}]"), media));
+    let turns = turns.map(|(index, turn)| message(turn.0, index, mentioned));
     let turns = turns.collect::<Result<Vec<_>, _>>()?;
-    if media.len() > limits.images {
-        let (found, limit) = (media.len().to_string(), limits.images);
+    let found = mentioned.media.len() + mentioned.recordings.len();
+    if found > limits.images {
+        let (found, limit) = (found.to_string(), limits.images);
         return Err(InvalidRequest::ArrayTooLong {
             param: "messages".into(),
-            items: "pictures and videos",
+            items: "pictures, videos and recordings",
             found,
             limit,
         });
@@ -241,7 +321,12 @@ fn messages(
     Ok(turns)
 }
 
-fn message(message: wire::Message, path: &str, media: &mut Vec<MediaRef>) -> Result<Message, InvalidRequest> {
+fn message(
+    message: wire::Message,
+    index: usize,
+    mentioned: &mut Mentioned,
+) -> Result<Message, InvalidRequest> {
+    let path = &format!("messages[{index}]");
     let role = match message.role.as_deref() {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
@@ -267,7 +352,7 @@ fn message(message: wire::Message, path: &str, media: &mut Vec<MediaRef>) -> Res
                 return Err(InvalidRequest::EmptyArray { param: path });
             }
             let parts = parts.into_iter().enumerate();
-            let parts = parts.map(|(index, item)| part(item, &format!("{path}[{index}]"), media));
+            let parts = parts.map(|(at, item)| part(item, &format!("{path}[{at}]"), (index, at), mentioned));
             parts.collect::<Result<_, _>>()?
         }
         (None, Some(refusal)) if role == Role::Assistant => vec![Part::Text(refusal)],
@@ -299,7 +384,12 @@ fn calls(
     Ok(found)
 }
 
-fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part, InvalidRequest> {
+fn part(
+    part: wire::Part,
+    path: &str,
+    place: (usize, usize),
+    mentioned: &mut Mentioned,
+) -> Result<Part, InvalidRequest> {
     match part {
         wire::Part::Text(text) => Ok(Part::Text(text.into())),
         wire::Part::Refusal(text) => Ok(Part::Text(text.into())),
@@ -312,7 +402,7 @@ fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part,
                     return Err(value(&param, other, "'auto', 'low' and 'high'"));
                 }
             }
-            media.push(MediaRef { param: format!("{path}.image_url"), files: Files::Picture(url) });
+            mentioned.media.push(MediaRef { param: format!("{path}.image_url"), files: Files::Picture(url) });
             Ok(Part::Picture)
         }
         wire::Part::Video(video) => {
@@ -326,13 +416,17 @@ fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part,
                 (None, Some(Items(urls))) => (format!("{path}.video"), Files::Frames { urls, rate }),
                 (None, None) => return Err(missing(&format!("{path}.video_url.url"))),
             };
-            media.push(MediaRef { param, files });
+            mentioned.media.push(MediaRef { param, files });
             Ok(Part::Video)
         }
+        wire::Part::Audio(audio) => {
+            let param = format!("{path}.input_audio");
+            let data = audio.data.ok_or_else(|| missing(&format!("{param}.data")))?;
+            mentioned.recordings.push(RecordingRef { param, data, place });
+            // What is said comes in its place.
+            Ok(Part::Text(String::new()))
+        }
         wire::Part::Other(kind) => match &*kind {
-            "input_audio" => {
-                Err(unsupported(&format!("{path}.type"), "recordings are not supported by this server"))
-            }
             "file" => {
                 let reason = "files are not supported by this server; send pages as pictures";
                 Err(unsupported(&format!("{path}.type"), reason))
@@ -340,7 +434,7 @@ fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part,
             other => Err(value(
                 &format!("{path}.type"),
                 other,
-                "'text', 'image_url', 'video_url', 'video' and 'refusal'",
+                "'text', 'image_url', 'video_url', 'video', 'input_audio' and 'refusal'",
             )),
         },
     }
@@ -356,7 +450,8 @@ fn logprobs(request: &wire::ChatRequest) -> Result<Option<usize>, InvalidRequest
     }
 }
 
-fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
+/// Texts that end an answer.
+pub(in crate::api) fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
     let stops = match stop {
         None => return Ok(Vec::new()),
         Some(wire::Stop::One(stop)) => vec![stop],

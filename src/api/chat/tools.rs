@@ -224,31 +224,30 @@ pub(super) fn call(id: Option<String>, called: wire::Called, path: &str) -> Resu
     Ok(Call { id: id.unwrap_or_else(|| name.clone()), name, arguments })
 }
 
+/// Fields that say what form an answer has.
+#[derive(Debug, Default)]
+pub(in crate::api) struct FormFields {
+    pub(in crate::api) response_format: Option<Object<wire::ResponseFormat>>,
+    pub(in crate::api) structured_outputs: Option<Object<wire::StructuredOutputs>>,
+    pub(in crate::api) guided_json: Option<Value>,
+    pub(in crate::api) guided_regex: Option<String>,
+    pub(in crate::api) guided_choice: Option<Items<String, { wire::MOST_CHOICES }>>,
+    pub(in crate::api) guided_grammar: Option<String>,
+}
+
 /// What form the answer has, however it is asked for.
-pub(super) fn form(request: &mut ChatRequest) -> Result<Option<Constrained>, InvalidRequest> {
+pub(in crate::api) fn form(fields: FormFields) -> Result<Option<Constrained>, InvalidRequest> {
     let mut found = Vec::new();
-    if let Some(Object(format)) = request.response_format.take() {
+    if let Some(Object(format)) = fields.response_format {
         found.extend(response_format(format, "response_format")?);
     }
-    let Object(outputs) = request.structured_outputs.take().unwrap_or_default();
+    let Object(outputs) = fields.structured_outputs.unwrap_or_default();
     let wire::StructuredOutputs { json, regex, choice, grammar, json_object } = outputs;
-    let guided = (request.guided_json.take(), request.guided_regex.take());
-    let rest = (request.guided_choice.take(), request.guided_grammar.take());
+    let names = |front: &str| ["json", "regex", "choice", "grammar"].map(|name| format!("{front}{name}"));
+    let FormFields { guided_json, guided_regex, guided_choice, guided_grammar, .. } = fields;
     for (json, regex, choice, grammar, names) in [
-        (
-            json,
-            regex,
-            choice,
-            grammar,
-            ["json", "regex", "choice", "grammar"].map(|name| format!("structured_outputs.{name}")),
-        ),
-        (
-            guided.0,
-            guided.1,
-            rest.0,
-            rest.1,
-            ["json", "regex", "choice", "grammar"].map(|name| format!("guided_{name}")),
-        ),
+        (json, regex, choice, grammar, names("structured_outputs.")),
+        (guided_json, guided_regex, guided_choice, guided_grammar, names("guided_")),
     ] {
         let [json_name, regex_name, choice_name, grammar_name] = names;
         if let Some(schema) = json.filter(|schema| !schema.is_null()) {

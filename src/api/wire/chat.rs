@@ -192,11 +192,11 @@ pub struct Message {
 pub enum Content {
     /// One text.
     Text(String),
-    /// Texts, pictures and videos.
+    /// Texts, pictures, videos and recordings.
     Parts(Items<Part, MOST_PARTS>),
 }
 
-/// A text, a picture or a video. Small: a body can hold very many.
+/// A text, a picture, a video or a recording. Small: a body can hold very many.
 #[derive(Debug)]
 pub enum Part {
     /// A text.
@@ -207,6 +207,8 @@ pub enum Part {
     Image(Box<ImageUrl>),
     /// A video.
     Video(Box<Video>),
+    /// A recording.
+    Audio(Box<InputAudio>),
     /// Another type.
     Other(Box<str>),
 }
@@ -223,9 +225,10 @@ impl<'de> Deserialize<'de> for Part {
             video_url: Option<Box<ImageUrl>>,
             video: Option<Box<Items<String, MOST_FRAMES>>>,
             fps: Option<f64>,
+            input_audio: Option<Object<Box<InputAudio>>>,
         }
         let Object(fields) = Object::<Fields>::deserialize(deserializer)?;
-        let Fields { kind, text, refusal, image_url, video_url, video, fps } = fields;
+        let Fields { kind, text, refusal, image_url, video_url, video, fps, input_audio } = fields;
         let missing = D::Error::missing_field;
         let kind = kind.ok_or_else(|| missing("type"))?;
         match kind.as_str() {
@@ -240,9 +243,21 @@ impl<'de> Deserialize<'de> for Part {
                 let frames = video.ok_or_else(|| missing("video"))?;
                 Ok(Self::Video(Box::new(Video { url: None, frames: Some(*frames), fps })))
             }
+            "input_audio" => {
+                input_audio.map(|Object(audio)| Self::Audio(audio)).ok_or_else(|| missing("input_audio"))
+            }
             _ => Ok(Self::Other(kind.into())),
         }
     }
+}
+
+/// A recording.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct InputAudio {
+    /// The file in base64.
+    pub data: Option<String>,
+    /// `wav`, `mp3` and so on. The content decides.
+    pub format: Option<String>,
 }
 
 /// Where a video is: pictures in one URL, as vLLM has it, or a URL each, as Qwen's own service has it.

@@ -2,6 +2,7 @@
 
 pub mod audio;
 pub mod chat;
+pub mod completions;
 pub mod error;
 pub mod models;
 pub mod ops;

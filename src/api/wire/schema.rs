@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use super::{
     Anything, Items, Object, audio,
     chat::{self, MOST_BIASES},
+    completions::{self, MOST_PROMPTS, MOST_TOKENS},
     tools,
 };
 
@@ -95,20 +96,21 @@ shaped! {
     chat::ImageUrl => ImageUrl;
     chat::Stop => Stop;
     tools::ToolChoice => ToolChoice;
+    completions::Prompt => Prompt;
     audio::Chunking => Chunking;
 }
 
-/// A text, or texts, pictures and videos.
+/// A text, or texts, pictures, videos and recordings.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 enum Content {
     /// One text.
     Text(String),
-    /// Texts, pictures and videos.
+    /// Texts, pictures, videos and recordings.
     Parts(Items<Part, { chat::MOST_PARTS }>),
 }
 
-/// A text, a picture or a video.
+/// A text, a picture, a video or a recording.
 #[derive(JsonSchema)]
 #[schemars(tag = "type", rename_all = "snake_case")]
 enum Part {
@@ -142,6 +144,11 @@ enum Part {
         /// Frames of a second.
         #[schemars(range(min = 0.01, max = 1000))]
         fps: Option<f64>,
+    },
+    /// A recording, which a speech model writes down.
+    InputAudio {
+        /// It.
+        input_audio: chat::InputAudio,
     },
 }
 
@@ -200,6 +207,20 @@ enum ToolChoice {
     Word(String),
     /// Which.
     Which(tools::Which),
+}
+
+/// What goes on.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Prompt {
+    /// A text.
+    Text(String),
+    /// Texts.
+    Texts(Items<String, MOST_PROMPTS>),
+    /// Tokens of the model's own.
+    Tokens(Items<u32, MOST_TOKENS>),
+    /// Lists of tokens.
+    Lists(Items<Items<u32, MOST_TOKENS>, MOST_PROMPTS>),
 }
 
 /// `auto`, or which silences cut a recording.
