@@ -54,6 +54,8 @@ pub struct Forbidden<'a> {
     pub ranges: Vec<Range<u32>>,
     /// Nothing but these, where there are some.
     pub only: Option<&'a [u32]>,
+    /// Nothing but these, where there are some: bit `id % 32` of word `id / 32`.
+    pub mask: Option<&'a [u32]>,
     /// When these ids, of which some are left, are together more probable than each id in front of them, those in
     /// front may not be drawn either.
     pub rivals: Option<Range<u32>>,
@@ -62,7 +64,7 @@ pub struct Forbidden<'a> {
 impl Forbidden<'_> {
     /// Nothing is.
     pub const NONE: Forbidden<'static> =
-        Forbidden { ids: Vec::new(), ranges: Vec::new(), only: None, rivals: None };
+        Forbidden { ids: Vec::new(), ranges: Vec::new(), only: None, mask: None, rivals: None };
 }
 
 /// What was drawn.
@@ -251,6 +253,15 @@ impl Forbidden<'_> {
             for (id, logit) in kept {
                 logits[id] = logit;
             }
+        }
+        if let Some(mask) = self.mask {
+            let (known, unknown) = logits.split_at_mut(logits.len().min(mask.len() * 32));
+            for (logits, word) in known.chunks_mut(32).zip(mask) {
+                for (_, logit) in logits.iter_mut().enumerate().filter(|(bit, _)| word >> bit & 1 == 0) {
+                    *logit = OUT;
+                }
+            }
+            unknown.fill(OUT);
         }
         for &id in self.ids.iter().copied().flatten() {
             if let Some(logit) = logits.get_mut(id as usize) {

@@ -24,7 +24,7 @@ use crate::{
     demo::Demo,
     device::DeviceChoice,
     hub::{HubConfig, HubError, Source},
-    media::{MediaLimits, sound::SoundLimits},
+    media::{MediaLimits, remote::FetchPolicy, sound::SoundLimits},
     memory::{Budget, Wanted, parse_bytes},
     router::{Alias, Aliases, HOSTED, NameError},
     server::{ModelConfig, ServerConfig},
@@ -103,6 +103,12 @@ pub struct Settings {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strict_params: Option<bool>,
+    /// From where pictures are fetched that requests name by http or https URLs: off, hosts such as
+    /// images.example.com, *.example.com or 10.0.0.5:8080 with commas in between, or public for all but addresses that
+    /// are not public [default: off]
+    #[arg(long, value_name = "HOSTS", help_heading = "Server")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fetch: Option<Text<FetchPolicy>>,
     /// Leave out the page at / and the one at /docs
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -463,6 +469,7 @@ impl Settings {
                 video_frames: self.max_video_frames.unwrap_or(128) as usize,
                 request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
             },
+            fetch: self.fetch.as_ref().map(|fetch| fetch.value.clone()).unwrap_or_default(),
             media_memory: size(&self.image_memory, 2 << 30),
             sound: SoundConfig {
                 file_bytes: match size(&self.max_audio_bytes, 1 << 30) {

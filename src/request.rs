@@ -1,12 +1,13 @@
 //! What an engine is asked: a request that exists is valid.
 
-use std::{ops::Range, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use percept_models::{Grid, SizeError};
 
 use crate::{
     engine::{Key, Pin},
     media::{FetchError, ImageError, Picture, sound::SoundError},
+    text::GrammarError,
 };
 
 /// One answer to generate.
@@ -22,7 +23,29 @@ pub struct Request {
     pub limits: Limits,
     /// What is wanted.
     pub readout: Readout,
+    /// What the answer must be, where that is not free.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
+
+/// What may be drawn next, as far as it depends on what was drawn before. The engine knows no grammar.
+pub trait Constraint: fmt::Debug + Send {
+    /// The ids that may come next, one at least: bit `id % 32` of word `id / 32`.
+    ///
+    /// # Errors
+    /// When that cannot be told, or takes too much work.
+    fn allowed(&mut self) -> Result<Vec<u32>, ConstraintError>;
+
+    /// Goes on behind a token, which was allowed.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    fn accept(&mut self, id: u32) -> Result<(), ConstraintError>;
+}
+
+/// Why a constraint does not go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConstraintError(pub String);
 
 /// What is wanted of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +100,7 @@ impl Span {
 }
 
 /// A picture of a prompt, or what is heard.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Media {
     /// Of the file's content.
     pub key: Key,
@@ -86,16 +109,16 @@ pub struct Media {
 }
 
 /// Where encoded rows come from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Source {
     /// They have to be computed.
-    Pixels(Picture),
+    Pixels(Arc<Picture>),
     /// They have to be computed: frames of a video, all of one size.
-    Moment(Vec<Picture>),
+    Moment(Arc<[Picture]>),
     /// They have to be computed, unless the cache still has them.
     Sound(Sound),
     /// They are in the encoder cache, and stay there as long as this lives.
-    Encoded(Pin),
+    Encoded(Arc<Pin>),
 }
 
 /// A stretch of a recording as a network hears it; see [`percept_models::Medium::Sound`].
@@ -351,8 +374,10 @@ pub enum InvalidRequest {
         error: SizeError,
     },
     /// The file of a recording cannot be used.
-    #[error("{}: {error}.", of_sound(error))]
+    #[error("{}: {error}.", of_sound(param, error))]
     Sound {
+        /// Which.
+        param: String,
         /// Why.
         error: SoundError,
     },
@@ -369,6 +394,14 @@ pub enum InvalidRequest {
         /// Those of the first one.
         first: (usize, usize),
     },
+    /// What the answer must be cannot be followed.
+    #[error("Invalid '{param}': {error}.")]
+    Grammar {
+        /// The field that says what.
+        param: String,
+        /// Why.
+        error: GrammarError,
+    },
     /// The pictures of a request are too large together.
     #[error("Invalid '{param}': the request's pictures have {found} pixels together; the limit is {limit}.")]
     Pixels {
@@ -382,11 +415,13 @@ pub enum InvalidRequest {
 }
 
 /// How the hosted API begins its messages about recordings, where it has one.
-fn of_sound(error: &SoundError) -> &'static str {
+fn of_sound(param: &str, error: &SoundError) -> String {
     match error {
-        SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "Invalid file format",
-        SoundError::Empty | SoundError::Broken { .. } => "Audio file might be corrupted or unsupported",
-        _ => "Invalid 'file'",
+        SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "Invalid file format".into(),
+        SoundError::Empty | SoundError::Broken { .. } => {
+            "Audio file might be corrupted or unsupported".into()
+        }
+        _ => format!("Invalid '{param}'"),
     }
 }
 

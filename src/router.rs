@@ -118,6 +118,11 @@ impl Router {
         self.models.iter().find(|model| model.names().any(|known| known == name))
     }
 
+    /// The first model that transcribes.
+    pub fn first_speech(&self) -> Option<&Arc<Transcriber>> {
+        self.models.iter().find_map(|model| model.speech())
+    }
+
     /// All models.
     pub fn models(&self) -> &[Arc<Served>] {
         &self.models

@@ -5,6 +5,7 @@ mod support;
 
 use std::time::Duration;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt as _, stream};
 use percept::config::Settings;
 use serde_json::{Value, json};
@@ -569,4 +570,45 @@ async fn a_full_queue_is_told_before_the_file_is_sent() {
     assert_eq!((status, &error["code"]), (429, &json!("engine_overloaded")));
     drop(places);
     ask(&server, TRANSCRIPTIONS, &[]).await;
+}
+
+/// A picture, a question that is spoken and written words, in one request.
+#[tokio::test]
+async fn what_is_said_in_a_conversation_is_as_if_it_were_written() {
+    let model = |name: &str| format!("{name}={}/assets/demo/percept-demo-{name}", env!("CARGO_MANIFEST_DIR"));
+    let settings = Settings { model: vec![model("vlm"), model("whisper")], ..Settings::default() };
+    let server = start(settings).await;
+    let sample = |name: &str| {
+        std::fs::read(format!("{}/assets/demo/samples/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+    };
+    let wav = sample("sentence.wav");
+    let parts = [field("model", "whisper"), file(&wav)];
+    let transcript: Value = send(&server, TRANSCRIPTIONS, &parts).await.json().await.unwrap();
+    let said = transcript["text"].as_str().unwrap();
+    assert!(said.len() > 10, "{said}");
+
+    let picture = server::image_part(&server::data_url_of(&sample("shapes.png")));
+    let ask = |first: Value| {
+        let content = json!([picture, first, {"type": "text", "text": " How many shapes are there?"}]);
+        json!({"model": "vlm", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 20})
+    };
+    let recording =
+        |data: String| json!({"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}});
+    let written = server.ask(&ask(json!({"type": "text", "text": said}))).await;
+    let base64 = STANDARD.encode(&wav);
+    for data in [base64.clone(), format!("data:audio/wav;base64,{base64}")] {
+        let spoken = server.ask(&ask(recording(data))).await;
+        assert_eq!(spoken["choices"][0]["message"], written["choices"][0]["message"]);
+        assert_eq!(spoken["usage"]["prompt_tokens"], written["usage"]["prompt_tokens"]);
+    }
+    for (data, code) in [
+        (STANDARD.encode(sample("shapes.png")), "invalid_audio_format"),
+        ("!".to_owned(), "invalid_audio"),
+        (String::new(), "invalid_audio"),
+    ] {
+        let (status, error) = server.refuse(&ask(recording(data))).await;
+        let param = "messages[0].content[1].input_audio";
+        assert_eq!((status, error["code"].as_str(), error["param"].as_str()), (400, Some(code), Some(param)));
+    }
+    server.idle().await;
 }

@@ -151,7 +151,7 @@ fn request(prompt: &[u32], pictures: &[usize], tokens: usize) -> Request {
         spans.push(Span::line(all.len()..all.len() + ROWS));
         all.extend([PLACEHOLDER; ROWS]);
         let picture = Picture::new(side, side, vec![0; side * side * 3]);
-        media.push(Media { key: Key::of(&side.to_le_bytes()), source: Source::Pixels(picture) });
+        media.push(Media { key: Key::of(&side.to_le_bytes()), source: Source::Pixels(Arc::new(picture)) });
     }
     all.extend(prompt);
     Request {
@@ -160,6 +160,7 @@ fn request(prompt: &[u32], pictures: &[usize], tokens: usize) -> Request {
         sampling: Sampling::greedy(),
         limits: request::Limits { tokens, stops: Arc::new([]) },
         readout: Readout::Answer,
+        constraint: None,
     }
 }
 

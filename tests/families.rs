@@ -12,7 +12,7 @@ use percept::{
     config::Settings,
     engine::{self, EngineConfig, Handle, Limits},
     request::{self, Prompt, Readout, Request, Sampling, Span},
-    text::{Message, Part, Role, TextModel},
+    text::{Conversation, Message, Part, Role, TextModel},
 };
 use percept_models::{
     Batch, Checkpoint, Insert, KvCache, Loaded, MediaSize, Pages, Ragged, Remembered, Task,
@@ -83,7 +83,7 @@ impl Family {
                 self.loaded.preprocess.footprint(MediaSize::Image { width, height }).unwrap()
             })
             .collect();
-        self.text.prompt(&messages(case), &footprints, 4096).unwrap()
+        self.text.prompt(&conversation(case), &footprints, 4096).unwrap()
     }
 
     fn placeholder(&self) -> u32 {
@@ -186,6 +186,7 @@ impl Family {
             sampling,
             limits: request::Limits { tokens: self.length(case), stops: Arc::clone(self.text.stops()) },
             readout: Readout::Answer,
+            constraint: None,
         }
     }
 
@@ -224,23 +225,24 @@ fn with_crops(name: &str, crops: u64) -> TempDir {
     copy
 }
 
-fn messages(case: &Case) -> Vec<Message> {
+fn conversation(case: &Case) -> Conversation {
     let part = |part: &Value| match part["type"].as_str().unwrap() {
         "image" => Part::Picture,
         _ => Part::Text(part["text"].as_str().unwrap().to_owned()),
     };
-    let message = |message: &Value| Message {
-        role: match message["role"].as_str().unwrap() {
+    let message = |message: &Value| {
+        let role = match message["role"].as_str().unwrap() {
             "system" => Role::System,
             "user" => Role::User,
             _ => Role::Assistant,
-        },
-        parts: match &message["content"] {
+        };
+        let parts = match &message["content"] {
             Value::String(text) => vec![Part::Text(text.clone())],
             parts => parts.as_array().unwrap().iter().map(part).collect(),
-        },
+        };
+        Message::new(role, parts)
     };
-    case.turns().iter().map(message).collect()
+    Conversation { messages: case.turns().iter().map(message).collect(), ..Conversation::default() }
 }
 
 /// Bytes of the pixels that `features` were made of: what normalising did is undone.

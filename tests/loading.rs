@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use percept::{
     config::Settings,
     router::Served,
-    text::{Message, Part, Role, TextModel},
+    text::{Conversation, Message, Part, Role, TextModel},
 };
 use percept_models::{Checkpoint, Features, LoadOptions, Loaded, MediaSize, Medium, Task};
 use serde_json::{Value, json};
@@ -748,12 +748,15 @@ fn prompts_of_published_code_go_before_the_template() {
         let copy = Copy::of("internvl2");
         copy.edit("config.json", |config| config["template"] = json!(name));
         let turns = [
-            Message { role: Role::User, parts: vec![Part::Text("one".into())] },
-            Message { role: Role::Assistant, parts: vec![Part::Text("two".into())] },
-            Message { role: Role::User, parts: vec![Part::Text("three".into())] },
+            Message::new(Role::User, vec![Part::Text("one".into())]),
+            Message::new(Role::Assistant, vec![Part::Text("two".into())]),
+            Message::new(Role::User, vec![Part::Text("three".into())]),
         ];
         let model = copy.text().unwrap();
-        let tokens = model.prompt(&turns, &[], 4096).unwrap().tokens;
+        let tokens = model
+            .prompt(&Conversation { messages: turns.to_vec(), ..Conversation::default() }, &[], 4096)
+            .unwrap()
+            .tokens;
         let text = tokens.iter().map(|&id| model.tokenizer().token(id).unwrap()).collect::<String>();
         (text.replace("▁", ""), model.tokenizer().decode(&tokens).unwrap())
     };
@@ -945,9 +948,11 @@ fn a_tied_output_needs_no_weights() {
 #[test]
 fn chat_templates_are_found_where_checkpoints_have_them() {
     let render = |copy: &Copy| {
-        let message = Message { role: Role::User, parts: vec![Part::Text("hello".into())] };
+        let message = Message::new(Role::User, vec![Part::Text("hello".into())]);
         let model = copy.text()?;
-        let prompt = model.prompt(&[message], &[], 4096).map_err(|error| error.to_string())?;
+        let prompt = model
+            .prompt(&Conversation { messages: vec![message], ..Conversation::default() }, &[], 4096)
+            .map_err(|error| error.to_string())?;
         model.tokenizer().decode(&prompt.tokens).map_err(|error| error.to_string())
     };
     let copy = Copy::new();
@@ -983,10 +988,12 @@ fn templates_do_what_those_of_other_families_need() {
         let copy = Copy::new();
         fs::write(copy.path("chat_template.jinja"), template).unwrap();
         let model = copy.text().unwrap();
-        let prompt = model.prompt(messages, &[], 4096).map_err(|error| error.to_string())?;
+        let prompt = model
+            .prompt(&Conversation { messages: messages.to_vec(), ..Conversation::default() }, &[], 4096)
+            .map_err(|error| error.to_string())?;
         model.tokenizer().decode(&prompt.tokens).map_err(|error| error.to_string())
     };
-    let turn = |role, text: &str| Message { role, parts: vec![Part::Text(text.into())] };
+    let turn = |role, text: &str| Message::new(role, vec![Part::Text(text.into())]);
     let talk =
         [turn(Role::System, "be brief"), turn(Role::User, "  Hi there  "), turn(Role::Assistant, "yes")];
     for (template, expected) in [

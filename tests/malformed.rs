@@ -103,27 +103,11 @@ fn fields() -> Vec<Bad> {
 
 /// Features that would change the answer and are not there.
 fn unsupported() -> Vec<Bad> {
-    let tool = json!([{"type": "function", "function": {"name": "f"}}]);
-    let schema = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": {}}});
-    let mut table: Vec<Bad> = [
-        ("tools", tool),
-        ("tool_choice", json!("required")),
-        ("tool_choice", json!({"type": "function", "function": {"name": "f"}})),
-        ("functions", json!([{"name": "f"}])),
-        ("function_call", json!({"name": "f"})),
-        ("n", json!(2)),
-        ("n", json!(1_000_000_000)),
-        ("logprobs", json!(true)),
-        ("top_logprobs", json!(1)),
-        ("top_logprobs", json!(-1)),
-        ("response_format", json!({"type": "json_object"})),
-        ("response_format", schema),
-        ("audio", json!({"voice": "alloy"})),
-        ("web_search_options", json!({})),
-    ]
-    .into_iter()
-    .map(|(field, value)| bad(with(field, value), "unsupported_parameter", field))
-    .collect();
+    let mut table: Vec<Bad> =
+        [("top_logprobs", json!(1)), ("audio", json!({"voice": "alloy"})), ("web_search_options", json!({}))]
+            .into_iter()
+            .map(|(field, value)| bad(with(field, value), "unsupported_parameter", field))
+            .collect();
     table.push(bad(with("response_format", json!({"type": "xml"})), "invalid_value", "response_format.type"));
     table.push(bad(with("response_format", json!({})), "missing_required_parameter", "response_format.type"));
     table.push(bad(with("modalities", json!(["text", "audio"])), "invalid_value", "modalities"));
@@ -154,25 +138,26 @@ fn messages() -> Vec<Bad> {
         (json!({"role": "user", "content": [null]}), "invalid_type", "messages[0].content[0]"),
         (json!({"role": "user", "content": "a", "name": 1}), "invalid_type", "messages[0].name"),
         (json!({"role": "user", "content": "a", "refusal": []}), "invalid_type", "messages[0].refusal"),
-        (
-            json!({"role": "tool", "content": "a", "tool_call_id": "x"}),
-            "unsupported_parameter",
-            "messages[0].role",
-        ),
-        (
-            json!({"role": "function", "content": "a", "name": "f"}),
-            "unsupported_parameter",
-            "messages[0].role",
-        ),
+        (json!({"role": "tool", "tool_call_id": "x"}), "missing_required_parameter", "messages[0].content"),
         (
             json!({"role": "assistant", "content": null, "tool_calls": [{"id": "a"}]}),
-            "unsupported_parameter",
-            "messages[0].tool_calls",
+            "missing_required_parameter",
+            "messages[0].tool_calls[0].function",
         ),
         (
-            json!({"role": "assistant", "function_call": {"name": "f"}}),
-            "unsupported_parameter",
-            "messages[0].function_call",
+            json!({"role": "assistant", "tool_calls": [{"type": "custom", "function": {"name": "f"}}]}),
+            "invalid_value",
+            "messages[0].tool_calls[0].type",
+        ),
+        (
+            json!({"role": "assistant", "function_call": {}}),
+            "missing_required_parameter",
+            "messages[0].function_call.name",
+        ),
+        (
+            json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}),
+            "invalid_type",
+            "messages[0].tool_calls[0].function.arguments",
         ),
         (
             json!({"role": "assistant", "content": "a", "tool_calls": {}}),
@@ -225,8 +210,15 @@ fn messages() -> Vec<Bad> {
         (
             json!({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}),
             "unsupported_parameter",
-            ".type",
+            ".input_audio",
         ),
+        (json!({"type": "input_audio"}), "missing_required_parameter", ".input_audio"),
+        (
+            json!({"type": "input_audio", "input_audio": {}}),
+            "missing_required_parameter",
+            ".input_audio.data",
+        ),
+        (json!({"type": "input_audio", "input_audio": "UklGRg=="}), "invalid_type", ".input_audio"),
         (json!({"type": "file", "file": {"file_data": ""}}), "unsupported_parameter", ".type"),
     ] {
         table.push(bad(part(value), code, &format!("{here}{field}")));

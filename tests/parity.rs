@@ -37,6 +37,7 @@ fn request(case: &Case, sampling: Sampling) -> Request {
         sampling,
         limits: request::Limits { tokens: 12, stops: Arc::new([END]) },
         readout: Readout::Answer,
+        constraint: None,
     }
 }
 

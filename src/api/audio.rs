@@ -5,6 +5,7 @@ mod parse;
 
 use std::{
     fs,
+    io::Cursor,
     ops::ControlFlow,
     path::PathBuf,
     sync::{Arc, Weak},
@@ -25,7 +26,7 @@ use crate::{
     media::sound::{self, Channels, Recording, SoundError, SoundLimits},
     request::InvalidRequest,
     router::Router,
-    speech::{SpeechError, Task, Transcriber},
+    speech::{Options, SpeechError, Task, Transcriber},
 };
 
 /// Most requests whose file is being received.
@@ -82,7 +83,7 @@ async fn respond(app: &App, endpoint: Task, headers: &HeaderMap, body: Body) -> 
     let file = file.ok_or_else(|| missing("file"))?;
     let place = model.handle().reserve()?;
     let (options, reply) = ask.resolve(&model)?;
-    let recording = decode(app, file, reply.channels()).await?;
+    let recording = decode(app, "file", file, reply.channels()).await?;
     reply.check(&recording)?;
     let duration = recording.seconds();
     let transcription = model.start(Arc::new(recording), options, place);
@@ -138,8 +139,26 @@ fn find(models: &Router, name: &str) -> Result<Arc<Transcriber>, ApiError> {
     Ok(Arc::clone(speech))
 }
 
+/// What is said in a recording that is part of something else, `param`.
+pub(super) async fn spoken(
+    app: &App,
+    model: &Arc<Transcriber>,
+    param: &str,
+    file: Vec<u8>,
+) -> Result<String, ApiError> {
+    let place = model.handle().reserve()?;
+    let recording = decode(app, param, Cursor::new(file), Channels::Mixed).await?;
+    let transcription = model.start(Arc::new(recording), Options::default(), place);
+    Ok(answer::collect(transcription).await?.text.trim().to_owned())
+}
+
 /// Decodes a file, and stops when nobody waits for it any more.
-async fn decode(app: &App, file: fs::File, channels: Channels) -> Result<Recording, ApiError> {
+async fn decode(
+    app: &App,
+    param: &str,
+    file: impl sound::Source,
+    channels: Channels,
+) -> Result<Recording, ApiError> {
     let SoundConfig { limits, ffmpeg, .. } = app.config.sound.clone();
     // Gone as soon as this future is dropped.
     let waiting = Arc::new(());
@@ -154,7 +173,7 @@ async fn decode(app: &App, file: fs::File, channels: Channels) -> Result<Recordi
     drop(waiting);
     decoded.map_err(|error| match error {
         SoundError::Io(_) | SoundError::Stopped => ApiError::internal(&error),
-        error => InvalidRequest::Sound { error }.into(),
+        error => InvalidRequest::Sound { param: param.into(), error }.into(),
     })
 }
 

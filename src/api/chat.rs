@@ -1,10 +1,12 @@
 //! `/v1/chat/completions`.
 
 mod answer;
+mod answers;
 mod media;
 mod parse;
+mod tools;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -13,15 +15,30 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse, Response},
 };
+use futures_util::future::try_join_all;
 
-pub(super) use self::parse::{Asked, Chat, Files, MediaRef, count, stop_texts, stops};
-use self::{answer::Base, media::Opened};
-use super::{ApiError, App, json, models::chat_model, params::Parsed, wire::chat as wire};
+use self::{
+    answer::Base,
+    media::Opened,
+    parse::RecordingRef,
+    tools::tells_apart,
+};
+pub(super) use self::{
+    answer::{NEVER, usage},
+    answers::Answers,
+    parse::{
+        Bare, CallStyle, Chat, Files, MOST_ANSWERS, MediaRef, SamplingFields, check_count, check_end,
+        stop_texts, stops,
+    },
+    tools::{Constrained, FormFields, Toolbox, call, form, named_schema, tool, type_error},
+};
+use super::{ApiError, App, audio, json, models::chat_model, params::Parsed, wire::chat as wire};
 use crate::{
     engine::Place,
-    request::{self, InvalidRequest, Prompt, Readout, Request},
-    router::{ChatModel, Served},
-    text::{Answer, Message, PromptError},
+    media::sound::SoundError,
+    request::{self, Constraint, InvalidRequest, Media, Prompt, Readout, Request, Sampling},
+    router::{ChatModel, Router, Served},
+    text::{CallSyntax, Conversation, GrammarError, Part, PromptError, Reading},
 };
 
 /// `POST /v1/chat/completions`
@@ -30,7 +47,7 @@ pub(super) async fn completions(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    app.models()?;
+    let models = app.models()?;
     let Parsed { value, ignored } =
         json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
@@ -38,14 +55,38 @@ pub(super) async fn completions(
     let (model, text) = chat_model(&app, &chat.model)?;
     let place = model.handle.reserve()?;
     let stream = chat.stream;
-    let base = Base::new(model);
-    let answer = submit(&app, model, text, place, chat).await?;
+    let chat = hear(&app, models, chat).await?;
+    let base = Base::new(model, chat.called, chat.bare.logprobs.is_some());
+    let answers = submit(&app, model, text, place, chat).await?;
     let mut response = match stream {
-        Some(stream) => answer::stream(base, answer, stream),
-        None => Json(answer::collect(base, answer).await?).into_response(),
+        Some(stream) => answer::stream(base, answers, stream),
+        None => Json(answer::collect(base, answers).await?).into_response(),
     };
     ignored.report(&mut response);
     Ok(response)
+}
+
+/// Puts what is said in recordings in their places, as if it had been written.
+async fn hear(app: &App, models: &Router, mut chat: Chat) -> Result<Chat, ApiError> {
+    let recordings = std::mem::take(&mut chat.recordings);
+    let Some(first) = recordings.first() else { return Ok(chat) };
+    let Some(model) = models.first_speech() else {
+        let reason = "recordings are written down by a speech model, and none is loaded";
+        return Err(InvalidRequest::Unsupported { param: first.param.clone(), reason: reason.into() }.into());
+    };
+    let limit = app.config.sound.file_bytes;
+    let texts = recordings.into_iter().map(async |recording| {
+        let RecordingRef { param, data, place } = recording;
+        let file = media::recording(&data, limit)
+            .map_err(|error| SoundError::Broken { reason: error.to_string() })
+            .map_err(|error| InvalidRequest::Sound { param: param.clone(), error })?;
+        drop(data);
+        Ok::<_, ApiError>((place, audio::spoken(app, model, &param, file).await?))
+    });
+    for ((message, part), text) in try_join_all(texts).await? {
+        chat.conversation.messages[message].parts[part] = Part::Text(text);
+    }
+    Ok(chat)
 }
 
 /// Prepares a request's media and prompt, and queues it.
@@ -55,43 +96,131 @@ pub(super) async fn submit(
     model: &Arc<ChatModel>,
     place: Place,
     chat: Chat,
-) -> Result<Answer, ApiError> {
-    let Chat { messages, media, sampling, max_tokens, stops, ignore_eos, .. } = chat;
-    let (prompt, opened) = prompt(app, model, messages, media, served.handle.context()).await?;
-
-    let pictures = served.handle.media_rows(&prompt);
-    let context = served.handle.context_beside(pictures);
-    if prompt.tokens.len() >= context {
-        let (text, limit) = (prompt.tokens.len(), served.handle.rows());
-        return Err(InvalidRequest::CacheRows { text, pictures, limit }.into());
-    }
-
+) -> Result<Answers, ApiError> {
+    let Chat { conversation, media, bare, called, .. } = chat;
+    let begun = conversation.continues;
+    let (prompt, opened) = prompt(app, model, conversation, media, served.handle.context()).await?;
+    let room = room(served, &prompt)?;
     let media = media::decode(app, served, opened).await?;
-    let sampling = sampling.resolve(&model.text)?;
-    let room = context - prompt.tokens.len();
-    let limits = request::Limits {
-        // Clients ask for more than any model has; the answer ends where the context does.
-        tokens: max_tokens.map_or(room, |most| most.min(room)),
-        stops: if ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
-    };
-    let length = prompt.tokens.len();
-    let events = place.submit(Request { prompt, media, sampling, limits, readout: Readout::Answer })?;
-    Ok(Answer::new(events, &model.text, length, stops))
+    let calls = called.map(|_| model.text.call_syntax());
+    let wanted = Wanted { prompt, media, room, calls, begun };
+    wanted.submit(app, model, place, bare).await
 }
 
 /// The prompt that a conversation makes, of fewer than `context` tokens, and its media, not decoded yet.
 pub(super) async fn prompt(
     app: &App,
     model: &Arc<ChatModel>,
-    messages: Vec<Message>,
+    conversation: Conversation,
     media: Vec<MediaRef>,
     context: usize,
 ) -> Result<(Prompt, Vec<Opened>), ApiError> {
     let opened = media::open(app, &model.text, media).await?;
     let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
     let model = Arc::clone(model);
-    let prompt = blocking(move || model.text.prompt(&messages, &footprints, context)).await?;
+    let prompt = blocking(move || model.text.prompt(&conversation, &footprints, context)).await?;
     Ok((prompt.map_err(prompt_error)?, opened))
+}
+
+/// Queues answers to a prompt of tokens alone.
+pub(super) async fn submit_tokens(
+    app: &App,
+    served: &Served,
+    model: &Arc<ChatModel>,
+    place: Place,
+    tokens: Vec<u32>,
+    bare: Bare,
+) -> Result<Answers, ApiError> {
+    let (found, limit) = (tokens.len(), served.handle.context());
+    if found >= limit {
+        return Err(InvalidRequest::ContextLength { tokens: found, limit }.into());
+    }
+    let prompt = Prompt { tokens, spans: Vec::new() };
+    let room = room(served, &prompt)?;
+    let wanted = Wanted { prompt, media: Vec::new(), room, calls: None, begun: true };
+    wanted.submit(app, model, place, bare).await
+}
+
+/// Tokens that an answer has room for.
+fn room(served: &Served, prompt: &Prompt) -> Result<usize, ApiError> {
+    let pictures = served.handle.media_rows(prompt);
+    let context = served.handle.context_beside(pictures);
+    if prompt.tokens.len() >= context {
+        let (text, limit) = (prompt.tokens.len(), served.handle.rows());
+        return Err(InvalidRequest::CacheRows { text, pictures, limit }.into());
+    }
+    Ok(context - prompt.tokens.len())
+}
+
+/// What answers are wanted to.
+struct Wanted {
+    prompt: Prompt,
+    media: Vec<Media>,
+    room: usize,
+    calls: Option<CallSyntax>,
+    /// Whether answers go on with a text.
+    begun: bool,
+}
+
+impl Wanted {
+    async fn submit(
+        self,
+        app: &App,
+        model: &Arc<ChatModel>,
+        place: Place,
+        bare: Bare,
+    ) -> Result<Answers, ApiError> {
+        let Self { prompt, media, room, calls, begun } = self;
+        let Bare { sampling, max_tokens, stops, ignore_eos, count, logprobs, constrained } = bare;
+        let mut constraints = constraints(app, model, constrained, count, begun).await?;
+        let sampling = Sampling { logprobs, ..sampling.resolve(&model.text)? };
+        let limits = request::Limits {
+            // Clients ask for more than any model has; the answer ends where the context does.
+            tokens: max_tokens.map_or(room, |most| most.min(room)),
+            stops: if ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
+        };
+        let request = |index: usize| Request {
+            prompt: prompt.clone(),
+            media: media.clone(),
+            // Each has a seed of its own, so that they differ.
+            sampling: Sampling { seed: sampling.seed.wrapping_add(index as u64), ..sampling.clone() },
+            limits: limits.clone(),
+            readout: Readout::Answer,
+            constraint: constraints.pop(),
+        };
+        let requests = (0..count).map(request).collect();
+        let reading = Reading { stops, calls, begun, logprobs: logprobs.is_some() };
+        Ok(Answers::submit(place, requests, answers::Asked { model: Arc::clone(model), reading })?)
+    }
+}
+
+/// What each of `count` answers must be; nothing where they are free.
+async fn constraints(
+    app: &App,
+    model: &Arc<ChatModel>,
+    constrained: Option<Constrained>,
+    count: usize,
+    begun: bool,
+) -> Result<Vec<Box<dyn Constraint>>, ApiError> {
+    /// Most time for compiling. What llguidance does is bounded, but not by a clock.
+    const DEADLINE: Duration = Duration::from_secs(10);
+    let Some(constrained) = constrained else { return Ok(Vec::new()) };
+    let param = constrained.param.clone();
+    let refuse = |error: GrammarError| InvalidRequest::Grammar { param: param.clone(), error };
+    let model = Arc::clone(model);
+    let compiling = app.decoders.run(move || {
+        let syntax = model.text.call_syntax();
+        if !tells_apart(&syntax, &constrained) {
+            let reason = "this model writes calls of functions as JSON, so that a form of the answer cannot be given as well";
+            return Err(GrammarError::Refused(reason.into()));
+        }
+        let compile = |_| model.text.grammars().compile(&constrained.grammar, &syntax, begun);
+        (0..count).map(compile).collect()
+    });
+    match tokio::time::timeout(DEADLINE, compiling).await {
+        Ok(compiled) => Ok(compiled.map_err(|error| ApiError::internal(&error))?.map_err(refuse)?),
+        Err(_) => Err(refuse(GrammarError::TooSlow { seconds: DEADLINE.as_secs() }).into()),
+    }
 }
 
 /// Runs long work where it holds up nobody.

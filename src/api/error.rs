@@ -124,11 +124,21 @@ pub enum ApiError {
     #[error("The server cannot take the request: {0}.")]
     Refused(#[from] Refused),
     /// The engine failed.
-    #[error("The server had an error while processing your request. Sorry about that!")]
+    #[error("{}", of_engine(.0))]
     Engine(#[from] EngineError),
     /// We failed. The log says how.
     #[error("The server had an error while processing your request. Sorry about that!")]
     Internal,
+}
+
+fn of_engine(error: &EngineError) -> String {
+    match error {
+        EngineError::Constraint => {
+            let text = error.to_string();
+            format!("{}{}.", text[..1].to_uppercase(), &text[1..])
+        }
+        _ => "The server had an error while processing your request. Sorry about that!".into(),
+    }
 }
 
 fn hint(known: &[String]) -> String {
@@ -181,6 +191,9 @@ impl ApiError {
             Self::Refused(_) | Self::Engine(EngineError::Stopped) => {
                 ("server_error", Some("engine_overloaded"), None)
             }
+            Self::Engine(EngineError::Constraint) => {
+                ("invalid_request_error", Some("grammar_too_complex"), None)
+            }
             Self::Engine(_) | Self::Internal => ("server_error", None, None),
         };
         wire::error::ErrorBody::new(self.to_string(), kind, param.map(str::to_owned), code)
@@ -194,6 +207,7 @@ impl ApiError {
             | Self::NotJson(_)
             | Self::NotForm(_)
             | Self::WrongModel { .. }
+            | Self::Engine(EngineError::Constraint)
             | Self::BodyCut => StatusCode::BAD_REQUEST,
             Self::BodySilent { .. } | Self::BodySlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::ContentType { .. } | Self::ContentEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -255,8 +269,8 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         | InvalidRequest::Pixels { .. } => "image_too_large",
         InvalidRequest::Picture { .. } => "invalid_image_format",
         InvalidRequest::PictureSize { .. } | InvalidRequest::FrameSize { .. } => "invalid_image",
-        InvalidRequest::Messages { .. } => "invalid_value",
-        InvalidRequest::Sound { error } => match error {
+        InvalidRequest::Messages { .. } | InvalidRequest::Grammar { .. } => "invalid_value",
+        InvalidRequest::Sound { error, .. } => match error {
             SoundError::NotSound | SoundError::NoAudio | SoundError::Codec { .. } => "invalid_audio_format",
             SoundError::TooLong { .. } => "audio_too_long",
             _ => "invalid_audio",
@@ -281,11 +295,12 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::Picture { param, .. }
         | InvalidRequest::PictureSize { param, .. }
         | InvalidRequest::FrameSize { param, .. }
+        | InvalidRequest::Grammar { param, .. }
+        | InvalidRequest::Sound { param, .. }
         | InvalidRequest::Pixels { param, .. } => Some(param),
         InvalidRequest::ContextLength { .. }
         | InvalidRequest::CacheRows { .. }
         | InvalidRequest::Messages { .. } => Some("messages"),
-        InvalidRequest::Sound { .. } => Some("file"),
         InvalidRequest::Unknown { .. } => None,
     }
 }

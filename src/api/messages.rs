@@ -15,7 +15,7 @@ use axum::{
 
 use self::{
     answer::Base,
-    parse::{Conversation, Messages},
+    parse::{Asked, Messages},
 };
 use super::{ApiError, App, chat, json, models::chat_model, params::Parsed, wire::messages as wire};
 use crate::request::InvalidRequest;
@@ -56,12 +56,12 @@ pub(super) async fn count_tokens(
     let Parsed { value: wire::CountRequest(value), ignored } =
         json::read(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
-    let Conversation { model, messages, media, .. } = Conversation::parse(value, &app.config.media)?;
+    let Asked { model, conversation, media, .. } = Asked::parse(value, &app.config.media)?;
     let (served, model) = chat_model(&app, &model)?;
     // Nothing is generated, but preparing a prompt is work as well.
     let _place = served.handle.reserve()?;
     let context = served.handle.context();
-    let prompt = chat::prompt(&app, model, messages, media, context.saturating_mul(COUNTED)).await;
+    let prompt = chat::prompt(&app, model, conversation, media, context.saturating_mul(COUNTED)).await;
     let (prompt, _) = prompt.map_err(|error| match error {
         ApiError::Invalid(InvalidRequest::ContextLength { tokens, .. }) => {
             InvalidRequest::ContextLength { tokens, limit: context }.into()
@@ -76,5 +76,7 @@ pub(super) async fn count_tokens(
 fn is_harmless(path: &str) -> bool {
     let field = path.rsplit('.').next().unwrap_or(path);
     let in_blocks = path.starts_with("messages[") || path.starts_with("system[");
-    wire::HARMLESS.contains(&path) || in_blocks && wire::HARMLESS_IN_BLOCKS.contains(&field)
+    wire::HARMLESS.contains(&path)
+        || in_blocks && wire::HARMLESS_IN_BLOCKS.contains(&field)
+        || path.starts_with("tools[") && wire::HARMLESS_IN_TOOLS.contains(&field)
 }

@@ -4,6 +4,7 @@ mod audio;
 mod body;
 mod chat;
 mod check;
+mod completions;
 mod error;
 mod form;
 mod json;
@@ -35,7 +36,10 @@ use uuid::Uuid;
 
 pub use self::{audio::SoundConfig, error::ApiError, openapi::document};
 use crate::{
-    media::{Decoders, MediaLimits},
+    media::{
+        Decoders, MediaLimits,
+        remote::{FetchPolicy, Fetcher},
+    },
     router::Router,
 };
 
@@ -46,6 +50,8 @@ pub struct ApiConfig {
     pub body_bytes: usize,
     /// What pictures may cost.
     pub media: MediaLimits,
+    /// From where pictures are fetched.
+    pub fetch: FetchPolicy,
     /// Most bytes of decoded pictures that wait for an engine.
     pub media_memory: usize,
     /// What recordings may cost.
@@ -61,6 +67,7 @@ pub struct ApiConfig {
 pub struct App {
     config: ApiConfig,
     decoders: Decoders,
+    fetcher: Fetcher,
     /// Bounds how many files are being received.
     uploads: Semaphore,
     /// Empty while models are being loaded.
@@ -72,6 +79,7 @@ impl App {
     pub fn new(config: ApiConfig) -> Arc<Self> {
         Arc::new(Self {
             decoders: Decoders::new(config.media_memory),
+            fetcher: Fetcher::new(config.fetch.clone()),
             config,
             uploads: Semaphore::new(audio::MOST_UPLOADS),
             models: OnceLock::new(),

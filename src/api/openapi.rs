@@ -12,7 +12,7 @@ use axum::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{App, audio, chat, messages, models, ops, responses, wire};
+use super::{App, audio, chat, completions, messages, models, ops, responses, wire};
 
 /// One thing that can be asked.
 pub(super) struct Endpoint {
@@ -119,6 +119,16 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                 errors: MESSAGES_ERRORS,
                 envelope: Envelope::Anthropic,
             },
+        },
+        Endpoint {
+            path: "/v1/completions",
+            method: "post",
+            id: "createCompletion",
+            summary: "Goes on with a text, or with several.",
+            description: "The older way, without a conversation and without pictures. With `stream`, the answer is \
+                          server-sent events, as those of chat are.",
+            handler: post(completions::completions),
+            shape: completion_shape,
         },
         Endpoint {
             path: "/v1/audio/transcriptions",
@@ -238,6 +248,22 @@ fn chat_shape(schemas: &mut Schemas) -> Shape {
             "200",
             "The answer, whole or in chunks.",
             json!({"application/json": {"schema": whole}, "text/event-stream": {"schema": chunk}}),
+        )],
+        errors: CHAT_ERRORS,
+        envelope: Envelope::OpenAi,
+    }
+}
+
+fn completion_shape(schemas: &mut Schemas) -> Shape {
+    let request = schemas.request::<wire::completions::CompletionRequest>();
+    let answer = schemas.answer::<wire::completions::Completion>();
+    Shape {
+        parameters: json!([]),
+        body: Some(json!({"application/json": {"schema": request}})),
+        answers: vec![(
+            "200",
+            "The answers, whole or in chunks.",
+            json!({"application/json": {"schema": answer}, "text/event-stream": {"schema": answer}}),
         )],
         errors: CHAT_ERRORS,
         envelope: Envelope::OpenAi,

@@ -41,7 +41,11 @@ pub(super) fn respond_with(pieces: impl Pieces, keep_alive: KeepAlive) -> Respon
 
 /// A piece that is an object.
 pub(super) fn json(value: &impl serde::Serialize) -> Event {
-    Event::default().json_data(value).unwrap_or_else(|error| {
+    with_data(Event::default(), value)
+}
+
+fn with_data(event: Event, value: &impl serde::Serialize) -> Event {
+    event.json_data(value).unwrap_or_else(|error| {
         error!(%error, "a piece could not be written");
         Event::default().comment("error")
     })
@@ -49,7 +53,7 @@ pub(super) fn json(value: &impl serde::Serialize) -> Event {
 
 /// A piece that is an object, under a name.
 pub(super) fn named(name: &str, value: &impl serde::Serialize) -> Event {
-    json(value).event(name)
+    with_data(Event::default().event(name), value)
 }
 
 /// The last piece of an answer that is complete.

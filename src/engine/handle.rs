@@ -73,6 +73,9 @@ pub enum EngineError {
     /// The network gave infinite numbers or none.
     #[error("the network produced numbers that are not finite")]
     NotFinite,
+    /// What the answer must be cannot be followed any further.
+    #[error("the grammar of the answer cannot be followed any further; a simpler one may do")]
+    Constraint,
     /// The tokenizer gave no text for tokens.
     #[error("the tokens cannot be turned into text")]
     Text,

@@ -23,7 +23,7 @@ use std::{
 use candle_core::Tensor;
 use percept_models::{
     Features, Footprint, Grid, KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Task,
-    nn::sample::{Drawn, probabilities},
+    nn::sample::probabilities,
 };
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
@@ -38,6 +38,8 @@ use self::{
     handle::{Command, Submission},
     sampler::Sampler,
 };
+pub use percept_models::nn::sample::Drawn;
+
 pub use self::{
     cache::Pin,
     handle::{Alignment, EngineError, Event, Events, Handle, Place, Refused, Status, Turn},
@@ -150,12 +152,12 @@ struct ClientMedia {
     raw: Option<Raw>,
     encoded: Option<Encoded>,
     /// Accounts for `encoded` until the request runs; from then on the scheduler does.
-    pin: Option<Pin>,
+    pin: Option<Arc<Pin>>,
 }
 
 enum Raw {
-    Picture(Picture),
-    Moment(Vec<Picture>),
+    Picture(Arc<Picture>),
+    Moment(Arc<[Picture]>),
     Sound(Sound),
 }
 
@@ -283,7 +285,7 @@ impl Engine {
             let _ = events.send(Event::Failed(EngineError::Step));
             return;
         }
-        self.sampler.add(id, request.sampling, &sequence.tokens);
+        self.sampler.add(id, request.sampling, request.constraint, &sequence.tokens);
         let media: Vec<_> = request.media.into_iter().map(|medium| self.medium(medium)).collect();
         for (encoded, medium) in sequence.encoded.iter_mut().zip(&media) {
             *encoded = medium.encoded.is_some();
@@ -307,9 +309,9 @@ impl Engine {
     }
 
     /// What is seen, or its rows: somebody else may have sent the same meanwhile.
-    fn unless_encoded(&self, key: &Key, raw: Raw) -> (Option<Raw>, Option<Pin>) {
+    fn unless_encoded(&self, key: &Key, raw: Raw) -> (Option<Raw>, Option<Arc<Pin>>) {
         match self.encoded.index().pin(key) {
-            Some(pin) => (None, Some(pin)),
+            Some(pin) => (None, Some(Arc::new(pin))),
             None => (Some(raw), None),
         }
     }
@@ -347,7 +349,7 @@ impl Engine {
     fn compute(&mut self, parts: &[(SeqId, usize)]) -> Vec<(SeqId, Event)> {
         match (guarded(|| self.draw(parts)), parts) {
             (Ok(Step { drawn, mut events }), _) => {
-                let ids = drawn.iter().map(|drawn| drawn.as_ref().map(|drawn| drawn.id));
+                let ids = drawn.iter().map(|drawn| drawn.as_ref().ok().map(|drawn| drawn.id));
                 let outcomes = self.scheduler.complete(parts, ids);
                 // Each draw has an outcome, in the same order.
                 let outcomes = outcomes.into_iter().zip(drawn);
@@ -384,7 +386,7 @@ impl Engine {
         let mut drawn = answered.drawn.into_iter();
         let draw = |part: &(SeqId, usize)| match aligning.contains(part) {
             // Ends the sequence, which has no room for more.
-            true => Some(Some(Drawn { id: 0, logprob: 0.0, top: Vec::new() })),
+            true => Some(Ok(Drawn { id: 0, logprob: 0.0, top: Vec::new() })),
             false => drawn.next(),
         };
         let drawing = parts.iter().filter(|part| self.scheduler.draws(**part));
@@ -409,9 +411,16 @@ impl Engine {
             _ => 0..0,
         };
         let batch = self.batcher.build(parts, &self.scheduler, rows, probed)?;
-        let logits = self.model.forward(&batch, &self.cache)?;
         let drawing: Vec<SeqId> =
             parts.iter().filter(|part| self.scheduler.draws(**part)).map(|part| part.0).collect();
+        // What may be drawn is found out while the network runs.
+        let (model, cache, sampler) = (&self.model, &self.cache, &mut self.sampler);
+        let logits = rayon::in_place_scope(|scope| {
+            if sampler.is_constrained(&drawing) {
+                scope.spawn(|_| sampler.prepare(&drawing));
+            }
+            model.forward(&batch, cache)
+        })?;
         let events = self.probe(parts, &logits, drawing.len())?;
         let drawn = match drawing.len() {
             0 => Vec::new(),
@@ -541,8 +550,9 @@ impl Engine {
     fn features(&self, raw: &Raw) -> candle_core::Result<Features> {
         let device = &self.batcher.device;
         let (tensor, size) = match raw {
-            &Raw::Picture(Picture { width, height, ref rgb, .. }) => {
-                let pixels = Tensor::from_slice(rgb, (height, width, 3), device)?;
+            Raw::Picture(picture) => {
+                let (width, height) = (picture.width, picture.height);
+                let pixels = Tensor::from_slice(&picture.rgb, (height, width, 3), device)?;
                 (self.preprocess.run(Medium::Picture(&pixels))?, MediaSize::Image { width, height })
             }
             Raw::Moment(frames) => {
@@ -682,6 +692,7 @@ impl Engine {
             media,
             sampling: Sampling::greedy(),
             readout: Readout::Answer,
+            constraint: None,
         };
         let (events, mut receiver) = unbounded_channel();
         self.submit(SeqId(0), request, events, None);
@@ -705,7 +716,7 @@ impl Engine {
 fn gray_picture() -> (MediaSize, Source) {
     const SIDE: usize = 32;
     let gray = Picture::new(SIDE, SIDE, vec![128; SIDE * SIDE * 3]);
-    (MediaSize::Image { width: SIDE, height: SIDE }, Source::Pixels(gray))
+    (MediaSize::Image { width: SIDE, height: SIDE }, Source::Pixels(Arc::new(gray)))
 }
 
 /// A short silence.
@@ -717,8 +728,8 @@ fn silence() -> (MediaSize, Source) {
 /// What a step gave.
 #[derive(Default)]
 struct Step {
-    /// A token, or `None` for unusable numbers, for each part that draws.
-    drawn: Vec<Option<Drawn>>,
+    /// A token, or why there is none, for each part that draws.
+    drawn: Vec<Result<Drawn, EngineError>>,
     /// What was wanted besides.
     events: Vec<(SeqId, Event)>,
 }
@@ -733,16 +744,17 @@ fn guarded<T>(work: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Res
     })
 }
 
-fn events_of(outcome: Outcome, drawn: Option<Drawn>) -> impl Iterator<Item = Event> {
+fn events_of(outcome: Outcome, drawn: Result<Drawn, EngineError>) -> impl Iterator<Item = Event> {
     let (token, end) = match (outcome, drawn) {
-        (Outcome::Token(_), Some(drawn)) => (Some(drawn), None),
-        (Outcome::Finished(Some(_), reason, generated), drawn) => {
-            (drawn, Some(Event::Finished { reason, generated, end: None }))
+        (_, Err(error)) => (None, Some(Event::Failed(error))),
+        (Outcome::Token(_), Ok(drawn)) => (Some(drawn), None),
+        (Outcome::Finished(Some(_), reason, generated), Ok(drawn)) => {
+            (Some(drawn), Some(Event::Finished { reason, generated, end: None }))
         }
-        (Outcome::Finished(None, reason, generated), end) => {
-            (None, Some(Event::Finished { reason, generated, end }))
+        (Outcome::Finished(None, reason, generated), Ok(end)) => {
+            (None, Some(Event::Finished { reason, generated, end: Some(end) }))
         }
-        (Outcome::Failed, _) | (_, None) => (None, Some(Event::Failed(EngineError::NotFinite))),
+        (Outcome::Failed, Ok(_)) => (None, Some(Event::Failed(EngineError::Step))),
     };
     token.map(Event::Token).into_iter().chain(end)
 }

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
 use percept_models::nn::sample::{Draw, Drawn, Forbidden, Seen, sample, uniform};
+use rayon::prelude::*;
+use tracing::warn;
 
-use super::sequence::SeqId;
-use crate::request::{Sampling, TimestampRules};
+use super::{handle::EngineError, sequence::SeqId};
+use crate::request::{Constraint, ConstraintError, Sampling, TimestampRules};
 
 /// Draws tokens, and remembers what each sequence's penalties and seed need.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ struct State {
     /// Where in `seen` a token is.
     places: HashMap<u32, usize>,
     marks: Marks,
+    constraint: Option<Box<dyn Constraint>>,
+    /// What the constraint allows next, once it was asked.
+    mask: Option<std::result::Result<Vec<u32>, ConstraintError>>,
 }
 
 /// What rules of time need of the tokens drawn so far.
@@ -44,7 +49,13 @@ impl Sampler {
     }
 
     /// Notes how a new sequence draws.
-    pub(super) fn add(&mut self, id: SeqId, sampling: Sampling, prompt: &[u32]) {
+    pub(super) fn add(
+        &mut self,
+        id: SeqId,
+        sampling: Sampling,
+        constraint: Option<Box<dyn Constraint>>,
+        prompt: &[u32],
+    ) {
         let (given, drawn) = prompt.split_at(prompt.len().saturating_sub(sampling.continues));
         let mut state = State {
             sampling,
@@ -52,6 +63,8 @@ impl Sampler {
             seen: Vec::new(),
             places: HashMap::new(),
             marks: Marks { before: true, ..Marks::default() },
+            constraint,
+            mask: None,
         };
         for &token in given {
             state.note(token, 0);
@@ -67,19 +80,43 @@ impl Sampler {
         self.states.remove(&id);
     }
 
-    /// Draws a token for each row of `logits`; `None` where a row has no usable numbers.
+    /// Whether what may be drawn for any of these depends on what was drawn.
+    pub(super) fn is_constrained(&self, ids: &[SeqId]) -> bool {
+        ids.iter().any(|id| self.states.get(id).is_some_and(|state| state.constraint.is_some()))
+    }
+
+    /// Finds out what may be drawn next for these, which can take milliseconds. Done again, it costs nothing.
+    pub(super) fn prepare(&mut self, ids: &[SeqId]) {
+        let states: Vec<&mut State> =
+            self.states.iter_mut().filter(|(id, _)| ids.contains(id)).map(|(_, state)| state).collect();
+        states.into_par_iter().for_each(State::prepare);
+    }
+
+    /// Draws a token for each row of `logits`; says why where there is none.
     ///
     /// # Errors
     /// When the device refuses the download.
-    pub(super) fn sample(&mut self, logits: &Tensor, ids: &[SeqId]) -> Result<Vec<Option<Drawn>>> {
+    pub(super) fn sample(
+        &mut self,
+        logits: &Tensor,
+        ids: &[SeqId],
+    ) -> Result<Vec<std::result::Result<Drawn, EngineError>>> {
+        self.prepare(ids);
         let states: Vec<&State> = ids.iter().filter_map(|id| self.states.get(id)).collect();
         let forbidden: Vec<Forbidden<'_>> = states.iter().map(|state| state.forbidden()).collect();
         let draws: Vec<Draw<'_>> =
             states.iter().zip(&forbidden).map(|(state, not)| state.draw(not, self.vocabulary)).collect();
         let drawn = sample(logits, &draws)?;
-        let drawn: Vec<Option<Drawn>> = drawn.into_iter().map(std::result::Result::ok).collect();
+        let result = |(drawn, state): (std::result::Result<Drawn, _>, &&State)| match &state.mask {
+            Some(Err(error)) => {
+                warn!(%error, "an answer's constraint does not go on");
+                Err(EngineError::Constraint)
+            }
+            _ => drawn.map_err(|_| EngineError::NotFinite),
+        };
+        let drawn: Vec<_> = drawn.into_iter().zip(&states).map(result).collect();
         for (id, drawn) in ids.iter().zip(&drawn) {
-            if let (Some(state), Some(drawn)) = (self.states.get_mut(id), drawn) {
+            if let (Some(state), Ok(drawn)) = (self.states.get_mut(id), drawn) {
                 state.accept(drawn.id);
             }
         }
@@ -118,12 +155,22 @@ impl State {
         if let Some(timestamps) = &rules.timestamps {
             self.marks.forbid(self.drawn, timestamps, &mut not);
         }
+        not.mask = self.mask.as_ref().and_then(|mask| mask.as_deref().ok());
         not
+    }
+
+    fn prepare(&mut self) {
+        if let (Some(constraint), None) = (&mut self.constraint, &self.mask) {
+            self.mask = Some(constraint.allowed());
+        }
     }
 
     fn accept(&mut self, token: u32) {
         self.drawn += 1;
         self.note(token, 1);
+        if let Some(constraint) = &mut self.constraint {
+            self.mask = constraint.accept(token).err().map(Err);
+        }
         if let Some(timestamps) = &self.sampling.rules.timestamps {
             let is_mark = timestamps.marks.contains(&token);
             let before = self.drawn == 1 || self.marks.last;
@@ -204,7 +251,7 @@ mod tests {
         let sampling =
             Sampling { rules, continues: drawn.len(), logprobs: Some(WIDTH), ..Sampling::greedy() };
         let mut sampler = Sampler::new(WIDTH);
-        sampler.add(SeqId(1), sampling, &prompt);
+        sampler.add(SeqId(1), sampling, None, &prompt);
         sampler
     }
 

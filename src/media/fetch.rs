@@ -1,4 +1,4 @@
-//! The file behind a URL. So far that is a data URL; nothing is fetched from elsewhere.
+//! The file in a data URL; [`remote`](super::remote) has those behind others.
 
 use base64::{
     Engine as _, alphabet,
@@ -38,6 +38,38 @@ pub enum FetchError {
     BadBase64 {
         /// Where.
         reason: String,
+    },
+    /// The host is not one that files are fetched from.
+    #[error(
+        "this server fetches nothing from there: send the picture as a data URL, data:image/jpeg;base64,…"
+    )]
+    Refused,
+    /// It could not be fetched.
+    #[error("the file behind the URL could not be fetched")]
+    Unreachable,
+    /// It could not be fetched in time.
+    #[error("the file behind the URL could not be fetched within {seconds} seconds")]
+    Slow {
+        /// How long that may take.
+        seconds: u64,
+    },
+    /// There is something else.
+    #[error("the file behind the URL could not be fetched: its server answered {status}")]
+    Status {
+        /// The status.
+        status: u16,
+    },
+    /// It leads elsewhere too often.
+    #[error("the URL leads elsewhere more than {limit} times")]
+    Redirects {
+        /// How often it may.
+        limit: usize,
+    },
+    /// It is too long.
+    #[error("the URL has more than {limit} bytes")]
+    LongUrl {
+        /// How many would do.
+        limit: usize,
     },
     /// The data is empty.
     #[error("it has no data")]

@@ -2,6 +2,7 @@
 
 mod fetch;
 mod image;
+pub mod remote;
 pub mod sound;
 
 use std::{num::NonZero, sync::Arc, thread};

@@ -403,6 +403,7 @@ impl Job {
             sampling,
             limits: Limits { tokens: most, stops: Arc::new([self.vocabulary.end]) },
             readout,
+            constraint: None,
         }
     }
 

@@ -1,10 +1,14 @@
-//! The events of an engine as text.
+//! The events of an engine as text, calls of functions and probabilities.
+
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     detokenizer::{Cut, Detokenizer, Stops},
     prompt::TextModel,
+    tokenizer::{Tokenizer, TokenizerError},
+    tools::{CallReader, CallSyntax, Found},
 };
-use crate::engine::{EngineError, Event, Events, FinishReason};
+use crate::engine::{Drawn, EngineError, Event, Events, FinishReason};
 
 /// Tokens of a request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -17,11 +21,43 @@ pub struct Usage {
     pub generated: usize,
 }
 
+/// How an answer is read.
+#[derive(Debug, Clone, Default)]
+pub struct Reading {
+    /// Texts that end it.
+    pub stops: Vec<String>,
+    /// How calls of functions are written, where there may be some.
+    pub calls: Option<CallSyntax>,
+    /// Whether it goes on with a text, so that its first word may have a space in front.
+    pub begun: bool,
+    /// Whether the probabilities of its tokens are wanted.
+    pub logprobs: bool,
+}
+
+/// A token and how probable it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// The text that it completed.
+    pub text: String,
+    /// Its own bytes, which may be part of a character only.
+    pub bytes: Vec<u8>,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// The most probable tokens in its place, each without such a list of its own.
+    pub top: Vec<Scored>,
+}
+
 /// A step of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum AnswerEvent {
     /// More text, never empty.
     Text(String),
+    /// More tokens whose probabilities were wanted; their texts together are the text so far. Comes behind it.
+    Scored(Vec<Scored>),
+    /// A call of this function begins.
+    Call(String),
+    /// More of its arguments, as JSON.
+    Arguments(String),
     /// The end.
     Finished(FinishReason, Usage),
 }
@@ -30,23 +66,69 @@ pub enum AnswerEvent {
 #[derive(Debug)]
 pub struct Answer {
     events: Option<Events>,
+    tokenizer: Arc<Tokenizer>,
     text: Option<(Detokenizer, Stops)>,
-    finished: Option<FinishReason>,
+    calls: Option<CallReader>,
+    scores: Option<Scores>,
+    /// What is to be given next.
+    ready: VecDeque<AnswerEvent>,
     /// The stop text that ended it.
-    stop: Option<String>,
+    stopped_by: Option<String>,
+    finished: Option<FinishReason>,
     usage: Usage,
 }
 
 impl Answer {
-    /// The answer to a prompt of `prompt` tokens, which ends at any of `stops`.
-    pub fn new(events: Events, model: &TextModel, prompt: usize, stops: Vec<String>) -> Self {
-        let detokenizer = Detokenizer::new(model.tokenizer().clone());
+    /// The answer to a prompt of `prompt` tokens.
+    pub fn new(events: Events, model: &TextModel, prompt: usize, reading: Reading) -> Self {
+        let tokenizer = Arc::clone(model.tokenizer());
+        let detokenizer = Detokenizer::new(Arc::clone(&tokenizer), reading.begun);
         Self {
             events: Some(events),
-            text: Some((detokenizer, Stops::new(stops))),
+            tokenizer,
+            text: Some((detokenizer, Stops::new(reading.stops))),
+            calls: reading.calls.map(CallReader::new),
+            scores: reading.logprobs.then(|| Scores { begun: reading.begun, ..Scores::default() }),
+            ready: VecDeque::new(),
+            stopped_by: None,
             finished: None,
-            stop: None,
             usage: Usage { prompt, ..Usage::default() },
+        }
+    }
+
+    /// The next step; after [`AnswerEvent::Finished`] and after an error there is none. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub async fn next(&mut self) -> Result<AnswerEvent, EngineError> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            let Some(events) = &mut self.events else {
+                return match self.finished {
+                    Some(reason) => Ok(AnswerEvent::Finished(reason, self.usage)),
+                    None => Err(EngineError::Stopped),
+                };
+            };
+            match events.next().await {
+                Event::Started { reused } => self.usage.reused = reused,
+                // Asked for by others.
+                Event::Probability(_) | Event::Aligned(_) => {}
+                Event::Token(drawn) => {
+                    self.usage.generated += 1;
+                    self.push(&drawn)?;
+                }
+                Event::Finished { reason, generated, .. } => {
+                    self.usage.generated = generated;
+                    self.end(reason);
+                    self.rest()?;
+                }
+                Event::Failed(error) => {
+                    self.events = None;
+                    return Err(error);
+                }
+            }
         }
     }
 
@@ -68,74 +150,97 @@ impl Answer {
         Ok(self.usage)
     }
 
-    /// The stop text that ended the answer, where one did.
-    pub fn stop(&self) -> Option<&str> {
-        self.stop.as_deref()
+    /// Whether a function was called.
+    pub fn called(&self) -> bool {
+        self.calls.as_ref().is_some_and(CallReader::called)
     }
 
-    /// The next step; after [`AnswerEvent::Finished`] and after an error there is none.
-    ///
-    /// # Errors
-    /// When the engine fails.
-    pub async fn next(&mut self) -> Result<AnswerEvent, EngineError> {
-        loop {
-            let Some(events) = &mut self.events else {
-                return match self.finished {
-                    Some(reason) => Ok(AnswerEvent::Finished(reason, self.usage)),
-                    None => Err(EngineError::Stopped),
-                };
-            };
-            let text = match events.next().await {
-                Event::Started { reused } => {
-                    self.usage.reused = reused;
-                    continue;
-                }
-                // Asked for by others.
-                Event::Probability(_) | Event::Aligned(_) => continue,
-                Event::Token(drawn) => {
-                    self.usage.generated += 1;
-                    self.push(drawn.id)?
-                }
-                Event::Finished { reason, generated, .. } => {
-                    self.usage.generated = generated;
-                    self.end(reason);
-                    self.rest()?
-                }
-                Event::Failed(error) => {
-                    self.events = None;
-                    return Err(error);
-                }
-            };
-            if !text.is_empty() {
-                return Ok(AnswerEvent::Text(text));
-            }
+    /// The stop text that ended it, if one did.
+    pub fn stopped_by(&self) -> Option<&str> {
+        self.stopped_by.as_deref()
+    }
+
+    fn push(&mut self, drawn: &Drawn) -> Result<(), EngineError> {
+        let Some((detokenizer, stops)) = &mut self.text else { return Ok(()) };
+        let mut piece = detokenizer.push(drawn.id).map_err(failed)?;
+        // What calls begin with may be a special token, which is in no text.
+        let special = self.calls.is_some() && self.tokenizer.is_special(drawn.id);
+        if let Some(mark) = self.tokenizer.token(drawn.id).filter(|_| special) {
+            piece += &mark;
         }
-    }
-
-    fn push(&mut self, id: u32) -> Result<String, EngineError> {
-        let Some((detokenizer, stops)) = &mut self.text else { return Ok(String::new()) };
-        let piece = detokenizer.push(id).map_err(|_| EngineError::Text)?;
+        if let Some(scores) = &mut self.scores {
+            scores.add(&self.tokenizer, drawn, &piece).map_err(failed)?;
+        }
         match stops.push(&piece) {
-            Cut::Open(text) => Ok(text),
-            Cut::Stopped(text) => {
-                self.stop = stops.found().map(str::to_owned);
+            Cut::Open(text) => self.give(&text),
+            Cut::Stopped(text, stop) => {
                 self.text = None;
+                self.stopped_by = Some(stop);
                 self.end(FinishReason::Stop);
-                Ok(text)
+                self.give(&text);
+                self.give_rest();
             }
         }
+        Ok(())
     }
 
     /// The text that was held back.
-    fn rest(&mut self) -> Result<String, EngineError> {
-        let Some((detokenizer, mut stops)) = self.text.take() else { return Ok(String::new()) };
-        let piece = detokenizer.finish().map_err(|_| EngineError::Text)?;
-        match stops.push(&piece) {
-            Cut::Open(text) => Ok(text + &stops.finish()),
-            Cut::Stopped(text) => {
-                self.stop = stops.found().map(str::to_owned);
+    fn rest(&mut self) -> Result<(), EngineError> {
+        let Some((detokenizer, mut stops)) = self.text.take() else { return Ok(()) };
+        let piece = detokenizer.finish().map_err(failed)?;
+        if let Some(scores) = &mut self.scores {
+            scores.complete(&piece);
+        }
+        let text = match stops.push(&piece) {
+            Cut::Open(text) => text + &stops.finish(),
+            Cut::Stopped(text, stop) => {
+                self.stopped_by = Some(stop);
                 self.finished = Some(FinishReason::Stop);
-                Ok(text)
+                text
+            }
+        };
+        self.give(&text);
+        self.give_rest();
+        Ok(())
+    }
+
+    /// Gives text on, and what is found in it.
+    fn give(&mut self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        let found = match &mut self.calls {
+            Some(calls) => calls.push(text),
+            None => vec![Found::Text(text.to_owned())],
+        };
+        self.give_all(found);
+    }
+
+    /// Gives what calls held back: nothing follows.
+    fn give_rest(&mut self) {
+        let found = self.calls.as_mut().map(CallReader::finish).unwrap_or_default();
+        self.give_all(found);
+        let cut = self.scores.as_mut().and_then(Scores::cut).filter(|_| !self.called());
+        self.ready.extend(cut.map(|token| AnswerEvent::Scored(vec![token])));
+    }
+
+    fn give_all(&mut self, found: Vec<Found>) {
+        for found in found {
+            let text = match found {
+                Found::Call(name) => {
+                    self.ready.push_back(AnswerEvent::Call(name));
+                    continue;
+                }
+                Found::Arguments(part) => {
+                    self.ready.push_back(AnswerEvent::Arguments(part));
+                    continue;
+                }
+                Found::Text(text) => text,
+            };
+            let scored = self.scores.as_mut().map(|scores| scores.up_to(text.len()));
+            self.ready.push_back(AnswerEvent::Text(text));
+            if let Some(scored) = scored.filter(|scored| !scored.is_empty()) {
+                self.ready.push_back(AnswerEvent::Scored(scored));
             }
         }
     }
@@ -144,5 +249,63 @@ impl Answer {
     fn end(&mut self, reason: FinishReason) {
         self.events = None;
         self.finished = Some(reason);
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what map_err gives")]
+fn failed(_: TokenizerError) -> EngineError {
+    EngineError::Text
+}
+
+/// Probabilities of tokens whose text is not given yet.
+#[derive(Debug, Default)]
+struct Scores {
+    waiting: VecDeque<Scored>,
+    /// Bytes of text that were given, of which tokens are waiting for the rest of theirs.
+    given: usize,
+    begun: bool,
+}
+
+impl Scores {
+    fn add(&mut self, tokenizer: &Tokenizer, drawn: &Drawn, text: &str) -> Result<(), TokenizerError> {
+        let begun = self.begun;
+        let one = |&(id, logprob): &(u32, f32)| {
+            let (text, bytes) = (tokenizer.decode_more(&[id], begun)?, tokenizer.token_bytes(id));
+            Ok(Scored { text, bytes, logprob, top: Vec::new() })
+        };
+        let top = drawn.top.iter().map(one).collect::<Result<_, TokenizerError>>()?;
+        let bytes = tokenizer.token_bytes(drawn.id);
+        self.waiting.push_back(Scored { text: text.to_owned(), bytes, logprob: drawn.logprob, top });
+        self.begun |= !tokenizer.is_special(drawn.id);
+        Ok(())
+    }
+
+    /// The last token completes this text after all.
+    fn complete(&mut self, text: &str) {
+        if let Some(last) = self.waiting.back_mut() {
+            last.text += text;
+        }
+    }
+
+    /// The tokens of so many more bytes of text.
+    fn up_to(&mut self, bytes: usize) -> Vec<Scored> {
+        self.given += bytes;
+        let mut tokens = Vec::new();
+        while let Some(first) = self.waiting.front() {
+            if first.text.len() <= self.given {
+                self.given -= first.text.len();
+                tokens.extend(self.waiting.pop_front());
+                continue;
+            }
+            break;
+        }
+        tokens
+    }
+
+    /// The token that the answer ends in the middle of, where it does.
+    fn cut(&mut self) -> Option<Scored> {
+        let mut last = self.waiting.pop_front().filter(|_| self.given > 0)?;
+        last.text.truncate(last.text.floor_char_boundary(self.given));
+        Some(last)
     }
 }

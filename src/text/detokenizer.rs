@@ -18,9 +18,9 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// At the start of an answer.
-    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        Self { tokenizer, ids: Vec::new(), begun: false }
+    /// At the start of an answer; where it is `begun`, its first word is not the first one.
+    pub fn new(tokenizer: Arc<Tokenizer>, begun: bool) -> Self {
+        Self { tokenizer, ids: Vec::new(), begun }
     }
 
     /// The text that one more id completes; often a word, sometimes nothing yet.
@@ -81,8 +81,6 @@ impl Detokenizer {
 pub struct Stops {
     stops: Vec<String>,
     held: String,
-    /// Which of them was found.
-    found: Option<usize>,
 }
 
 /// What [`Stops`] makes of a piece.
@@ -90,14 +88,14 @@ pub struct Stops {
 pub enum Cut {
     /// Text that certainly belongs to the answer.
     Open(String),
-    /// The last text of the answer: a stop string followed.
-    Stopped(String),
+    /// The last text of the answer, and the stop string that followed.
+    Stopped(String, String),
 }
 
 impl Stops {
     /// Ends at any of `stops`, none of which is empty.
     pub fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new(), found: None }
+        Self { stops, held: String::new() }
     }
 
     /// Adds a piece.
@@ -106,22 +104,15 @@ impl Stops {
             return Cut::Open(piece.to_owned());
         }
         self.held.push_str(piece);
-        let stops = self.stops.iter().enumerate();
-        let found = stops.filter_map(|(index, stop)| Some((self.held.find(stop)?, index))).min();
-        if let Some((at, index)) = found {
-            self.found = Some(index);
+        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop)?, stop)));
+        if let Some((at, stop)) = found.min_by_key(|(at, _)| *at) {
             self.held.truncate(at);
-            return Cut::Stopped(std::mem::take(&mut self.held));
+            return Cut::Stopped(std::mem::take(&mut self.held), stop.clone());
         }
         let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
         let open = self.held.len() - keep;
         let rest = self.held.split_off(open);
         Cut::Open(std::mem::replace(&mut self.held, rest))
-    }
-
-    /// The stop string that was found: the first in the text, and of those the first that was given.
-    pub fn found(&self) -> Option<&str> {
-        self.found.map(|index| self.stops[index].as_str())
     }
 
     /// What was held back, now that no stop string will follow.
@@ -131,7 +122,7 @@ impl Stops {
 }
 
 /// The length of the longest end of `text` that is a beginning of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|&length| text.as_bytes().ends_with(&stop.as_bytes()[..length])).unwrap_or(0)
 }
@@ -149,7 +140,7 @@ mod tests {
     }
 
     fn pieces(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer));
+        let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), false);
         let mut pieces: Vec<String> = ids.iter().map(|&id| detokenizer.push(id).unwrap()).collect();
         pieces.push(detokenizer.finish().unwrap());
         pieces
@@ -218,7 +209,10 @@ mod tests {
         for piece in pieces {
             match stops.push(piece) {
                 Cut::Open(open) => text += &open,
-                Cut::Stopped(last) => return (text + &last, true),
+                Cut::Stopped(last, stop) => {
+                    assert!(pieces.concat()[(text.len() + last.len())..].starts_with(&stop));
+                    return (text + &last, true);
+                }
             }
         }
         (text + &stops.finish(), false)

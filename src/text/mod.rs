@@ -2,14 +2,18 @@
 
 mod answer;
 mod detokenizer;
+mod grammar;
 mod prompt;
 mod template;
 mod tokenizer;
+mod tools;
 
 pub use self::{
-    answer::{Answer, AnswerEvent, Usage},
+    answer::{Answer, AnswerEvent, Reading, Scored, Usage},
     detokenizer::{Cut, Detokenizer, Stops},
+    grammar::{DEEPEST_SCHEMA, Grammar, GrammarError, Grammars, LONGEST_GRAMMAR},
     prompt::{Defaults, PromptError, TextError, TextModel},
-    template::{ChatTemplate, Marks, Message, Part, Role, TemplateError},
+    template::{ChatTemplate, Conversation, Marks, Message, Part, Role, TemplateError},
     tokenizer::{Tokenizer, TokenizerError},
+    tools::{Call, CallSyntax, Tool, ToolChoice},
 };

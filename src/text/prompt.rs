@@ -4,10 +4,13 @@ use std::{fs, path::Path, sync::Arc};
 
 use percept_models::{Checkpoint, Footprint, LoadError, TextInfo, VideoInfo, ids};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{
-    template::{self, ChatTemplate, Marks, Message, Part, TemplateError},
+    grammar::Grammars,
+    template::{self, ChatTemplate, Conversation, Marks, Message, Part, TemplateError},
     tokenizer::{Tokenizer, TokenizerError},
+    tools::{Call, CallSyntax, Tool},
 };
 use crate::request::{Prompt, Span};
 
@@ -23,6 +26,7 @@ pub struct TextModel {
     divider: Option<String>,
     stops: Arc<[u32]>,
     defaults: Defaults,
+    grammars: Grammars,
 }
 
 /// Sampling that the checkpoint's authors suggest, where `generation_config.json` has it.
@@ -163,13 +167,15 @@ impl TextModel {
             .collect();
         stops.sort_unstable();
         stops.dedup();
+        let (tokenizer, stops) = (Arc::new(tokenizer), Arc::<[u32]>::from(stops));
         Ok(Self {
-            tokenizer: Arc::new(tokenizer),
+            grammars: Grammars::new(Arc::clone(&tokenizer), Arc::clone(&stops)),
+            tokenizer,
             template,
             placeholder: id,
             video,
             divider,
-            stops: stops.into(),
+            stops,
             defaults: config.defaults,
         })
     }
@@ -181,17 +187,18 @@ impl TextModel {
     /// When it is too long, or the template refuses it.
     pub fn prompt(
         &self,
-        messages: &[Message],
+        conversation: &Conversation,
         footprints: &[Footprint],
         context: usize,
     ) -> Result<Prompt, PromptError> {
+        let messages = &conversation.messages;
         let rows: usize = footprints.iter().map(|footprint| footprint.tokens.len()).sum();
         let check = |tokens: usize| {
             if tokens >= context { Err(PromptError::TooLong { tokens, limit: context }) } else { Ok(()) }
         };
         // Before anything long is worked on.
-        check(rows + self.tokenizer.least_tokens(words(messages)))?;
-        let text = self.template.render(&self.marked(messages))?;
+        check(rows + self.tokenizer.least_tokens(words(conversation)))?;
+        let text = self.template.render(&self.marked(conversation))?;
         let ids = self.ids(&text)?;
         self.check_media(&ids, messages, footprints)?;
         if ids.is_empty() {
@@ -218,7 +225,17 @@ impl TextModel {
         Ok(Prompt { tokens, spans })
     }
 
-    fn stands_for_media(&self, id: u32) -> bool {
+    /// The tokens of a text without a conversation around it, none of which is a control token but the one that begins
+    /// a text.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn bare_tokens(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.tokenizer.encode(&self.tokenizer.mark(text), true)
+    }
+
+    /// Whether a token's place is taken by rows of a medium.
+    pub fn stands_for_media(&self, id: u32) -> bool {
         id == self.placeholder || self.video.is_some_and(|video| id == video.placeholder)
     }
 
@@ -286,27 +303,69 @@ impl TextModel {
         self.defaults
     }
 
-    fn marked(&self, messages: &[Message]) -> Vec<Message> {
+    /// What compiles grammars of answers.
+    pub fn grammars(&self) -> &Grammars {
+        &self.grammars
+    }
+
+    /// How the model writes calls of functions.
+    pub fn call_syntax(&self) -> CallSyntax {
+        self.template.call_syntax()
+    }
+
+    /// The conversation with marks in whatever would be read as a control token.
+    fn marked(&self, conversation: &Conversation) -> Conversation {
+        let mark = |text: &String| self.tokenizer.mark(text).into_owned();
         let part = |part: &Part| match part {
-            Part::Text(text) => Part::Text(self.tokenizer.mark(text).into_owned()),
+            Part::Text(text) => Part::Text(mark(text)),
             other => other.clone(),
+        };
+        let call = |call: &Call| Call {
+            id: call.id.clone(),
+            name: mark(&call.name),
+            arguments: self.marked_json(&call.arguments),
         };
         let message = |message: &Message| Message {
             role: message.role,
             parts: message.parts.iter().map(part).collect(),
+            calls: message.calls.iter().map(call).collect(),
+            answers: message.answers.clone(),
         };
-        messages.iter().map(message).collect()
+        let tool = |tool: &Tool| Tool {
+            name: mark(&tool.name),
+            description: tool.description.as_ref().map(mark),
+            parameters: tool.parameters.as_ref().map(|schema| self.marked_json(schema)),
+            strict: tool.strict,
+        };
+        Conversation {
+            messages: conversation.messages.iter().map(message).collect(),
+            tools: conversation.tools.iter().map(tool).collect(),
+            continues: conversation.continues,
+        }
+    }
+
+    fn marked_json(&self, value: &Value) -> Value {
+        let mark = |text: &String| self.tokenizer.mark(text).into_owned();
+        match value {
+            Value::String(text) => Value::String(mark(text)),
+            Value::Array(items) => items.iter().map(|item| self.marked_json(item)).collect(),
+            Value::Object(fields) => {
+                fields.iter().map(|(key, value)| (mark(key), self.marked_json(value))).collect()
+            }
+            other => other.clone(),
+        }
     }
 }
 
-fn words(messages: &[Message]) -> usize {
-    let parts = messages.iter().flat_map(|message| &message.parts);
+/// Bytes of text in a conversation, at least.
+fn words(conversation: &Conversation) -> usize {
+    let parts = conversation.messages.iter().flat_map(|message| &message.parts);
     parts.map(|part| if let Part::Text(text) = part { text.len() } else { 0 }).sum()
 }
 
 #[derive(Default, Deserialize)]
 struct GenerationConfig {
-    eos_token_id: Option<serde_json::Value>,
+    eos_token_id: Option<Value>,
     #[serde(flatten)]
     defaults: Defaults,
 }
@@ -349,7 +408,11 @@ mod tests {
 
     fn turn(role: Role, parts: &[&str]) -> Message {
         let part = |part: &&str| if *part == "P" { Part::Picture } else { Part::Text((*part).into()) };
-        Message { role, parts: parts.iter().map(part).collect() }
+        Message::new(role, parts.iter().map(part).collect())
+    }
+
+    fn conversation(messages: &[Message]) -> Conversation {
+        Conversation { messages: messages.to_vec(), ..Conversation::default() }
     }
 
     #[test]
@@ -357,29 +420,31 @@ mod tests {
         let model = model();
         let footprint = Footprint::line(vec![PLACEHOLDER; 16]);
         let messages = [turn(Role::User, &["P", "P", "compare the two images."])];
-        let prompt = model.prompt(&messages, &[footprint.clone(), footprint.clone()], 4096).unwrap();
+        let prompt =
+            model.prompt(&conversation(&messages), &[footprint.clone(), footprint.clone()], 4096).unwrap();
         assert_eq!(prompt.tokens.len(), 66);
         assert_eq!(prompt.spans, [Span::line(8..24), Span::line(26..42)]);
         assert!(prompt.tokens[26..42].iter().all(|&id| id == PLACEHOLDER));
 
-        let error = model.prompt(&messages, &[footprint.clone(), footprint.clone()], 66).unwrap_err();
+        let error =
+            model.prompt(&conversation(&messages), &[footprint.clone(), footprint.clone()], 66).unwrap_err();
         assert!(matches!(error, PromptError::TooLong { tokens: 66, limit: 66 }), "{error}");
-        assert!(model.prompt(&messages, &[footprint.clone(), footprint], 67).is_ok());
-        let error = model.prompt(&messages, &[], 4096).unwrap_err();
+        assert!(model.prompt(&conversation(&messages), &[footprint.clone(), footprint], 67).is_ok());
+        let error = model.prompt(&conversation(&messages), &[], 4096).unwrap_err();
         assert!(matches!(error, PromptError::Media { shown: 2, sent: 0, videos: false }), "{error}");
     }
 
     #[test]
     fn a_placeholder_in_user_text_takes_no_picture() {
         let messages = [turn(Role::User, &["what does <image> mean in HTML?"])];
-        let prompt = model().prompt(&messages, &[], 4096).unwrap();
+        let prompt = model().prompt(&conversation(&messages), &[], 4096).unwrap();
         assert!(!prompt.tokens.contains(&PLACEHOLDER));
     }
 
     #[test]
     fn an_endless_text_is_refused_before_it_is_tokenized() {
         let messages = [turn(Role::User, &[&"word ".repeat(10_000_000)])];
-        let error = model().prompt(&messages, &[], 4096).unwrap_err();
+        let error = model().prompt(&conversation(&messages), &[], 4096).unwrap_err();
         assert!(matches!(error, PromptError::TooLong { .. }), "{error}");
     }
 

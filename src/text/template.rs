@@ -2,9 +2,15 @@
 
 use std::io::{self, Write};
 
-use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Kwargs};
+use minijinja::{
+    Environment, Error, ErrorKind, Value, context,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde},
+};
 use percept_models::{Checkpoint, LoadError};
 use serde::Deserialize;
+
+use super::tools::{self, Call, CallSyntax, Tool};
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,15 +21,39 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A function that the model called.
+    Tool,
 }
 
 /// A turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Message {
     /// Who speaks.
     pub role: Role,
     /// What is said and shown, in order.
     pub parts: Vec<Part>,
+    /// Functions that the model calls behind that.
+    pub calls: Vec<Call>,
+    /// The call whose result this is, by its id.
+    pub answers: Option<String>,
+}
+
+impl Message {
+    /// A turn of words, pictures and videos.
+    pub fn new(role: Role, parts: Vec<Part>) -> Self {
+        Self { role, parts, calls: Vec::new(), answers: None }
+    }
+}
+
+/// A conversation that a model is to go on with.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversation {
+    /// Its turns.
+    pub messages: Vec<Message>,
+    /// Functions that the model may call.
+    pub tools: Vec<Tool>,
+    /// Whether the last turn, one of the model's, is to go on, instead of being followed by another.
+    pub continues: bool,
 }
 
 /// A part of a turn.
@@ -84,9 +114,16 @@ enum Content {
 pub struct ChatTemplate {
     environment: Environment<'static>,
     /// By [`Role`]: some templates want a list from the one who asks, and a string from others.
-    content: [Content; 3],
+    content: [Content; 4],
     marks: Marks,
+    /// Whether it takes system turns.
+    takes_system: bool,
+    /// How it writes calls of functions; [`None`] where it knows no functions.
+    calls: Option<CallSyntax>,
 }
+
+/// Digits that no template has, to see what becomes of words.
+const WORDS: &str = "5091720934";
 
 const NAME: &str = "chat_template";
 /// Steps that a rendering may take: far more than a long conversation needs, about a second at most.
@@ -157,9 +194,10 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|error| TemplateError::Broken(error.to_string()))?;
-        let mut template = Self { environment, content: [Content::Parts; 3], marks };
+        let content = [Content::Parts; 4];
+        let mut template = Self { environment, content, marks, takes_system: false, calls: None };
         if !template.speaks(Role::User) {
-            template.content = [Content::Text; 3];
+            template.content = [Content::Text; 4];
             if !template.speaks(Role::User) {
                 return Err(TemplateError::Broken("it drops the text of a user's turn".into()));
             }
@@ -172,23 +210,69 @@ impl ChatTemplate {
                 template.speaks(role)
             };
             // One that takes no turns of that role at all says so when it gets one.
-            let form = forms.into_iter().find(speaks).unwrap_or(usual);
-            template.content[role as usize] = form;
+            let form = forms.into_iter().find(speaks);
+            template.content[role as usize] = form.unwrap_or(usual);
+            template.takes_system |= role == Role::System && form.is_some();
+        }
+        for form in [Content::Text, Content::Parts] {
+            template.content[Role::Tool as usize] = form;
+            template.calls = template.learn_calls();
+            if template.calls.is_some() {
+                break;
+            }
         }
         Ok(template)
     }
 
+    /// How the template writes calls of functions, where it shows functions, calls and results.
+    fn learn_calls(&self) -> Option<CallSyntax> {
+        let turn = |role, words: &str| Message::new(role, vec![Part::Text(words.into())]);
+        let name = tools::PROBE_NAME.to_owned();
+        let tool = Tool { name, description: Some("a".into()), parameters: None, strict: false };
+        let ask = [turn(Role::User, "a")];
+        let asked = self.try_render(&ask, std::slice::from_ref(&tool), true).ok()?;
+        if !asked.contains(tools::PROBE_NAME) {
+            return None;
+        }
+        let calling = |count: usize| {
+            let calls = CallSyntax::probes(count);
+            Message { calls, ..Message::new(Role::Assistant, Vec::new()) }
+        };
+        let [call] = CallSyntax::probes(1).try_into().ok()?;
+        let result = Message { answers: Some(call.id), ..turn(Role::Tool, WORDS) };
+        let [ask] = ask;
+        let whole = [ask.clone(), calling(1), result];
+        let whole = self.try_render(&whole, std::slice::from_ref(&tool), true).ok()?;
+        if !whole.contains(WORDS) || whole.matches(tools::PROBE_NAME).count() < 2 {
+            return None;
+        }
+        let end = self.after_answer();
+        let calls = |count: usize| {
+            let text =
+                self.try_render(&[ask.clone(), calling(count)], std::slice::from_ref(&tool), false).ok()?;
+            let calls = text.strip_prefix(asked.as_str())?;
+            Some(end.as_deref().and_then(|end| calls.strip_suffix(end)).unwrap_or(calls).to_owned())
+        };
+        CallSyntax::learned(&calls(1)?, calls(2).as_deref())
+    }
+
+    /// How the model writes calls of functions.
+    pub fn call_syntax(&self) -> CallSyntax {
+        self.calls.clone().unwrap_or_else(CallSyntax::usual)
+    }
+
     /// Whether the words of a role come through, and nothing of the structure around them.
     fn speaks(&self, role: Role) -> bool {
-        const WORDS: &str = "5091720934";
-        let turn = |role, words: &str| Message { role, parts: vec![Part::Text(words.into())] };
+        let turn = |role, words: &str| Message::new(role, vec![Part::Text(words.into())]);
         let messages = match role {
             Role::System => vec![turn(role, WORDS), turn(Role::User, "a")],
             Role::User => vec![turn(role, WORDS)],
-            Role::Assistant => vec![turn(Role::User, "a"), turn(role, WORDS), turn(Role::User, "b")],
+            Role::Assistant | Role::Tool => {
+                vec![turn(Role::User, "a"), turn(role, WORDS), turn(Role::User, "b")]
+            }
         };
         let structure = |text: &str| text.contains("'type'") || text.contains("\"type\"");
-        self.try_render(&messages, true).is_ok_and(|text| text.contains(WORDS) && !structure(&text))
+        self.try_render(&messages, &[], true).is_ok_and(|text| text.contains(WORDS) && !structure(&text))
     }
 
     /// The text of a conversation, ready for the model to answer. Words must be [marked] first.
@@ -200,19 +284,41 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// When the template refuses the conversation.
-    pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
-        self.try_render(messages, true).or_else(|error| {
-            let regular = regular(messages);
-            if regular == messages { Err(error) } else { self.try_render(&regular, true) }
+    pub fn render(&self, conversation: &Conversation) -> Result<String, TemplateError> {
+        let Conversation { messages, tools, continues } = conversation;
+        let has_tools = |message: &Message| message.role == Role::Tool || !message.calls.is_empty();
+        let (messages, tools) = match self.calls {
+            None if !tools.is_empty() || messages.iter().any(has_tools) => {
+                (tools::described(messages, tools, self.takes_system), &[][..])
+            }
+            _ => (messages.clone(), tools.as_slice()),
+        };
+        self.go_on(&messages, tools, *continues).or_else(|error| {
+            let regular = regular(&messages);
+            if regular == messages { Err(error) } else { self.go_on(&regular, tools, *continues) }
         })
+    }
+
+    /// Renders up to where the model goes on: in a turn of its own, or in the last one.
+    fn go_on(&self, messages: &[Message], tools: &[Tool], continues: bool) -> Result<String, TemplateError> {
+        if !continues {
+            return self.try_render(messages, tools, true);
+        }
+        // So that its end is found, and no space in front of it is dropped.
+        let mut marked = messages.to_vec();
+        if let Some(last) = marked.last_mut() {
+            last.parts.push(Part::Text(WORDS.into()));
+        }
+        let text = self.try_render(&marked, tools, false)?;
+        let end = text.rfind(WORDS).ok_or_else(|| TemplateError::Refused("it drops the last turn".into()))?;
+        Ok(text[..end].to_owned())
     }
 
     /// What follows the model's own words in a conversation that goes on.
     pub fn after_answer(&self) -> Option<String> {
-        const WORDS: &str = "5091720934";
-        let turn = |role, words: &str| Message { role, parts: vec![Part::Text(words.into())] };
+        let turn = |role, words: &str| Message::new(role, vec![Part::Text(words.into())]);
         let messages = [turn(Role::User, "a"), turn(Role::Assistant, WORDS)];
-        let text = self.try_render(&messages, false).ok()?;
+        let text = self.try_render(&messages, &[], false).ok()?;
         text.split_once(WORDS).map(|(_, after)| after.to_owned())
     }
 
@@ -221,7 +327,12 @@ impl ChatTemplate {
         !self.marks.bos.is_empty() && text.starts_with(&self.marks.bos)
     }
 
-    fn try_render(&self, messages: &[Message], answer: bool) -> Result<String, TemplateError> {
+    fn try_render(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        answer: bool,
+    ) -> Result<String, TemplateError> {
         let parts = messages.iter().flat_map(|message| &message.parts);
         let input: usize = parts
             .map(|part| match part {
@@ -230,9 +341,13 @@ impl ChatTemplate {
                 Part::Video => self.marks.video.len(),
             })
             .sum();
+        let tools: Vec<Value> = tools.iter().map(|tool| Value::from(Serde(tool.value()))).collect();
         let messages: Vec<Value> = messages.iter().map(|message| self.value(message)).collect();
+        // Where there are none, a template finds nothing defined.
+        let tools = if tools.is_empty() { Value::UNDEFINED } else { Value::from(tools) };
         let context = context! {
             messages,
+            tools,
             add_generation_prompt => answer,
             bos_token => &self.marks.bos,
             eos_token => &self.marks.eos,
@@ -248,15 +363,16 @@ impl ChatTemplate {
             Role::System => "system",
             Role::User => "user",
             Role::Assistant => "assistant",
+            Role::Tool => "tool",
         };
-        match self.content[message.role as usize] {
+        let content = match self.content[message.role as usize] {
             Content::Parts => {
                 let parts = message.parts.iter().map(|part| match part {
                     Part::Text(text) => context! { type => "text", text },
                     Part::Picture => context! { type => "image" },
                     Part::Video => context! { type => "video" },
                 });
-                context! { role, content => parts.collect::<Vec<_>>() }
+                Value::from(parts.collect::<Vec<_>>())
             }
             Content::Text => {
                 let parts = message.parts.iter().map(|part| match part {
@@ -264,10 +380,30 @@ impl ChatTemplate {
                     Part::Picture => format!("{}\n", self.marks.picture),
                     Part::Video => format!("{}\n", self.marks.video),
                 });
-                context! { role, content => parts.collect::<String>() }
+                Value::from(parts.collect::<String>())
             }
+        };
+        if let Some(call) = &message.answers {
+            return context! { role, content, tool_call_id => short_id(call) };
         }
+        if message.calls.is_empty() {
+            return context! { role, content };
+        }
+        let calls = message.calls.iter().map(|call| {
+            let (name, arguments) = (&call.name, Value::from(Serde(&call.arguments)));
+            context! { id => short_id(&call.id), type => "function", function => context! { name, arguments } }
+        });
+        context! { role, content, tool_calls => calls.collect::<Vec<_>>() }
     }
+}
+
+/// The id of a call as templates get it: some take nine letters and digits only.
+fn short_id(id: &str) -> String {
+    const LENGTH: usize = 9;
+    if id.len() == LENGTH && id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return id.to_owned();
+    }
+    blake3::hash(id.as_bytes()).to_hex()[..LENGTH].to_owned()
 }
 
 /// System turns first, and no speaker twice in a row.
@@ -276,7 +412,13 @@ fn regular(messages: &[Message]) -> Vec<Message> {
         messages.iter().cloned().partition(|message| message.role == Role::System);
     let mut regular: Vec<Message> = Vec::new();
     for message in system.into_iter().chain(others) {
-        match regular.last_mut().filter(|last| last.role == message.role) {
+        let joins = |last: &&mut Message| {
+            last.role == message.role
+                && last.role != Role::Tool
+                && last.calls.is_empty()
+                && message.calls.is_empty()
+        };
+        match regular.last_mut().filter(joins) {
             Some(last) => {
                 last.parts.push(Part::Text("\n".into()));
                 last.parts.extend(message.parts);
@@ -366,15 +508,21 @@ impl Write for Bounded {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn turn(role: Role, parts: &[&str]) -> Message {
         let part = |part: &&str| if *part == "P" { Part::Picture } else { Part::Text((*part).into()) };
-        Message { role, parts: parts.iter().map(part).collect() }
+        Message::new(role, parts.iter().map(part).collect())
     }
 
     fn marks(picture: &str, bos: &str, eos: &str) -> Marks {
         Marks { picture: picture.into(), video: String::new(), bos: bos.into(), eos: eos.into() }
+    }
+
+    fn conversation(messages: &[Message]) -> Conversation {
+        Conversation { messages: messages.to_vec(), ..Conversation::default() }
     }
 
     /// One turn, several, a system turn in front, two pictures.
@@ -392,7 +540,8 @@ mod tests {
     fn check(source: &str, (placeholder, bos, eos): (&str, &str, &str), expected: [&str; 4]) {
         let template = ChatTemplate::new(source, marks(placeholder, bos, eos)).expect("a template");
         for (messages, expected) in conversations().iter().zip(expected) {
-            let found = template.render(messages).unwrap_or_else(|error| format!("refused: {error}"));
+            let found =
+                template.render(&conversation(messages)).unwrap_or_else(|error| format!("refused: {error}"));
             assert_eq!(found, expected);
         }
     }
@@ -504,7 +653,7 @@ mod tests {
         let words = [turn(Role::System, &["be brief"]), turn(Role::User, &["hello"])];
         let system = head("system");
         let expected = format!("<|begin_of_text|>{system}be brief<|eot_id|>{user}hello<|eot_id|>{end}");
-        assert_eq!(template.render(&words).expect("a prompt"), expected);
+        assert_eq!(template.render(&conversation(&words)).expect("a prompt"), expected);
     }
 
     #[test]
@@ -528,5 +677,132 @@ mod tests {
                 "<s>[INST][IMG][IMG]compare them[/INST]",
             ],
         );
+    }
+
+    fn weather() -> Tool {
+        let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}});
+        Tool {
+            name: "weather".into(),
+            description: Some("Tells it.".into()),
+            parameters: Some(parameters),
+            strict: false,
+        }
+    }
+
+    /// A question, two calls, two results.
+    fn with_calls(count: usize) -> Conversation {
+        let call = |index: usize| Call {
+            id: format!("call_{index}"),
+            name: "weather".into(),
+            arguments: json!({"city": ["Rome", "Oslo"][index]}),
+        };
+        let calls =
+            Message { calls: (0..count).map(call).collect(), ..turn(Role::Assistant, &["Let me see."]) };
+        let result = |index: usize| Message {
+            answers: Some(format!("call_{index}")),
+            ..turn(Role::Tool, &[["sun", "rain"][index]])
+        };
+        let mut messages = vec![turn(Role::User, &["And there?"]), calls];
+        messages.extend((0..count).map(result));
+        Conversation { messages, tools: vec![weather()], continues: false }
+    }
+
+    const TOOL: &str = "{\"type\": \"function\", \"function\": {\"name\": \"weather\", \"description\": \"Tells it.\", \
+        \"parameters\": {\"type\": \"object\", \"properties\": {\"city\": {\"type\": \"string\"}}}}}";
+
+    #[test]
+    fn functions_are_shown_as_a_template_that_knows_them_wants() {
+        // As Qwen's text models have it.
+        let source = "{%- if tools %}{{- '<|im_start|>system\n<tools>' }}{%- for tool in tools %}{{- '\n' + (tool | tojson) }}\
+            {%- endfor %}{{- '\n</tools><|im_end|>\n' }}{%- endif %}{%- for message in messages %}\
+            {%- if message.role == 'tool' %}{{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response>' }}\
+            {{- '<|im_end|>\n' }}{%- else %}{{- '<|im_start|>' + message.role + '\n' + message.content }}\
+            {%- for call in message.tool_calls or [] %}{%- if not loop.first or message.content %}{{- '\n' }}{%- endif %}\
+            {{- '<tool_call>\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}\
+            {{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endif %}\
+            {%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}";
+        let template = ChatTemplate::new(source, marks("<image>", "", "<|im_end|>")).expect("a template");
+        assert_eq!(template.calls, Some(CallSyntax::usual()));
+        let expected = format!(
+            "<|im_start|>system\n<tools>\n{TOOL}\n</tools><|im_end|>\n<|im_start|>user\nAnd there?<|im_end|>\n\
+             <|im_start|>assistant\nLet me see.\n\
+             <tool_call>\n{{\"name\": \"weather\", \"arguments\": {{\"city\": \"Rome\"}}}}\n</tool_call>\n\
+             <tool_call>\n{{\"name\": \"weather\", \"arguments\": {{\"city\": \"Oslo\"}}}}\n</tool_call><|im_end|>\n\
+             <|im_start|>user\n<tool_response>\nsun\n</tool_response><|im_end|>\n\
+             <|im_start|>user\n<tool_response>\nrain\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+        );
+        assert_eq!(template.render(&with_calls(2)).expect("a prompt"), expected);
+    }
+
+    #[test]
+    fn the_syntax_of_calls_is_that_of_the_template() {
+        // As Llama 3.2 has it: one call at most, called parameters, results from `ipython`.
+        let llama = "{{- bos_token }}{%- for message in messages %}{%- if message.role == 'tool' %}\
+            {{- '<|h|>ipython\n' + message.content + '<|eot|>' }}{%- elif message.tool_calls %}\
+            {%- if message.tool_calls | length != 1 %}{{- raise_exception('one call at once!') }}{%- endif %}\
+            {{- '<|h|>assistant\n{\"name\": \"' + message.tool_calls[0].function.name + '\", \"parameters\": ' }}\
+            {{- message.tool_calls[0].function.arguments | tojson }}{{- '}<|eot|>' }}{%- else %}\
+            {{- '<|h|>' + message.role + '\n' }}{%- if loop.first and tools %}{{- tools | tojson }}{%- endif %}\
+            {{- message.content + '<|eot|>' }}{%- endif %}{%- endfor %}\
+            {%- if add_generation_prompt %}{{- '<|h|>assistant\n' }}{%- endif %}";
+        let template = ChatTemplate::new(llama, marks("<image>", "<s>", "<|eot|>")).expect("a template");
+        let syntax = template.call_syntax();
+        assert_eq!(
+            (syntax.opening.as_str(), syntax.middle.as_str()),
+            ("{\"name\": \"", "\", \"parameters\": ")
+        );
+        assert_eq!((syntax.between, syntax.closing.as_str()), (None, "}"));
+        let found = template.render(&with_calls(1)).expect("a prompt");
+        assert!(found.ends_with("<|h|>ipython\nsun<|eot|><|h|>assistant\n"), "{found}");
+        let refused = template.render(&with_calls(2)).expect_err("two calls");
+        assert!(refused.to_string().contains("one call at once!"), "{refused}");
+
+        // As Mistral has it: ids of nine characters, which the model does not write.
+        let mistral = "{{- bos_token }}{%- if tools %}{{- '[AVAILABLE_TOOLS]' + (tools | tojson) + '[/AVAILABLE_TOOLS]' }}{%- endif %}\
+            {%- for message in messages %}{%- if message.role == 'user' %}{{- '[INST]' + message.content + '[/INST]' }}\
+            {%- elif message.role == 'tool' %}{{- '[TOOL_RESULTS]' + message.content + '[/TOOL_RESULTS]' }}\
+            {%- elif message.tool_calls %}{{- '[TOOL_CALLS][' }}{%- for call in message.tool_calls %}\
+            {%- if call.id | length != 9 %}{{- raise_exception('nine!') }}{%- endif %}\
+            {{- '{\"name\": \"' + call.function.name + '\", \"arguments\": ' + (call.function.arguments | tojson) }}\
+            {{- ', \"id\": \"' + call.id + '\"}' }}{%- if not loop.last %}{{- ', ' }}{%- endif %}{%- endfor %}{{- ']' + eos_token }}\
+            {%- else %}{{- message.content + eos_token }}{%- endif %}{%- endfor %}";
+        let template = ChatTemplate::new(mistral, marks("[IMG]", "<s>", "</s>")).expect("a template");
+        let syntax = template.call_syntax();
+        assert_eq!(syntax.opening, "[TOOL_CALLS][{\"name\": \"");
+        assert_eq!((syntax.between.as_deref(), syntax.closing.as_str()), (Some("}, {\"name\": \""), "}]"));
+        assert!(
+            template.render(&with_calls(2)).expect("a prompt").ends_with("[TOOL_RESULTS]rain[/TOOL_RESULTS]")
+        );
+    }
+
+    #[test]
+    fn functions_are_described_to_a_template_that_knows_none() {
+        let source = "{%- for message in messages %}{{- message.role | upper + ': ' + message.content + '\n' }}{%- endfor %}\
+            {%- if add_generation_prompt %}{{- 'ASSISTANT:' }}{%- endif %}";
+        let template = ChatTemplate::new(source, marks("<image>", "<s>", "</s>")).expect("a template");
+        assert_eq!(template.calls, None);
+        let found = template.render(&with_calls(2)).expect("a prompt");
+        let (system, rest) = found.split_once("USER: ").expect("a question");
+        assert!(
+            system.starts_with("SYSTEM: ")
+                && system.contains(&TOOL.replace(": ", ":").replace(", \"", ",\"")),
+            "{system}"
+        );
+        let expected = "And there?\nASSISTANT: Let me see.\n\
+            <tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\":\"Rome\"}}\n</tool_call>\n\
+            <tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\":\"Oslo\"}}\n</tool_call>\n\
+            USER: <tool_response>\nsun\n</tool_response>\n<tool_response>\nrain\n</tool_response>\nASSISTANT:";
+        assert_eq!(rest, expected);
+    }
+
+    #[test]
+    fn a_last_turn_goes_on_where_it_stands() {
+        let source = "{%- for message in messages %}{{- message.role + ': ' + (message.content | trim) + eos_token }}{%- endfor %}\
+            {%- if add_generation_prompt %}{{- 'assistant: ' }}{%- endif %}";
+        let template = ChatTemplate::new(source, marks("<image>", "<s>", "</s>")).expect("a template");
+        let messages = vec![turn(Role::User, &["Count."]), turn(Role::Assistant, &["one, two, "])];
+        let conversation = Conversation { messages, continues: true, ..Conversation::default() };
+        let found = template.render(&conversation).expect("a prompt");
+        assert_eq!(found, "user: Count.</s>assistant: one, two, ");
     }
 }

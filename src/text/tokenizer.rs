@@ -33,6 +33,65 @@ pub struct Tokenizer {
     longest: usize,
     /// A token of plain text and what it is decoded to, to stand in front of others.
     neutral: Option<(u32, String)>,
+    spelling: Spelling,
+}
+
+/// How tokens are spelled in the vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// A character for every byte: GPT-2's `bytes_to_unicode`.
+    ByteLevel,
+    /// As they are, but that this character stands for a space.
+    Space(char),
+}
+
+impl Spelling {
+    /// As a `decoder` of `tokenizer.json` undoes it.
+    fn of(decoder: &serde_json::Value) -> Option<Self> {
+        match decoder["type"].as_str()? {
+            "ByteLevel" => Some(Self::ByteLevel),
+            "Metaspace" => decoder["replacement"].as_str()?.chars().next().map(Self::Space),
+            "Replace" if decoder["content"] == " " => {
+                decoder["pattern"]["String"].as_str()?.chars().next().map(Self::Space)
+            }
+            "Sequence" => decoder["decoders"].as_array()?.iter().find_map(Self::of),
+            _ => None,
+        }
+    }
+
+    /// The bytes of a token.
+    fn bytes(self, token: &str) -> Vec<u8> {
+        match self {
+            Self::Space(space) => token.replace(space, " ").into_bytes(),
+            // A character that stands for no byte was put there as it is.
+            Self::ByteLevel => token
+                .chars()
+                .flat_map(|char| match byte_of(char) {
+                    Some(byte) => vec![byte],
+                    None => char.to_string().into_bytes(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The byte that a character of a byte-level vocabulary stands for: itself where it can be seen; the others follow each
+/// other from U+0100 on.
+fn byte_of(char: char) -> Option<u8> {
+    let seen = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    match u8::try_from(char) {
+        Ok(byte) => seen(byte).then_some(byte),
+        Err(_) => (0..=u8::MAX).filter(|&byte| !seen(byte)).nth((char as usize).checked_sub(0x100)?),
+    }
+}
+
+/// A part of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// Words.
+    Text(&'a str),
+    /// A special token.
+    Special(u32),
 }
 
 /// Why a tokenizer or a text cannot be used.
@@ -91,6 +150,7 @@ impl Tokenizer {
             special: added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect(),
             added: added.keys().copied().collect(),
             neutral,
+            spelling: Spelling::of(&json["decoder"]).unwrap_or(Spelling::Space(' ')),
             published,
             plain,
         })
@@ -127,6 +187,45 @@ impl Tokenizer {
     /// Whether an id is left out of decoded text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
+    }
+
+    /// The special tokens and other text that a text consists of, in order.
+    pub fn pieces<'a>(&self, text: &'a str) -> Vec<Piece<'a>> {
+        let mut pieces = Vec::new();
+        let mut rest = 0;
+        for found in self.controls.find_iter(text) {
+            let special = self.id(&text[found.range()]).filter(|id| self.is_special(*id));
+            let Some(id) = special else { continue };
+            if found.start() > rest {
+                pieces.push(Piece::Text(&text[rest..found.start()]));
+            }
+            pieces.push(Piece::Special(id));
+            rest = found.end();
+        }
+        if rest < text.len() {
+            pieces.push(Piece::Text(&text[rest..]));
+        }
+        pieces
+    }
+
+    /// The bytes that a token adds to a text; none where it is special or there is no such token.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        if let Some(byte) = self.byte(id) {
+            return vec![byte];
+        }
+        match self.token(id) {
+            None => Vec::new(),
+            Some(_) if self.is_special(id) => Vec::new(),
+            Some(token) if self.added.contains(&id) => token.into_bytes(),
+            Some(token) => self.spelling.bytes(&token),
+        }
+    }
+
+    /// Whether the first word of a text loses the space in front of it when it is decoded.
+    pub fn strips_space(&self) -> bool {
+        let spaced = |id: &u32| self.token_bytes(*id).first() == Some(&b' ');
+        let first = (0..self.size as u32).find(spaced);
+        first.is_some_and(|id| self.decode(&[id]).is_ok_and(|text| !text.starts_with(' ')))
     }
 
     /// The byte that an id stands for, where it stands for one.
@@ -262,6 +361,31 @@ mod tests {
             let seen = text.replace('\u{FDD0}', "\u{FFFD}");
             assert_eq!(tokenizer.decode(&ids).unwrap(), format!("USER:  \n{seen} ASSISTANT:"), "{text}");
         }
+    }
+
+    #[test]
+    fn bytes_of_tokens_make_up_their_text() {
+        let text = "A cat\u{e9} \u{1F600}\n{\"two\": 2}";
+        for fixture in ["llava", "qwen2_vl"] {
+            let folder = format!("{}/tests/fixtures/{fixture}", env!("CARGO_MANIFEST_DIR"));
+            let tokenizer = Tokenizer::read(&Checkpoint::new(folder)).unwrap();
+            let ids = tokenizer.encode(text, false).unwrap();
+            let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
+            let found = String::from_utf8(bytes).unwrap();
+            let strips = tokenizer.strips_space();
+            assert_eq!(found, if strips { format!(" {text}") } else { text.into() }, "{fixture}");
+            assert_eq!(strips, fixture == "llava");
+            let special = tokenizer.id(if strips { "</s>" } else { "<|im_end|>" }).unwrap();
+            assert_eq!(tokenizer.token_bytes(special), b"");
+        }
+    }
+
+    #[test]
+    fn special_tokens_are_found_in_texts() {
+        let tokenizer = tokenizer();
+        let end = tokenizer.id("</s>").unwrap();
+        let expected = [Piece::Text("a "), Piece::Special(end), Piece::Special(end), Piece::Text("b")];
+        assert_eq!(tokenizer.pieces("a </s></s>b"), expected);
     }
 
     #[test]

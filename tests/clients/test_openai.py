@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import json
+from typing import Literal
 
 import openai
+import pydantic
 import pytest
 from conftest import FIXTURES
 
@@ -156,7 +158,7 @@ def test_models(client):
         ({"temperature": 3}, openai.BadRequestError, "decimal_above_max_value", "temperature"),
         ({"max_tokens": 0}, openai.BadRequestError, "integer_below_min_value", "max_tokens"),
         ({"messages": []}, openai.BadRequestError, "empty_array", "messages"),
-        ({"n": 2}, openai.BadRequestError, "unsupported_parameter", "n"),
+        ({"n": 9}, openai.BadRequestError, "integer_above_max_value", "n"),
         (
             {"messages": [{"role": "user", "content": "word " * 5000}]},
             openai.BadRequestError,
@@ -205,3 +207,83 @@ def test_headers(client):
 def test_base_url_without_v1(server):
     client = openai.OpenAI(base_url=server.removesuffix("/v1"), api_key="unused")
     assert ask(client, CASES[0]).choices[0].message.content == CASES[0]["greedy_text"]
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["rome", "oslo"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def about_weather(client, **more):
+    asked = {"max_tokens": 300, "temperature": 1, "seed": 3, **more}
+    messages = [{"role": "user", "content": "what is the weather in rome?"}]
+    return client.chat.completions.create(model="llava", messages=messages, **asked)
+
+
+def test_functions_and_their_results(client):
+    answer = about_weather(client, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("rome", "oslo")
+    # As every loop over calls does it.
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    messages = [{"role": "user", "content": "and?"}, choice.message.model_dump(exclude_none=True), result]
+    again = client.chat.completions.create(model="llava", messages=messages, tools=[WEATHER], max_tokens=5)
+    assert again.usage.prompt_tokens > answer.usage.prompt_tokens
+
+
+def test_streamed_calls(client):
+    ids, name, arguments, reason = [], "", "", None
+    for chunk in about_weather(
+        client, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, stream=True
+    ):
+        delta = chunk.choices[0].delta
+        for call in delta.tool_calls or []:
+            ids += [call.id] if call.id else []
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+        reason = chunk.choices[0].finish_reason or reason
+    assert (len(ids), name, reason) == (1, "weather", "tool_calls")
+    assert json.loads(arguments)["city"] in ("rome", "oslo")
+
+
+def test_several_answers_and_probabilities(client):
+    answer = about_weather(client, n=3, logprobs=True, top_logprobs=2, max_tokens=6)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    for choice in answer.choices:
+        tokens = choice.logprobs.content
+        assert "".join(token.token for token in tokens) == choice.message.content
+        assert all(len(token.top_logprobs) == 2 for token in tokens)
+
+
+def test_parsed_answers(client):
+    class Answer(pydantic.BaseModel):
+        city: Literal["rome", "oslo"]
+        warm: bool
+        note: Literal["windy"] | None
+
+    if not hasattr(openai, "pydantic_function_tool"):
+        pytest.skip("this version of the library parses nothing")
+    parse = getattr(client.chat.completions, "parse", None) or client.beta.chat.completions.parse
+    messages = [{"role": "user", "content": "what is the weather in rome?"}]
+    answer = parse(model="llava", messages=messages, response_format=Answer, max_tokens=200, seed=5)
+    assert isinstance(answer.choices[0].message.parsed, Answer)
+    tools = {"tools": [openai.pydantic_function_tool(Answer)], "tool_choice": "required"}
+    more = {"max_tokens": 200, "seed": 5, "parallel_tool_calls": False}
+    answer = parse(model="llava", messages=messages, **tools, **more)
+    [call] = answer.choices[0].message.tool_calls
+    assert isinstance(call.function.parsed_arguments, Answer)
+    with pytest.raises(openai.LengthFinishReasonError):
+        parse(model="llava", messages=messages, response_format=Answer, max_tokens=2)

@@ -1,5 +1,7 @@
 //! Golden cases answered by an engine.
 
+use std::sync::Arc;
+
 use candle_core::Device;
 use percept::{
     engine::{EngineConfig, Event, Handle, Key, Limits},
@@ -34,7 +36,10 @@ pub fn media(case: &Case) -> Vec<Media> {
         let pixels = picture(name);
         let (height, width, _) = pixels.dims3().unwrap();
         let rgb = pixels.to_device(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        Media { key: Key::of(name.as_bytes()), source: Source::Pixels(Picture::new(width, height, rgb)) }
+        Media {
+            key: Key::of(name.as_bytes()),
+            source: Source::Pixels(Arc::new(Picture::new(width, height, rgb))),
+        }
     };
     case.images.iter().map(media).collect()
 }

@@ -1,5 +1,7 @@
 //! Pictures and videos of a conversation: from URLs to what an engine takes.
 
+use std::sync::Arc;
+
 use percept_models::{Footprint, MediaSize, VideoInfo};
 
 use super::parse::{Files, MediaRef};
@@ -30,6 +32,14 @@ impl Opened {
             footprint.map_err(|error| InvalidRequest::PictureSize { param: self.param.clone(), error })?;
         footprint.grid = footprint.grid.map(|grid| self.later.map_or(grid, |time| grid.later(time)));
         Ok(footprint)
+    }
+}
+
+/// The file of a recording, from base64 or a data URL.
+pub(super) fn recording(data: &str, limit: usize) -> Result<File, FetchError> {
+    match data.get(..5) {
+        Some(scheme) if scheme.eq_ignore_ascii_case("data:") => media::read_url(data, limit),
+        _ => media::read_base64(data, limit),
     }
 }
 
@@ -192,9 +202,9 @@ pub(super) async fn decode(app: &App, model: &Served, opened: Vec<Opened>) -> Re
     })?;
     let mut decoded = decoded.into_iter();
     let mut source = |size: MediaSize, pin: Option<Pin>, count: usize| match (pin, size) {
-        (Some(pin), _) => Some(Source::Encoded(pin)),
+        (Some(pin), _) => Some(Source::Encoded(Arc::new(pin))),
         (None, MediaSize::Moment { .. }) => Some(Source::Moment(decoded.by_ref().take(count).collect())),
-        (None, _) => decoded.next().map(Source::Pixels),
+        (None, _) => decoded.next().map(|picture| Source::Pixels(Arc::new(picture))),
     };
     let media: Option<Vec<Media>> = media
         .into_iter()

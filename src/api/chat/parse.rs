@@ -2,30 +2,81 @@
 
 use uuid::Uuid;
 
+use super::tools::{self, Constrained, FormFields, Toolbox};
+
 use crate::{
     api::{
-        check::{decimal, integer, missing, value},
-        wire::{Entries, Items, NameOrObject, Object, chat as wire},
+        check::{decimal, integer, missing, unsupported, value},
+        wire::{
+            Entries, Items, Object, chat as wire,
+            tools::{Call, Called, MOST_TOOLS},
+        },
     },
     media::MediaLimits,
     request::{InvalidRequest, Sampling},
-    text::{Message, Part, Role, TextModel},
+    text::{self, Conversation, Message, Part, Role, TextModel},
 };
 
 const LONGEST_STOP: usize = 1_000;
+/// Most answers to one request: each of them takes a sequence.
+pub(in crate::api) const MOST_ANSWERS: i64 = 8;
+/// Most tokens whose probabilities are wanted in place of one.
+const MOST_LOGPROBS: i64 = 20;
 
 /// A conversation to answer.
 pub(in crate::api) struct Chat {
     pub(in crate::api) model: String,
-    pub(in crate::api) messages: Vec<Message>,
+    pub(in crate::api) conversation: Conversation,
     /// In the order in which messages mention them.
     pub(in crate::api) media: Vec<MediaRef>,
+    /// Recordings, which are to become text.
+    pub(in crate::api) recordings: Vec<RecordingRef>,
+    pub(in crate::api) bare: Bare,
+    /// How functions are called, where they may be.
+    pub(in crate::api) called: Option<CallStyle>,
+    pub(in crate::api) stream: Option<Streaming>,
+}
+
+/// What is asked of answers, whatever they answer.
+#[derive(Debug, Clone)]
+pub(in crate::api) struct Bare {
     pub(in crate::api) sampling: Asked,
     pub(in crate::api) max_tokens: Option<usize>,
     pub(in crate::api) stops: Vec<String>,
-    /// Whether the answer goes on where the model would end it.
+    /// Whether answers go on where the model would end them.
     pub(in crate::api) ignore_eos: bool,
-    pub(in crate::api) stream: Option<Streaming>,
+    /// How many.
+    pub(in crate::api) count: usize,
+    /// How many tokens' probabilities are wanted in place of each of an answer's, where any are.
+    pub(in crate::api) logprobs: Option<usize>,
+    /// What answers must be.
+    pub(in crate::api) constrained: Option<Constrained>,
+}
+
+/// How calls of functions are told.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::api) struct CallStyle {
+    /// Whether functions were given the older way.
+    pub(in crate::api) legacy: bool,
+    /// Whether the one that is called was named.
+    pub(in crate::api) named: bool,
+}
+
+/// A recording, and where its text belongs.
+pub(in crate::api) struct RecordingRef {
+    /// Where the request has it.
+    pub(super) param: String,
+    /// The file in base64.
+    pub(super) data: String,
+    /// The message and the part of the conversation.
+    pub(super) place: (usize, usize),
+}
+
+/// What messages mention besides words.
+#[derive(Default)]
+struct Mentioned {
+    media: Vec<MediaRef>,
+    recordings: Vec<RecordingRef>,
 }
 
 /// A picture or a video that is still behind its URLs.
@@ -50,49 +101,97 @@ pub(in crate::api) enum Files {
 /// An answer in pieces.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::api) struct Streaming {
-    pub(in crate::api) usage: bool,
+    pub(super) usage: bool,
 }
 
 impl Chat {
-    pub(in crate::api) fn parse(
-        request: wire::ChatRequest,
+    pub(super) fn parse(
+        mut request: wire::ChatRequest,
         limits: &MediaLimits,
     ) -> Result<Self, InvalidRequest> {
         refuse_unsupported(&request)?;
-        let model = request.model.ok_or_else(|| missing("model"))?;
-        let mut media = Vec::new();
-        let messages = messages(request.messages, limits, &mut media)?;
+        let model = request.model.take().ok_or_else(|| missing("model"))?;
+        let mut mentioned = Mentioned::default();
+        let messages = messages(request.messages.take(), limits, &mut mentioned)?;
+        let Mentioned { media, recordings } = mentioned;
+        let continues = continues(&request, &messages)?;
+        let toolbox = Toolbox::parse(&mut request)?;
+        let form = tools::form(FormFields {
+            response_format: request.response_format.take(),
+            structured_outputs: request.structured_outputs.take(),
+            guided_json: request.guided_json.take(),
+            guided_regex: request.guided_regex.take(),
+            guided_choice: request.guided_choice.take(),
+            guided_grammar: request.guided_grammar.take(),
+        })?;
+        let called = toolbox.as_ref().map(|toolbox| CallStyle {
+            legacy: toolbox.legacy,
+            named: matches!(toolbox.choice, text::ToolChoice::Named(_)),
+        });
+        let constrained = match &toolbox {
+            Some(toolbox) => Some(toolbox.grammar(form)?),
+            None => form,
+        };
+        let ignore_eos = request.ignore_eos.unwrap_or(false);
+        check_end(ignore_eos, constrained.as_ref())?;
+        let count = integer("n", request.n.unwrap_or(1), 1, MOST_ANSWERS)? as usize;
+        let logprobs = logprobs(&request)?;
         let max_tokens = request.max_completion_tokens.map(|most| ("max_completion_tokens", most));
         let max_tokens = max_tokens.or(request.max_tokens.map(|most| ("max_tokens", most)));
         let max_tokens = max_tokens.map(|(param, most)| integer(param, most, 1, i64::MAX)).transpose()?;
         let usage = request.stream_options.and_then(|options| options.0.include_usage).unwrap_or(false);
         Ok(Self {
             model,
-            messages,
-            media,
-            sampling: Asked {
-                temperature: decimal("temperature", request.temperature, 0.0, 2.0)?,
-                top_p: decimal("top_p", request.top_p, 0.0, 1.0)?,
-                min_p: decimal("min_p", request.min_p, 0.0, 1.0)?,
-                // vLLM writes -1 for all.
-                top_k: request.top_k.map(|k| integer("top_k", k, -1, i64::MAX)).transpose()?,
-                repetition_penalty: decimal("repetition_penalty", request.repetition_penalty, 0.01, 10.0)?,
-                frequency_penalty: decimal("frequency_penalty", request.frequency_penalty, -2.0, 2.0)?,
-                presence_penalty: decimal("presence_penalty", request.presence_penalty, -2.0, 2.0)?,
-                seed: request.seed,
-                bias: bias(request.logit_bias)?,
+            conversation: Conversation {
+                messages,
+                tools: toolbox.map(|toolbox| toolbox.tools).unwrap_or_default(),
+                continues,
             },
-            max_tokens: max_tokens.map(|most| most as usize),
-            stops: stops(request.stop)?,
-            ignore_eos: request.ignore_eos.unwrap_or(false),
+            media,
+            recordings,
+            called,
+            bare: Bare {
+                sampling: SamplingFields {
+                    temperature: request.temperature,
+                    top_p: request.top_p,
+                    min_p: request.min_p,
+                    top_k: request.top_k,
+                    repetition_penalty: request.repetition_penalty,
+                    frequency_penalty: request.frequency_penalty,
+                    presence_penalty: request.presence_penalty,
+                    seed: request.seed,
+                    logit_bias: request.logit_bias,
+                }
+                .asked()?,
+                max_tokens: max_tokens.map(|most| most as usize),
+                stops: stops(request.stop)?,
+                ignore_eos,
+                count,
+                logprobs,
+                constrained,
+            },
             stream: request.stream.unwrap_or(false).then_some(Streaming { usage }),
         })
     }
 }
 
-/// Sampling as it was asked for, before a model's own suggestions fill the gaps.
+/// An answer ends where its form does, whether or not it is to go on.
+pub(in crate::api) fn check_end(
+    ignore_eos: bool,
+    constrained: Option<&Constrained>,
+) -> Result<(), InvalidRequest> {
+    match constrained.filter(|_| ignore_eos) {
+        None => Ok(()),
+        Some(constrained) => {
+            let reason = format!("the answer ends where {} says so", constrained.param);
+            Err(unsupported("ignore_eos", reason))
+        }
+    }
+}
+
+/// Fields that say how to draw.
 #[derive(Debug, Default)]
-pub(in crate::api) struct Asked {
+pub(in crate::api) struct SamplingFields {
     pub(in crate::api) temperature: Option<f64>,
     pub(in crate::api) top_p: Option<f64>,
     pub(in crate::api) min_p: Option<f64>,
@@ -101,12 +200,44 @@ pub(in crate::api) struct Asked {
     pub(in crate::api) frequency_penalty: Option<f64>,
     pub(in crate::api) presence_penalty: Option<f64>,
     pub(in crate::api) seed: Option<i64>,
-    pub(in crate::api) bias: Vec<(u32, f32)>,
+    pub(in crate::api) logit_bias: Option<wire::Biases>,
+}
+
+impl SamplingFields {
+    /// Those fields in their ranges.
+    pub(in crate::api) fn asked(self) -> Result<Asked, InvalidRequest> {
+        Ok(Asked {
+            temperature: decimal("temperature", self.temperature, 0.0, 2.0)?,
+            top_p: decimal("top_p", self.top_p, 0.0, 1.0)?,
+            min_p: decimal("min_p", self.min_p, 0.0, 1.0)?,
+            // vLLM writes -1 for all.
+            top_k: self.top_k.map(|k| integer("top_k", k, -1, i64::MAX)).transpose()?,
+            repetition_penalty: decimal("repetition_penalty", self.repetition_penalty, 0.01, 10.0)?,
+            frequency_penalty: decimal("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?,
+            presence_penalty: decimal("presence_penalty", self.presence_penalty, -2.0, 2.0)?,
+            seed: self.seed,
+            bias: bias(self.logit_bias)?,
+        })
+    }
+}
+
+/// Sampling as it was asked for, before a model's own suggestions fill the gaps.
+#[derive(Debug, Clone)]
+pub(in crate::api) struct Asked {
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    min_p: Option<f64>,
+    top_k: Option<i64>,
+    repetition_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    seed: Option<i64>,
+    bias: Vec<(u32, f32)>,
 }
 
 impl Asked {
     /// What is asked for, else what the model's authors suggest, else the API's default.
-    pub(in crate::api) fn resolve(self, model: &TextModel) -> Result<Sampling, InvalidRequest> {
+    pub(super) fn resolve(self, model: &TextModel) -> Result<Sampling, InvalidRequest> {
         let defaults = model.defaults();
         let size = model.tokenizer().size();
         if let Some((id, _)) = self.bias.iter().find(|(id, _)| *id as usize >= size) {
@@ -136,117 +267,90 @@ impl Asked {
 
 /// What would change the answer and is not done is refused, never ignored.
 fn refuse_unsupported(request: &wire::ChatRequest) -> Result<(), InvalidRequest> {
-    let refuse = |param: &str, reason: &str| {
-        Err(InvalidRequest::Unsupported { param: param.into(), reason: reason.into() })
-    };
-    let none = |choice: &Option<NameOrObject>| match choice {
-        None => true,
-        Some(NameOrObject::Name(choice)) => choice == "none" || choice == "auto",
-        Some(NameOrObject::Object) => false,
-    };
-    if request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
-        return refuse("tools", "tool calls are not supported by this server");
-    }
-    if !none(&request.tool_choice) {
-        return refuse("tool_choice", "tool calls are not supported by this server");
-    }
-    if request.functions.as_ref().is_some_and(|functions| !functions.is_empty()) {
-        return refuse("functions", "function calls are not supported by this server");
-    }
-    if !none(&request.function_call) {
-        return refuse("function_call", "function calls are not supported by this server");
-    }
-    if let Some(n) = request.n {
-        integer("n", n, 1, i64::MAX)?;
-        if n > 1 {
-            return refuse("n", "this server gives one answer per request, so n must be 1");
-        }
-    }
-    if request.logprobs == Some(true) {
-        return refuse("logprobs", "log probabilities are not supported by this server");
-    }
-    if request.top_logprobs.is_some_and(|count| count != 0) {
-        return refuse("top_logprobs", "log probabilities are not supported by this server");
-    }
-    if let Some(format) = &request.response_format {
-        match format.0.kind.as_deref() {
-            Some("text") => {}
-            Some("json_object" | "json_schema") => {
-                return refuse("response_format", "structured output is not supported by this server");
-            }
-            Some(other) => return Err(value("response_format.type", other, "'text'")),
-            None => return Err(missing("response_format.type")),
-        }
-    }
     let mut modalities = request.modalities.iter().flat_map(|modalities| &modalities.0);
     if let Some(other) = modalities.find(|modality| *modality != "text") {
         return Err(value("modalities", other, "'text'"));
     }
     if request.audio.is_some() {
-        return refuse("audio", "answers are text");
+        return Err(unsupported("audio", "answers are text"));
     }
     if let Some(extension) = request.refused_extension() {
-        return refuse(extension, "it would change the answer, and this server does not do it");
+        return Err(unsupported(extension, "it would change the answer, and this server does not do it"));
     }
     if request.web_search_options.is_some() {
-        return refuse("web_search_options", "this server does not search the web");
+        return Err(unsupported("web_search_options", "this server does not search the web"));
     }
     Ok(())
+}
+
+/// Whether the last turn goes on, and that it can.
+fn continues(request: &wire::ChatRequest, messages: &[Message]) -> Result<bool, InvalidRequest> {
+    let param = "continue_final_message";
+    let continues = request.continue_final_message.unwrap_or(false);
+    if request.add_generation_prompt == Some(continues) {
+        let reason = format!("a new turn is begun exactly where {param} is false");
+        return Err(unsupported("add_generation_prompt", reason));
+    }
+    let can = |last: &Message| last.role == Role::Assistant && last.calls.is_empty();
+    if continues && !messages.last().is_some_and(can) {
+        return Err(unsupported(param, "the last message is not text of the assistant's"));
+    }
+    Ok(continues)
 }
 
 fn messages(
     messages: Option<Items<Object<wire::Message>, { wire::MOST_MESSAGES }>>,
     limits: &MediaLimits,
-    media: &mut Vec<MediaRef>,
+    mentioned: &mut Mentioned,
 ) -> Result<Vec<Message>, InvalidRequest> {
     let Items(messages) = messages.ok_or_else(|| missing("messages"))?;
     if messages.is_empty() {
         return Err(InvalidRequest::EmptyArray { param: "messages".into() });
     }
     let turns = messages.into_iter().enumerate();
-    let turns = turns.map(|(index, turn)| message(turn.0, &format!("messages[{index}]"), media));
+    let turns = turns.map(|(index, turn)| message(turn.0, index, mentioned));
     let turns = turns.collect::<Result<Vec<_>, _>>()?;
-    count("messages", media, limits)?;
+    check_count("messages", mentioned.media.len() + mentioned.recordings.len(), limits)?;
     Ok(turns)
 }
 
-/// Bounds how many pictures and videos a request has.
-pub(in crate::api) fn count(
+/// Bounds how many pictures, videos and recordings a request has.
+pub(in crate::api) fn check_count(
     param: &str,
-    media: &[MediaRef],
+    found: usize,
     limits: &MediaLimits,
 ) -> Result<(), InvalidRequest> {
-    let (found, limit) = (media.len(), limits.images);
+    let limit = limits.images;
     if found <= limit {
         return Ok(());
     }
     let (param, found) = (param.into(), found.to_string());
-    Err(InvalidRequest::ArrayTooLong { param, items: "pictures and videos", found, limit })
+    Err(InvalidRequest::ArrayTooLong { param, items: "pictures, videos and recordings", found, limit })
 }
 
-fn message(message: wire::Message, path: &str, media: &mut Vec<MediaRef>) -> Result<Message, InvalidRequest> {
-    let unsupported = |field: &str, reason: &str| {
-        Err(InvalidRequest::Unsupported { param: format!("{path}.{field}"), reason: reason.into() })
-    };
+fn message(
+    message: wire::Message,
+    index: usize,
+    mentioned: &mut Mentioned,
+) -> Result<Message, InvalidRequest> {
+    let path = &format!("messages[{index}]");
     let role = match message.role.as_deref() {
         Some("system" | "developer") => Role::System,
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
-        Some("tool" | "function") => {
-            return unsupported("role", "tool results are not supported by this server");
-        }
+        Some("tool" | "function") => Role::Tool,
         Some(other) => {
-            let supported = "'system', 'developer', 'user' and 'assistant'";
+            let supported = "'system', 'developer', 'user', 'assistant', 'tool' and 'function'";
             return Err(value(&format!("{path}.role"), other, supported));
         }
         None => return Err(missing(&format!("{path}.role"))),
     };
-    if message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
-        return unsupported("tool_calls", "tool calls are not supported by this server");
+    let calls = calls(message.tool_calls, message.function_call, path)?;
+    if role != Role::Assistant && !calls.is_empty() {
+        return Err(unsupported(&format!("{path}.tool_calls"), "only the assistant calls functions"));
     }
-    if message.function_call.is_some() {
-        return unsupported("function_call", "function calls are not supported by this server");
-    }
+    // The older way names the function instead of the call.
+    let answers = (role == Role::Tool).then(|| message.tool_call_id.or(message.name).unwrap_or_default());
     let parts = match (message.content, message.refusal) {
         (Some(wire::Content::Text(text)), _) => vec![Part::Text(text)],
         (Some(wire::Content::Parts(Items(parts))), _) => {
@@ -255,19 +359,44 @@ fn message(message: wire::Message, path: &str, media: &mut Vec<MediaRef>) -> Res
                 return Err(InvalidRequest::EmptyArray { param: path });
             }
             let parts = parts.into_iter().enumerate();
-            let parts = parts.map(|(index, item)| part(item, &format!("{path}[{index}]"), media));
+            let parts = parts.map(|(at, item)| part(item, &format!("{path}[{at}]"), (index, at), mentioned));
             parts.collect::<Result<_, _>>()?
         }
         (None, Some(refusal)) if role == Role::Assistant => vec![Part::Text(refusal)],
+        (None, _) if !calls.is_empty() => Vec::new(),
         (None, _) => return Err(missing(&format!("{path}.content"))),
     };
-    Ok(Message { role, parts })
+    Ok(Message { role, parts, calls, answers })
 }
 
-fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part, InvalidRequest> {
-    let unsupported = |reason: &str| {
-        Err(InvalidRequest::Unsupported { param: format!("{path}.type"), reason: reason.into() })
-    };
+/// The functions that an earlier turn called.
+fn calls(
+    calls: Option<Items<Object<Call>, MOST_TOOLS>>,
+    legacy: Option<Object<Called>>,
+    path: &str,
+) -> Result<Vec<text::Call>, InvalidRequest> {
+    let Items(calls) = calls.unwrap_or_default();
+    let mut found = Vec::with_capacity(calls.len());
+    for (index, Object(call)) in calls.into_iter().enumerate() {
+        let path = format!("{path}.tool_calls[{index}]");
+        if let Some(other) = call.kind.as_deref().filter(|kind| *kind != "function") {
+            return Err(value(&format!("{path}.type"), other, "'function'"));
+        }
+        let Object(called) = call.function.ok_or_else(|| missing(&format!("{path}.function")))?;
+        found.push(tools::call(call.id, called, &format!("{path}.function"))?);
+    }
+    if let Some(Object(called)) = legacy {
+        found.push(tools::call(None, called, &format!("{path}.function_call"))?);
+    }
+    Ok(found)
+}
+
+fn part(
+    part: wire::Part,
+    path: &str,
+    place: (usize, usize),
+    mentioned: &mut Mentioned,
+) -> Result<Part, InvalidRequest> {
     match part {
         wire::Part::Text(text) => Ok(Part::Text(text.into())),
         wire::Part::Refusal(text) => Ok(Part::Text(text.into())),
@@ -280,7 +409,7 @@ fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part,
                     return Err(value(&param, other, "'auto', 'low' and 'high'"));
                 }
             }
-            media.push(MediaRef { param: format!("{path}.image_url"), files: Files::Picture(url) });
+            mentioned.media.push(MediaRef { param: format!("{path}.image_url"), files: Files::Picture(url) });
             Ok(Part::Picture)
         }
         wire::Part::Video(video) => {
@@ -294,22 +423,41 @@ fn part(part: wire::Part, path: &str, media: &mut Vec<MediaRef>) -> Result<Part,
                 (None, Some(Items(urls))) => (format!("{path}.video"), Files::Frames { urls, rate }),
                 (None, None) => return Err(missing(&format!("{path}.video_url.url"))),
             };
-            media.push(MediaRef { param, files });
+            mentioned.media.push(MediaRef { param, files });
             Ok(Part::Video)
         }
+        wire::Part::Audio(audio) => {
+            let param = format!("{path}.input_audio");
+            let data = audio.data.ok_or_else(|| missing(&format!("{param}.data")))?;
+            mentioned.recordings.push(RecordingRef { param, data, place });
+            // What is said comes in its place.
+            Ok(Part::Text(String::new()))
+        }
         wire::Part::Other(kind) => match &*kind {
-            "input_audio" => unsupported("recordings are not supported by this server"),
-            "file" => unsupported("files are not supported by this server; send pages as pictures"),
+            "file" => {
+                let reason = "files are not supported by this server; send pages as pictures";
+                Err(unsupported(&format!("{path}.type"), reason))
+            }
             other => Err(value(
                 &format!("{path}.type"),
                 other,
-                "'text', 'image_url', 'video_url', 'video' and 'refusal'",
+                "'text', 'image_url', 'video_url', 'video', 'input_audio' and 'refusal'",
             )),
         },
     }
 }
 
-/// `stop`, of whichever request.
+/// How many tokens' probabilities are wanted in place of each, where any are.
+fn logprobs(request: &wire::ChatRequest) -> Result<Option<usize>, InvalidRequest> {
+    let wanted = request.logprobs.unwrap_or(false);
+    let top = request.top_logprobs.map(|top| integer("top_logprobs", top, 0, MOST_LOGPROBS)).transpose()?;
+    match top {
+        Some(1..) if !wanted => Err(unsupported("top_logprobs", "it needs logprobs to be true")),
+        _ => Ok(wanted.then_some(top.unwrap_or(0) as usize)),
+    }
+}
+
+/// Texts that end an answer.
 pub(in crate::api) fn stops(stop: Option<wire::Stop>) -> Result<Vec<String>, InvalidRequest> {
     match stop {
         None => Ok(Vec::new()),
@@ -328,7 +476,7 @@ pub(in crate::api) fn stop_texts(param: &str, stops: Vec<String>) -> Result<Vec<
     }
 }
 
-fn bias(bias: Option<Entries<f64, { wire::MOST_BIASES }>>) -> Result<Vec<(u32, f32)>, InvalidRequest> {
+fn bias(bias: Option<wire::Biases>) -> Result<Vec<(u32, f32)>, InvalidRequest> {
     let Entries(bias) = bias.unwrap_or_default();
     let entry = |(key, bias): (String, f64)| {
         let id = key.parse().map_err(|_| value("logit_bias", &format!("key {key}"), "token ids as keys"))?;

@@ -1,14 +1,19 @@
 //! From the wire to a conversation that is valid as far as it can be told without a model.
 
+use std::collections::HashSet;
+
 use crate::{
     api::{
-        chat::{Asked, Chat, Files, MediaRef, count, stop_texts},
+        chat::{
+            Bare, CallStyle, Chat, Constrained, Files, MediaRef, SamplingFields, Toolbox, check_count,
+            stop_texts, tool, type_error,
+        },
         check::{decimal, integer, missing, unsupported, value},
-        wire::{Items, Object, messages as wire},
+        wire::{Items, Object, messages as wire, tools},
     },
     media::MediaLimits,
     request::InvalidRequest,
-    text::{Message, Part, Role},
+    text::{self, Call, Conversation, Grammar, Message, Part, Role},
 };
 
 /// A conversation to go on with.
@@ -27,74 +32,89 @@ impl Messages {
     ) -> Result<Self, InvalidRequest> {
         let max_tokens = request.max_tokens.ok_or_else(|| missing("max_tokens"))?;
         let max_tokens = integer("max_tokens", max_tokens, 1, i64::MAX)? as usize;
-        let sampling = Asked {
+        let sampling = SamplingFields {
             temperature: decimal("temperature", request.temperature, 0.0, 1.0)?,
-            top_p: decimal("top_p", request.top_p, 0.0, 1.0)?,
-            min_p: decimal("min_p", request.min_p, 0.0, 1.0)?,
-            top_k: request.top_k.map(|k| integer("top_k", k, -1, i64::MAX)).transpose()?,
-            repetition_penalty: decimal("repetition_penalty", request.repetition_penalty, 0.01, 10.0)?,
+            top_p: request.top_p,
+            min_p: request.min_p,
+            top_k: request.top_k,
+            repetition_penalty: request.repetition_penalty,
             seed: request.seed,
-            ..Asked::default()
+            ..SamplingFields::default()
         };
+        let sampling = sampling.asked()?;
         let Items(stops) = request.stop_sequences.take().unwrap_or_default();
         let stops = stop_texts("stop_sequences", stops)?;
         let stream = request.stream.unwrap_or(false);
-        let Conversation { model, messages, media, cache } = Conversation::parse(request, limits)?;
-        let max = Some(max_tokens);
-        let chat = Chat {
-            model,
-            messages,
-            media,
+        let Asked { model, conversation, media, toolbox, form, cache } = Asked::parse(request, limits)?;
+        let called = toolbox.as_ref().map(|toolbox| CallStyle {
+            legacy: false,
+            named: matches!(toolbox.choice, text::ToolChoice::Named(_)),
+        });
+        let constrained = match toolbox {
+            Some(toolbox) => Some(toolbox.grammar(form)?),
+            None => form,
+        };
+        let bare = Bare {
             sampling,
-            max_tokens: max,
+            max_tokens: Some(max_tokens),
             stops,
             ignore_eos: false,
-            stream: None,
+            count: 1,
+            logprobs: None,
+            constrained,
         };
+        let chat =
+            Chat { model, conversation, media, recordings: Vec::new(), bare, called, stream: None };
         Ok(Self { chat, max_tokens, stream, cache })
     }
 }
 
-/// What is said, without how to go on.
-pub(super) struct Conversation {
+/// What is asked, without how to answer.
+pub(super) struct Asked {
     pub(super) model: String,
-    pub(super) messages: Vec<Message>,
+    pub(super) conversation: Conversation,
     pub(super) media: Vec<MediaRef>,
-    pub(super) cache: bool,
+    toolbox: Option<Toolbox>,
+    form: Option<Constrained>,
+    cache: bool,
 }
 
-impl Conversation {
+impl Asked {
     pub(super) fn parse(
-        request: wire::MessagesRequest,
+        mut request: wire::MessagesRequest,
         limits: &MediaLimits,
     ) -> Result<Self, InvalidRequest> {
         refuse_unsupported(&request)?;
-        let model = request.model.ok_or_else(|| missing("model"))?;
-        let Items(turns) = request.messages.ok_or_else(|| missing("messages"))?;
+        let model = request.model.take().ok_or_else(|| missing("model"))?;
+        let Items(turns) = request.messages.take().ok_or_else(|| missing("messages"))?;
         if turns.is_empty() {
             return Err(InvalidRequest::EmptyArray { param: "messages".into() });
         }
         let mut reader = Reader { cache: request.cache_control.is_some(), ..Reader::default() };
-        if let Some(system) = request.system {
-            let parts = reader.content(system, "system", Role::System)?;
-            reader.turn(Role::System, parts);
+        let toolbox = toolbox(&mut request, &mut reader.cache)?;
+        if let Some(system) = request.system.take() {
+            reader.turn(system, "system", Role::System)?;
         }
         for (index, Object(turn)) in turns.into_iter().enumerate() {
             let path = format!("messages[{index}]");
             let role = role(turn.role.as_deref(), &path)?;
             let path = format!("{path}.content");
-            let content = turn.content.ok_or_else(|| missing(&path))?;
-            let parts = reader.content(content, &path, role)?;
-            reader.turn(role, parts);
+            reader.turn(turn.content.ok_or_else(|| missing(&path))?, &path, role)?;
         }
-        let Reader { messages, media, cache } = reader;
-        count("messages", &media, limits)?;
-        if messages.last().is_some_and(|last| last.role == Role::Assistant) {
-            let reason = "the last turn is the assistant's, and this server does not go on with one; \
-                          end with a turn of the user";
-            return Err(unsupported("messages", reason));
-        }
-        Ok(Self { model, messages, media, cache })
+        let Reader { messages, media, cache, .. } = reader;
+        check_count("messages", media.len(), limits)?;
+        let continues = match messages.last() {
+            None => return Err(value("messages", "no turn", "at least one turn that says something")),
+            Some(last) if last.role == Role::Assistant && !last.calls.is_empty() => {
+                let reason = "the last turn calls tools; send their results in a turn of the user";
+                return Err(unsupported("messages", reason));
+            }
+            // It is to go on.
+            Some(last) => last.role == Role::Assistant,
+        };
+        let tools = toolbox.as_ref().map(|toolbox| toolbox.tools.clone()).unwrap_or_default();
+        let form = form(request)?;
+        Ok(Self { model, conversation: Conversation { messages, tools, continues }, media, toolbox, form, cache })
     }
 }
 
@@ -103,23 +123,99 @@ impl Conversation {
 struct Reader {
     messages: Vec<Message>,
     media: Vec<MediaRef>,
+    /// Ids of the calls that the assistant's last turn made.
+    calls: HashSet<String>,
     cache: bool,
 }
 
 impl Reader {
-    /// Adds a turn. Turns of one speaker that follow each other are one.
-    fn turn(&mut self, role: Role, parts: Vec<Part>) {
+    fn turn(&mut self, content: wire::Content, path: &str, role: Role) -> Result<(), InvalidRequest> {
+        if role == Role::Assistant && self.messages.last().is_some_and(|last| last.role != role) {
+            self.calls.clear();
+        }
+        let blocks = match content {
+            wire::Content::Text(text) => {
+                self.say(role, vec![Part::Text(text)]);
+                return Ok(());
+            }
+            wire::Content::Blocks(Items(blocks)) => blocks,
+        };
+        if blocks.is_empty() && role == Role::User {
+            return Err(InvalidRequest::EmptyArray { param: path.into() });
+        }
+        let mut parts = Vec::with_capacity(blocks.len());
+        let mut calls = Vec::new();
+        for (index, block) in blocks.into_iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            match block.kind {
+                wire::BlockKind::ToolUse(call) if role == Role::Assistant => {
+                    self.cache |= block.cache_control;
+                    calls.push(self.call(*call, &path)?);
+                }
+                wire::BlockKind::ToolResult(result) if role == Role::User => {
+                    self.cache |= block.cache_control;
+                    self.say(role, std::mem::take(&mut parts));
+                    self.result(*result, &path)?;
+                }
+                _ => self.block(block, &path, role, &mut parts)?,
+            }
+        }
+        self.say(role, parts);
+        if !calls.is_empty() {
+            match self.messages.last_mut().filter(|last| last.role == role) {
+                Some(last) => last.calls.extend(calls),
+                None => self.messages.push(Message { calls, ..Message::new(role, Vec::new()) }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what is said. Turns of one speaker that follow each other are one.
+    fn say(&mut self, role: Role, parts: Vec<Part>) {
         // Nothing but thoughts.
         if parts.is_empty() {
             return;
         }
-        match self.messages.last_mut().filter(|last| last.role == role) {
+        match self.messages.last_mut().filter(|last| last.role == role && last.calls.is_empty()) {
             Some(last) => {
-                last.parts.push(Part::Text("\n".into()));
-                last.parts.extend(parts);
+                for part in parts {
+                    match part {
+                        Part::Text(text) => add_text(&mut last.parts, text, "\n"),
+                        other => last.parts.push(other),
+                    }
+                }
             }
-            None => self.messages.push(Message { role, parts }),
+            None => self.messages.push(Message::new(role, parts)),
         }
+    }
+
+    fn call(&mut self, call: wire::ToolUse, path: &str) -> Result<Call, InvalidRequest> {
+        let wire::ToolUse { id, name, input } = call;
+        if !input.is_object() {
+            return Err(type_error(&format!("{path}.input"), "an object", &input));
+        }
+        self.calls.insert(id.clone());
+        Ok(Call { id, name, arguments: input })
+    }
+
+    fn result(&mut self, result: wire::ToolResult, path: &str) -> Result<(), InvalidRequest> {
+        let wire::ToolResult { tool_use_id, content, is_error } = result;
+        if !self.calls.contains(&tool_use_id) {
+            let supported = "ids of calls (tool_use) in the assistant's turn in front of it";
+            return Err(value(&format!("{path}.tool_use_id"), &tool_use_id, supported));
+        }
+        let mut parts = Vec::new();
+        if is_error {
+            parts.push(Part::Text("Error:\n".into()));
+        }
+        if let Some(content) = content {
+            self.content(content, &format!("{path}.content"), Role::Tool, &mut parts)?;
+        }
+        if parts.is_empty() {
+            parts.push(Part::Text(String::new()));
+        }
+        self.messages.push(Message { answers: Some(tool_use_id), ..Message::new(Role::Tool, parts) });
+        Ok(())
     }
 
     fn content(
@@ -127,38 +223,34 @@ impl Reader {
         content: wire::Content,
         path: &str,
         role: Role,
-    ) -> Result<Vec<Part>, InvalidRequest> {
-        let blocks = match content {
-            wire::Content::Text(text) => return Ok(vec![Part::Text(text)]),
-            wire::Content::Blocks(Items(blocks)) => blocks,
-        };
-        if blocks.is_empty() && role == Role::User {
-            return Err(InvalidRequest::EmptyArray { param: path.into() });
-        }
-        let mut parts = Vec::with_capacity(blocks.len());
-        for (index, block) in blocks.into_iter().enumerate() {
-            self.cache |= block.cache_control;
-            let path = format!("{path}[{index}]");
-            // What is said in two blocks is said in two lines, but for a model's own words.
-            if role != Role::Assistant && matches!(parts.last(), Some(Part::Text(_))) && block.kind.is_text()
-            {
-                parts.push(Part::Text("\n".into()));
+        parts: &mut Vec<Part>,
+    ) -> Result<(), InvalidRequest> {
+        match content {
+            wire::Content::Text(text) => add_text(parts, text, "\n"),
+            wire::Content::Blocks(Items(blocks)) => {
+                for (index, block) in blocks.into_iter().enumerate() {
+                    self.block(block, &format!("{path}[{index}]"), role, parts)?;
+                }
             }
-            self.block(block.kind, &path, role, &mut parts)?;
         }
-        Ok(parts)
+        Ok(())
     }
 
+    /// A block that becomes parts of a turn.
     fn block(
         &mut self,
-        block: wire::BlockKind,
+        block: wire::Block,
         path: &str,
         role: Role,
         parts: &mut Vec<Part>,
     ) -> Result<(), InvalidRequest> {
+        self.cache |= block.cache_control;
         let kind = format!("{path}.type");
-        match block {
-            wire::BlockKind::Text(text) => parts.push(Part::Text(text.into())),
+        match block.kind {
+            // What is said in two blocks is said in two lines, but for a model's own words.
+            wire::BlockKind::Text(text) => {
+                add_text(parts, text.into(), if role == Role::Assistant { "" } else { "\n" });
+            }
             other if role == Role::System => {
                 return Err(value(&kind, other.name(), "'text' in what the system says"));
             }
@@ -166,20 +258,21 @@ impl Reader {
             wire::BlockKind::Image(source) => self.image(media(source, path)?, path, parts)?,
             wire::BlockKind::Document(document) => self.document(*document, path, role, parts)?,
             wire::BlockKind::SearchResult(result) => self.search_result(*result, path, role, parts)?,
+            wire::BlockKind::ToolUse(_) => {
+                return Err(unsupported(&kind, "only the assistant calls tools"));
+            }
+            wire::BlockKind::ToolResult(_) => {
+                return Err(unsupported(&kind, "results of tools belong into turns of the user"));
+            }
             wire::BlockKind::Other(other) => {
                 return Err(match &*other {
-                    "tool_use" | "tool_result" => {
-                        unsupported(&kind, "tool calls are not supported by this server")
+                    "server_tool_use" | "web_search_tool_result" | "web_fetch_tool_result"
+                    | "mcp_tool_use" | "mcp_tool_result" | "container_upload" => {
+                        unsupported(&kind, "this server has no tools of its own")
                     }
-                    "server_tool_use"
-                    | "web_search_tool_result"
-                    | "web_fetch_tool_result"
-                    | "mcp_tool_use"
-                    | "mcp_tool_result"
-                    | "container_upload" => unsupported(&kind, "this server has no tools of its own"),
                     other => {
-                        let supported = "'text', 'image', 'document', 'search_result', 'thinking' and \
-                                         'redacted_thinking'";
+                        let supported = "'text', 'image', 'document', 'search_result', 'tool_use', \
+                                         'tool_result', 'thinking' and 'redacted_thinking'";
                         value(&kind, other, supported)
                     }
                 });
@@ -209,10 +302,7 @@ impl Reader {
                 (param, Files::Picture(url))
             }
             Some("file") => {
-                return Err(unsupported(
-                    &kind,
-                    "files are not kept by this server; send the picture in base64",
-                ));
+                return Err(unsupported(&kind, "files are not kept by this server; send the picture in base64"));
             }
             Some(other) => return Err(value(&kind, other, "'base64' and 'url'")),
         };
@@ -233,12 +323,12 @@ impl Reader {
         let source = media(source, path)?;
         let path = format!("{path}.source");
         let kind = format!("{path}.type");
-        parts.push(Part::Text(opening("document", [("title", title), ("context", context)])));
+        add_text(parts, opening("document", [("title", title), ("context", context)]), "\n");
         match source.kind.as_deref() {
             None => return Err(missing(&kind)),
             Some("text") => {
                 let data = source.data.ok_or_else(|| missing(&format!("{path}.data")))?;
-                parts.push(Part::Text(data));
+                add_text(parts, data, "\n");
             }
             Some("content") => {
                 let path = format!("{path}.content");
@@ -246,23 +336,17 @@ impl Reader {
                 self.leaves(content, &path, role, parts)?;
             }
             Some("base64") => {
-                return Err(unsupported(
-                    &kind,
-                    "PDF files are not read by this server; send pages as pictures",
-                ));
+                return Err(unsupported(&kind, "PDF files are not read by this server; send pages as pictures"));
             }
             Some("url") => {
                 return Err(unsupported(&kind, "documents are not fetched by this server; send their text"));
             }
             Some("file") => {
-                return Err(unsupported(
-                    &kind,
-                    "files are not kept by this server; send the document's text",
-                ));
+                return Err(unsupported(&kind, "files are not kept by this server; send the document's text"));
             }
             Some(other) => return Err(value(&kind, other, "'text' and 'content'")),
         }
-        parts.push(Part::Text("\n</document>".into()));
+        add_text(parts, "</document>".into(), "\n");
         Ok(())
     }
 
@@ -278,9 +362,9 @@ impl Reader {
             return Err(wrong_type(format!("{path}.source"), "a string", "an object"));
         };
         let about = [("source", Some(source)), ("title", title)];
-        parts.push(Part::Text(opening("search_result", about)));
+        add_text(parts, opening("search_result", about), "\n");
         self.leaves(content, &format!("{path}.content"), role, parts)?;
-        parts.push(Part::Text("\n</search_result>".into()));
+        add_text(parts, "</search_result>".into(), "\n");
         Ok(())
     }
 
@@ -298,8 +382,20 @@ impl Reader {
                 return Err(value(&format!("{path}[{index}].type"), block.kind.name(), "'text' and 'image'"));
             }
         }
-        parts.extend(self.content(content, path, role)?);
-        Ok(())
+        self.content(content, path, role, parts)
+    }
+}
+
+/// Adds text to parts, behind other text and `between` in one part: templates take parts apart in many ways.
+fn add_text(parts: &mut Vec<Part>, text: String, between: &str) {
+    match parts.last_mut() {
+        Some(Part::Text(last)) => {
+            if !last.is_empty() && !last.ends_with('\n') {
+                last.push_str(between);
+            }
+            last.push_str(&text);
+        }
+        _ => parts.push(Part::Text(text)),
     }
 }
 
@@ -333,30 +429,78 @@ fn opening(tag: &str, about: [(&str, Option<String>); 2]) -> String {
     format!("<{tag}>\n{about}")
 }
 
+/// Functions that may be called, and how; [`None`] where none may be. Says whether one of them asks for caching.
+fn toolbox(request: &mut wire::MessagesRequest, cache: &mut bool) -> Result<Option<Toolbox>, InvalidRequest> {
+    let Items(given) = request.tools.take().unwrap_or_default();
+    let mut tools: Vec<text::Tool> = Vec::with_capacity(given.len());
+    for (index, Object(given)) in given.into_iter().enumerate() {
+        let path = format!("tools[{index}]");
+        if let Some(other) = given.kind.as_deref().filter(|kind| *kind != "custom") {
+            let reason = format!("this server has no tools of its own, and so no '{other}'");
+            return Err(unsupported(&format!("{path}.type"), reason));
+        }
+        *cache |= given.cache_control.is_some();
+        let param = format!("{path}.input_schema");
+        let schema = given.input_schema.filter(|schema| !schema.is_null()).ok_or_else(|| missing(&param))?;
+        if !schema.is_object() {
+            return Err(type_error(&param, "an object", &schema));
+        }
+        let wire::ToolParam { name, description, strict, .. } = given;
+        let tool = tool(tools::Function { name, description, parameters: Some(schema), strict }, &path)?;
+        if tools.iter().any(|other| other.name == tool.name) {
+            return Err(value(&format!("{path}.name"), &tool.name, "names that differ from each other"));
+        }
+        tools.push(tool);
+    }
+    let Some(Object(choice)) = request.tool_choice.take() else {
+        let toolbox = Toolbox { tools, choice: text::ToolChoice::Auto, parallel: true, legacy: false };
+        return Ok(Some(toolbox).filter(|toolbox| !toolbox.tools.is_empty()));
+    };
+    let wire::ToolChoice { kind, name, disable_parallel_tool_use } = choice;
+    let parallel = !disable_parallel_tool_use.unwrap_or(false);
+    let choice = match kind.as_deref() {
+        Some("none") => return Ok(None),
+        Some("auto") => text::ToolChoice::Auto,
+        Some("any" | "tool") if tools.is_empty() => return Err(missing("tools")),
+        Some("any") => text::ToolChoice::Required,
+        Some("tool") => {
+            let path = "tool_choice.name";
+            let name = name.ok_or_else(|| missing(path))?;
+            if !tools.iter().any(|tool| tool.name == name) {
+                let names: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
+                return Err(value(path, &name, &names.join(", ")));
+            }
+            text::ToolChoice::Named(name)
+        }
+        Some(other) => return Err(value("tool_choice.type", other, "'auto', 'any', 'tool' and 'none'")),
+        None => return Err(missing("tool_choice.type")),
+    };
+    Ok(Some(Toolbox { tools, choice, parallel, legacy: false }).filter(|toolbox| !toolbox.tools.is_empty()))
+}
+
+/// What form the answer has.
+fn form(request: wire::MessagesRequest) -> Result<Option<Constrained>, InvalidRequest> {
+    let config = request.output_config.and_then(|Object(config)| config.format);
+    let (path, Object(format)) = match (config, request.output_format) {
+        (Some(format), _) => ("output_config.format", format),
+        (None, Some(format)) => ("output_format", format),
+        (None, None) => return Ok(None),
+    };
+    match format.kind.as_deref() {
+        Some("json_schema") => {}
+        Some(other) => return Err(value(&format!("{path}.type"), other, "'json_schema'")),
+        None => return Err(missing(&format!("{path}.type"))),
+    }
+    let param = format!("{path}.schema");
+    let schema = format.schema.filter(|schema| !schema.is_null()).ok_or_else(|| missing(&param))?;
+    if !schema.is_object() {
+        return Err(type_error(&param, "an object", &schema));
+    }
+    Ok(Some(Constrained { grammar: Grammar::Json { schema, strict: true }, param }))
+}
+
 /// What would change the answer and is not done is refused, never ignored.
 fn refuse_unsupported(request: &wire::MessagesRequest) -> Result<(), InvalidRequest> {
-    if request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
-        return Err(unsupported("tools", "tool calls are not supported by this server"));
-    }
-    if let Some(Object(choice)) = &request.tool_choice {
-        match choice.kind.as_deref() {
-            Some("none" | "auto") => {}
-            Some("any" | "tool") => {
-                return Err(unsupported("tool_choice", "tool calls are not supported by this server"));
-            }
-            Some(other) => {
-                return Err(value("tool_choice.type", other, "'auto', 'any', 'tool' and 'none'"));
-            }
-            None => return Err(missing("tool_choice.type")),
-        }
-    }
-    let format = request.output_config.as_ref().is_some_and(|Object(config)| config.format.is_some());
-    if format {
-        return Err(unsupported("output_config.format", "structured output is not supported by this server"));
-    }
-    if request.output_format.is_some() {
-        return Err(unsupported("output_format", "structured output is not supported by this server"));
-    }
     if request.container.is_some() {
         return Err(unsupported("container", "this server runs no code"));
     }

@@ -1,23 +1,25 @@
 //! Answers on the wire: whole, or in pieces.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::VecDeque,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use axum::response::{Response, sse::Event};
 use uuid::Uuid;
 
 use super::parse::Echo;
 use crate::{
-    api::{ApiError, sse, wire::responses as wire},
+    api::{ApiError, chat::Answers, sse, wire::responses as wire},
     engine::{EngineError, FinishReason},
     router::Served,
-    text::{self, Answer, AnswerEvent},
+    text::{AnswerEvent, Usage},
 };
 
 /// What all pieces of an answer share.
 #[derive(Debug)]
 pub(super) struct Base {
     id: String,
-    item: String,
     created: u64,
     model: String,
     echo: Echo,
@@ -25,10 +27,8 @@ pub(super) struct Base {
 
 impl Base {
     pub(super) fn new(model: &Served, echo: Echo) -> Self {
-        let id = |prefix: &str| format!("{prefix}_{}", Uuid::new_v4().simple());
         Self {
-            id: id("resp"),
-            item: id("msg"),
+            id: new_id("resp"),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             model: model.id.clone(),
             echo,
@@ -56,186 +56,304 @@ impl Base {
             service_tier: "default",
             store: false,
             temperature: echo.temperature,
-            text: wire::OutputText { format: wire::OutputFormat { kind: "text" } },
-            tool_choice: echo.tool_choice,
-            tools: [],
+            text: wire::OutputText { format: &echo.format },
+            tool_choice: match &echo.tool_choice {
+                wire::ToolChoice::Word(word) => wire::EchoedChoice::Word(word),
+                wire::ToolChoice::Which(which) => wire::EchoedChoice::Which(which),
+            },
+            tools: &echo.tools,
             top_p: echo.top_p,
             truncation: "disabled",
             usage: None,
             metadata: &echo.metadata,
         }
     }
+}
 
-    fn item<'a>(&'a self, status: wire::Status, text: Option<&'a str>) -> wire::OutputItem<'a> {
-        let content = text.into_iter().map(part).collect();
-        wire::OutputItem { id: &self.item, kind: "message", status, role: "assistant", content }
-    }
+fn new_id(prefix: &str) -> String {
+    format!("{prefix}_{}", Uuid::new_v4().simple())
 }
 
 fn part(text: &str) -> wire::OutputPart<'_> {
     wire::OutputPart { kind: "output_text", text, annotations: [], logprobs: [] }
 }
 
-/// What was said, and how it ended.
+/// What was said or called.
 #[derive(Debug)]
-pub(super) struct Said {
+struct Item {
+    id: String,
+    kind: Kind,
+    /// The text, or the arguments.
     text: String,
-    reason: FinishReason,
-    usage: text::Usage,
+}
+
+/// What an item is.
+#[derive(Debug)]
+enum Kind {
+    Message,
+    Call { call_id: String, name: String },
+}
+
+impl Item {
+    fn message() -> Self {
+        Self { id: new_id("msg"), kind: Kind::Message, text: String::new() }
+    }
+
+    fn call(name: String) -> Self {
+        Self { id: new_id("fc"), kind: Kind::Call { call_id: new_id("call"), name }, text: String::new() }
+    }
+
+    /// It as it is; where it begins, without what is in it.
+    fn wire(&self, status: wire::Status) -> wire::OutputItem<'_> {
+        let begins = status == wire::Status::InProgress;
+        match &self.kind {
+            Kind::Message => wire::OutputItem::Message {
+                id: &self.id,
+                status,
+                role: "assistant",
+                content: if begins { Vec::new() } else { vec![part(&self.text)] },
+            },
+            Kind::Call { call_id, name } => wire::OutputItem::FunctionCall {
+                id: &self.id,
+                status,
+                call_id,
+                name,
+                arguments: if begins { "" } else { &self.text },
+            },
+        }
+    }
+}
+
+/// What was said and called, and how it ended.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    items: Vec<Item>,
+    end: Option<(FinishReason, Usage)>,
 }
 
 impl Said {
     fn status(&self) -> wire::Status {
-        match self.reason {
-            FinishReason::Stop => wire::Status::Completed,
-            FinishReason::Length => wire::Status::Incomplete,
+        match self.end {
+            Some((FinishReason::Stop, _)) => wire::Status::Completed,
+            _ => wire::Status::Incomplete,
         }
     }
 
-    /// The whole answer.
+    /// The last item, and where it is.
+    fn last(&self) -> Option<(usize, &Item)> {
+        self.items.iter().enumerate().next_back()
+    }
+
+    /// More text: of the last item, or of a new one where that is a call.
+    fn push_text(&mut self, more: &str) {
+        if !matches!(self.last(), Some((_, Item { kind: Kind::Message, .. }))) {
+            self.items.push(Item::message());
+        }
+        self.push(more);
+    }
+
+    fn push(&mut self, more: &str) {
+        if let Some(last) = self.items.last_mut() {
+            last.text += more;
+        }
+    }
+
+    /// The whole answer. Only its last item may have been cut off.
     pub(super) fn response<'a>(&'a self, base: &'a Base) -> wire::Response<'a> {
         let status = self.status();
-        let text::Usage { prompt, reused, generated } = self.usage;
+        let last = self.items.len().saturating_sub(1);
+        let item = |(index, item): (usize, &'a Item)| {
+            item.wire(if index == last { status } else { wire::Status::Completed })
+        };
         let early = status == wire::Status::Incomplete;
         wire::Response {
             status,
             incomplete_details: early.then_some(wire::Incomplete { reason: "max_output_tokens" }),
-            output: vec![base.item(status, Some(&self.text))],
-            usage: Some(wire::Usage {
-                input_tokens: prompt,
-                input_tokens_details: wire::InputTokens { cached_tokens: reused, cache_write_tokens: 0 },
-                output_tokens: generated,
+            output: self.items.iter().enumerate().map(item).collect(),
+            usage: self.end.map(|(_, usage)| wire::Usage {
+                input_tokens: usage.prompt,
+                input_tokens_details: wire::InputTokens { cached_tokens: usage.reused, cache_write_tokens: 0 },
+                output_tokens: usage.generated,
                 output_tokens_details: wire::OutputTokens { reasoning_tokens: 0 },
-                total_tokens: prompt + generated,
+                total_tokens: usage.prompt + usage.generated,
             }),
             ..base.response()
         }
     }
 }
 
-/// All that is said.
-pub(super) async fn collect(mut answer: Answer) -> Result<Said, ApiError> {
-    let mut text = String::new();
-    loop {
-        match answer.next().await? {
-            AnswerEvent::Text(more) => text += &more,
-            AnswerEvent::Finished(reason, usage) => return Ok(Said { text, reason, usage }),
+/// All that is said and called.
+pub(super) async fn collect(mut answers: Answers) -> Result<Said, ApiError> {
+    let mut said = Said::default();
+    while let Some(step) = answers.next().await {
+        match step?.1 {
+            AnswerEvent::Text(more) => said.push_text(&more),
+            AnswerEvent::Call(name) => said.items.push(Item::call(name)),
+            AnswerEvent::Arguments(more) => said.push(&more),
+            AnswerEvent::Scored(_) => {}
+            AnswerEvent::Finished(reason, usage) => said.end = Some((reason, usage)),
         }
     }
+    if said.items.is_empty() {
+        said.items.push(Item::message());
+    }
+    Ok(said)
 }
 
 /// The answer in pieces. Dropping the response cancels it.
-pub(super) fn stream(base: Base, answer: Answer) -> Response {
-    sse::respond(Pieces { base, answer, text: String::new(), sequence: 0, next: Next::Created })
+pub(super) fn stream(base: Base, answers: Answers) -> Response {
+    let mut pieces = Pieces {
+        base,
+        answers,
+        said: Said::default(),
+        sequence: 0,
+        ready: VecDeque::new(),
+        open: false,
+        ended: false,
+    };
+    pieces.begin();
+    sse::respond(pieces)
 }
 
 struct Pieces {
     base: Base,
-    answer: Answer,
-    /// What was said so far.
-    text: String,
+    answers: Answers,
+    said: Said,
     /// The number of the next event.
     sequence: u64,
-    next: Next,
-}
-
-/// The next piece.
-enum Next {
-    Created,
-    InProgress,
-    Item,
-    Part,
-    Text,
-    PartDone(Said),
-    ItemDone(Said),
-    Done(Said),
-    Nothing,
+    /// Pieces to send first.
+    ready: VecDeque<Event>,
+    /// Whether the last item is not complete.
+    open: bool,
+    ended: bool,
 }
 
 impl sse::Pieces for Pieces {
     async fn next(&mut self) -> Option<Event> {
-        let sequence = self.sequence;
-        self.sequence += 1;
-        let event = |kind| event(sequence, kind);
-        let (item_id, output_index, content_index) = (self.base.item.as_str(), 0, 0);
-        let next = std::mem::replace(&mut self.next, Next::Nothing);
-        Some(match next {
-            Next::Created => {
-                self.next = Next::InProgress;
-                event(wire::EventKind::Created { response: self.base.response() })
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
             }
-            Next::InProgress => {
-                self.next = Next::Item;
-                event(wire::EventKind::InProgress { response: self.base.response() })
+            if self.ended {
+                return None;
             }
-            Next::Item => {
-                self.next = Next::Part;
-                let item = self.base.item(wire::Status::InProgress, None);
-                event(wire::EventKind::ItemAdded { output_index, item })
+            match self.answers.next().await {
+                Some(Ok((_, event))) => self.tell(event),
+                Some(Err(error)) => self.fail(error),
+                None => self.ended = true,
             }
-            Next::Part => {
-                self.next = Next::Text;
-                event(wire::EventKind::PartAdded { item_id, output_index, content_index, part: part("") })
-            }
-            Next::Text => match self.answer.next().await {
-                Ok(AnswerEvent::Text(delta)) => {
-                    self.next = Next::Text;
-                    self.text += &delta;
-                    let delta = delta.as_str();
-                    let logprobs = [];
-                    event(wire::EventKind::TextDelta {
-                        item_id,
-                        output_index,
-                        content_index,
-                        delta,
-                        logprobs,
-                    })
-                }
-                Ok(AnswerEvent::Finished(reason, usage)) => {
-                    let said = Said { text: std::mem::take(&mut self.text), reason, usage };
-                    let (text, logprobs) = (said.text.as_str(), []);
-                    let kind =
-                        wire::EventKind::TextDone { item_id, output_index, content_index, text, logprobs };
-                    let event = event(kind);
-                    self.next = Next::PartDone(said);
-                    event
-                }
-                Err(error) => event(wire::EventKind::Failed { response: self.failed(error) }),
-            },
-            Next::PartDone(said) => {
-                let part = part(&said.text);
-                let event = event(wire::EventKind::PartDone { item_id, output_index, content_index, part });
-                self.next = Next::ItemDone(said);
-                event
-            }
-            Next::ItemDone(said) => {
-                let item = self.base.item(said.status(), Some(&said.text));
-                let event = event(wire::EventKind::ItemDone { output_index, item });
-                self.next = Next::Done(said);
-                event
-            }
-            Next::Done(said) => {
-                let response = said.response(&self.base);
-                event(match said.reason {
-                    FinishReason::Stop => wire::EventKind::Completed { response },
-                    FinishReason::Length => wire::EventKind::Incomplete { response },
-                })
-            }
-            Next::Nothing => return None,
-        })
+        }
     }
 }
 
+/// Sends an event of what the pieces hold, all of which it may borrow.
+macro_rules! send {
+    ($pieces:ident, $kind:expr) => {{
+        let event = event($pieces.sequence, $kind);
+        $pieces.sequence += 1;
+        $pieces.ready.push_back(event);
+    }};
+}
+
 impl Pieces {
+    /// At once, before anything is computed.
+    fn begin(&mut self) {
+        send!(self, wire::EventKind::Created { response: self.base.response() });
+        send!(self, wire::EventKind::InProgress { response: self.base.response() });
+    }
+
+    fn tell(&mut self, step: AnswerEvent) {
+        match step {
+            AnswerEvent::Text(delta) => {
+                if !matches!(self.said.last(), Some((_, Item { kind: Kind::Message, .. }))) {
+                    self.begin_item(Item::message());
+                }
+                self.said.push(&delta);
+                let Some((output_index, item)) = self.said.last() else { return };
+                let (item_id, delta, logprobs) = (item.id.as_str(), delta.as_str(), []);
+                send!(
+                    self,
+                    wire::EventKind::TextDelta { item_id, output_index, content_index: 0, delta, logprobs }
+                );
+            }
+            AnswerEvent::Call(name) => self.begin_item(Item::call(name)),
+            AnswerEvent::Arguments(delta) => {
+                self.said.push(&delta);
+                let Some((output_index, item)) = self.said.last() else { return };
+                let (item_id, delta) = (item.id.as_str(), delta.as_str());
+                send!(self, wire::EventKind::ArgumentsDelta { item_id, output_index, delta });
+            }
+            AnswerEvent::Scored(_) => {}
+            AnswerEvent::Finished(reason, usage) => {
+                if self.said.items.is_empty() {
+                    self.begin_item(Item::message());
+                }
+                self.said.end = Some((reason, usage));
+                self.end_item(self.said.status());
+                let response = self.said.response(&self.base);
+                send!(
+                    self,
+                    match reason {
+                        FinishReason::Stop => wire::EventKind::Completed { response },
+                        FinishReason::Length => wire::EventKind::Incomplete { response },
+                    }
+                );
+            }
+        }
+    }
+
+    fn begin_item(&mut self, item: Item) {
+        self.end_item(wire::Status::Completed);
+        self.said.items.push(item);
+        self.open = true;
+        let Some((output_index, item)) = self.said.last() else { return };
+        send!(
+            self,
+            wire::EventKind::ItemAdded { output_index, item: item.wire(wire::Status::InProgress) }
+        );
+        if matches!(item.kind, Kind::Message) {
+            let item_id = item.id.as_str();
+            send!(
+                self,
+                wire::EventKind::PartAdded { item_id, output_index, content_index: 0, part: part("") }
+            );
+        }
+    }
+
+    fn end_item(&mut self, status: wire::Status) {
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        let Some((output_index, item)) = self.said.last() else { return };
+        let (item_id, text, content_index) = (item.id.as_str(), item.text.as_str(), 0);
+        match &item.kind {
+            Kind::Message => {
+                let (logprobs, part) = ([], part(text));
+                send!(
+                    self,
+                    wire::EventKind::TextDone { item_id, output_index, content_index, text, logprobs }
+                );
+                send!(self, wire::EventKind::PartDone { item_id, output_index, content_index, part });
+            }
+            Kind::Call { name, .. } => {
+                let arguments = text;
+                send!(self, wire::EventKind::ArgumentsDone { item_id, output_index, name, arguments });
+            }
+        }
+        send!(self, wire::EventKind::ItemDone { output_index, item: item.wire(status) });
+    }
+
     /// An error behind a status of 200: the stream ends with it.
-    fn failed(&self, error: EngineError) -> wire::Response<'_> {
+    fn fail(&mut self, error: EngineError) {
+        self.ended = true;
         let message = ApiError::from(error).to_string();
-        wire::Response {
+        let response = wire::Response {
             status: wire::Status::Failed,
             error: Some(wire::Failure { code: "server_error", message }),
-            output: vec![self.base.item(wire::Status::Incomplete, Some(&self.text))],
-            ..self.base.response()
-        }
+            incomplete_details: None,
+            ..self.said.response(&self.base)
+        };
+        send!(self, wire::EventKind::Failed { response });
     }
 }
 

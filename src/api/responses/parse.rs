@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use crate::{
     api::{
         ApiError,
-        chat::{Asked, Chat, Files, MediaRef, count, stops},
-        check::{decimal, integer, missing, unsupported, value},
-        wire::{Entries, Items, NameOrObject, Object, responses as wire},
+        chat::{
+            Bare, CallStyle, Chat, Constrained, Files, MediaRef, SamplingFields, Toolbox, call, check_count,
+            named_schema, stops, tool,
+        },
+        check::{integer, missing, unsupported, value},
+        wire::{Entries, Items, Object, responses as wire, tools},
     },
     media::MediaLimits,
     request::InvalidRequest,
-    text::{Message, Part, Role},
+    text::{self, Conversation, Grammar, Message, Part, Role},
 };
 
 /// A conversation to answer.
@@ -28,7 +31,9 @@ pub(super) struct Echo {
     pub(super) max_output_tokens: Option<i64>,
     pub(super) parallel_tool_calls: bool,
     pub(super) temperature: Option<f64>,
-    pub(super) tool_choice: &'static str,
+    pub(super) format: wire::TextFormat,
+    pub(super) tools: Vec<wire::Tool>,
+    pub(super) tool_choice: wire::ToolChoice,
     pub(super) top_p: Option<f64>,
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -41,50 +46,70 @@ impl Responses {
         refuse_unsupported(&request)?;
         let model = request.model.ok_or_else(|| missing("model"))?;
         let max_tokens = request.max_output_tokens;
-        let max_tokens =
-            max_tokens.map(|most| integer("max_output_tokens", most, 1, i64::MAX)).transpose()?;
-        let temperature = decimal("temperature", request.temperature, 0.0, 2.0)?;
-        let top_p = decimal("top_p", request.top_p, 0.0, 1.0)?;
-        let sampling = Asked {
-            temperature,
-            top_p,
-            min_p: decimal("min_p", request.min_p, 0.0, 1.0)?,
-            top_k: request.top_k.map(|k| integer("top_k", k, -1, i64::MAX)).transpose()?,
-            repetition_penalty: decimal("repetition_penalty", request.repetition_penalty, 0.01, 10.0)?,
+        let max_tokens = max_tokens.map(|most| integer("max_output_tokens", most, 1, i64::MAX)).transpose()?;
+        let sampling = SamplingFields {
+            temperature: request.temperature,
+            top_p: request.top_p,
+            min_p: request.min_p,
+            top_k: request.top_k,
+            repetition_penalty: request.repetition_penalty,
             seed: request.seed,
-            ..Asked::default()
+            ..SamplingFields::default()
         };
         let mut reader = Reader::default();
         if let Some(text) = &request.instructions {
-            reader.messages.push(Message { role: Role::System, parts: vec![Part::Text(text.clone())] });
+            reader.messages.push(Message::new(Role::System, vec![Part::Text(text.clone())]));
         }
         reader.input(request.input.ok_or_else(|| missing("input"))?)?;
         let Reader { messages, media } = reader;
-        count("input", &media, limits)?;
-        let tool_choice = match request.tool_choice {
-            Some(NameOrObject::Name(name)) if name == "none" => "none",
-            _ => "auto",
+        check_count("input", media.len(), limits)?;
+
+        let Items(tools) = request.tools.unwrap_or_default();
+        let tools: Vec<wire::Tool> = tools.into_iter().map(|Object(tool)| tool).collect();
+        let tool_choice = request.tool_choice.unwrap_or_else(|| wire::ToolChoice::Word("auto".into()));
+        let parallel = request.parallel_tool_calls.unwrap_or(true);
+        let toolbox = toolbox(&tools, &tool_choice, parallel)?;
+        let format = request.text.and_then(|Object(text)| text.format).map(|Object(format)| format);
+        let format =
+            format.unwrap_or_else(|| wire::TextFormat { kind: Some("text".into()), ..Default::default() });
+        let form = form(&format)?;
+        let called = toolbox.as_ref().map(|toolbox| CallStyle {
+            legacy: false,
+            named: matches!(toolbox.choice, text::ToolChoice::Named(_)),
+        });
+        let (constrained, called_tools) = match toolbox {
+            Some(toolbox) => (Some(toolbox.grammar(form)?), toolbox.tools),
+            None => (form, Vec::new()),
         };
         let Entries(metadata) = request.metadata.unwrap_or_default();
         Ok(Self {
             chat: Chat {
                 model,
-                messages,
+                conversation: Conversation { messages, tools: called_tools, continues: false },
                 media,
-                sampling,
-                max_tokens: max_tokens.map(|most| most as usize),
-                stops: stops(request.stop)?,
-                ignore_eos: false,
+                recordings: Vec::new(),
+                called,
+                bare: Bare {
+                    sampling: sampling.asked()?,
+                    max_tokens: max_tokens.map(|most| most as usize),
+                    stops: stops(request.stop)?,
+                    ignore_eos: false,
+                    count: 1,
+                    logprobs: None,
+                    constrained,
+                },
                 stream: None,
             },
             stream: request.stream.unwrap_or(false),
             echo: Echo {
                 instructions: request.instructions,
                 max_output_tokens: max_tokens,
-                parallel_tool_calls: request.parallel_tool_calls.unwrap_or(true),
-                temperature,
+                parallel_tool_calls: parallel,
+                temperature: request.temperature,
+                format,
+                tools,
                 tool_choice,
-                top_p,
+                top_p: request.top_p,
                 metadata,
             },
         })
@@ -102,7 +127,7 @@ impl Reader {
     fn input(&mut self, input: wire::Input) -> Result<(), InvalidRequest> {
         let items = match input {
             wire::Input::Text(text) => {
-                self.messages.push(Message { role: Role::User, parts: vec![Part::Text(text)] });
+                self.messages.push(Message::new(Role::User, vec![Part::Text(text)]));
                 return Ok(());
             }
             wire::Input::Items(Items(items)) => items,
@@ -122,19 +147,32 @@ impl Reader {
     fn item(&mut self, item: wire::Item, path: &str) -> Result<(), InvalidRequest> {
         let kind = format!("{path}.type");
         match item.kind.as_deref() {
-            None | Some("message") => {}
+            None | Some("message") => self.message(item, path),
             // What another model thought is nothing to this one.
-            Some("reasoning") => return Ok(()),
-            Some(
-                "function_call" | "function_call_output" | "custom_tool_call" | "custom_tool_call_output",
-            ) => {
-                return Err(unsupported(&kind, "tool calls are not supported by this server"));
+            Some("reasoning") => Ok(()),
+            Some("function_call") => self.call(item, path),
+            Some("function_call_output") => {
+                let param = format!("{path}.call_id");
+                let id = item.call_id.ok_or_else(|| missing(&param))?;
+                let path = format!("{path}.output");
+                let parts = self.content(item.output.ok_or_else(|| missing(&path))?, &path)?;
+                self.messages.push(Message { answers: Some(id), ..Message::new(Role::Tool, parts) });
+                Ok(())
+            }
+            Some("custom_tool_call" | "custom_tool_call_output") => {
+                Err(unsupported(&kind, "only functions can be called"))
             }
             Some("item_reference") => {
-                return Err(unsupported(&kind, "nothing is kept by this server; send the item itself"));
+                Err(unsupported(&kind, "nothing is kept by this server; send the item itself"))
             }
-            Some(other) => return Err(value(&kind, other, "'message' and 'reasoning'")),
+            Some(other) => {
+                let supported = "'message', 'function_call', 'function_call_output' and 'reasoning'";
+                Err(value(&kind, other, supported))
+            }
         }
+    }
+
+    fn message(&mut self, item: wire::Item, path: &str) -> Result<(), InvalidRequest> {
         let role = match item.role.as_deref() {
             Some("user") => Role::User,
             Some("assistant") => Role::Assistant,
@@ -146,19 +184,38 @@ impl Reader {
             None => return Err(missing(&format!("{path}.role"))),
         };
         let path = format!("{path}.content");
-        let parts = match item.content.ok_or_else(|| missing(&path))? {
-            wire::Content::Text(text) => vec![Part::Text(text)],
+        let parts = self.content(item.content.ok_or_else(|| missing(&path))?, &path)?;
+        self.messages.push(Message::new(role, parts));
+        Ok(())
+    }
+
+    /// A call belongs to the assistant's turn in front of it, where there is one.
+    fn call(&mut self, item: wire::Item, path: &str) -> Result<(), InvalidRequest> {
+        let id = item.call_id.ok_or_else(|| missing(&format!("{path}.call_id")))?;
+        let called = tools::Called { name: item.name, arguments: item.arguments };
+        let call = call(Some(id), called, path)?;
+        match self.messages.last_mut().filter(|last| last.role == Role::Assistant) {
+            Some(last) => last.calls.push(call),
+            None => {
+                let calls = vec![call];
+                self.messages.push(Message { calls, ..Message::new(Role::Assistant, Vec::new()) });
+            }
+        }
+        Ok(())
+    }
+
+    fn content(&mut self, content: wire::Content, path: &str) -> Result<Vec<Part>, InvalidRequest> {
+        match content {
+            wire::Content::Text(text) => Ok(vec![Part::Text(text)]),
             wire::Content::Parts(Items(parts)) if parts.is_empty() => {
-                return Err(InvalidRequest::EmptyArray { param: path });
+                Err(InvalidRequest::EmptyArray { param: path.into() })
             }
             wire::Content::Parts(Items(parts)) => {
                 let parts = parts.into_iter().enumerate();
                 let parts = parts.map(|(index, part)| self.part(part, &format!("{path}[{index}]")));
-                parts.collect::<Result<_, _>>()?
+                parts.collect()
             }
-        };
-        self.messages.push(Message { role, parts });
-        Ok(())
+        }
     }
 
     fn part(&mut self, part: wire::Part, path: &str) -> Result<Part, InvalidRequest> {
@@ -187,13 +244,97 @@ impl Reader {
                 Ok(Part::Picture)
             }
             wire::Part::Other(other) => Err(match &*other {
-                "input_audio" => unsupported(&kind, "recordings are not supported by this server"),
+                "input_audio" => unsupported(&kind, "recordings are not supported here; chat takes them"),
                 "input_file" => {
                     unsupported(&kind, "files are not supported by this server; send pages as pictures")
                 }
                 other => value(&kind, other, "'input_text', 'input_image', 'output_text' and 'refusal'"),
             }),
         }
+    }
+}
+
+/// Functions that may be called, and how; [`None`] where none may be.
+fn toolbox(
+    given: &[wire::Tool],
+    choice: &wire::ToolChoice,
+    parallel: bool,
+) -> Result<Option<Toolbox>, InvalidRequest> {
+    let mut tools: Vec<text::Tool> = Vec::with_capacity(given.len());
+    for (index, given) in given.iter().enumerate() {
+        let path = format!("tools[{index}]");
+        match given.kind.as_deref() {
+            Some("function") => {}
+            Some("custom") => {
+                let reason = "only functions can be called; give the tool a JSON schema";
+                return Err(unsupported(&format!("{path}.type"), reason));
+            }
+            Some(other) => {
+                let reason = format!("this server has no tools of its own, and so no '{other}'");
+                return Err(unsupported(&format!("{path}.type"), reason));
+            }
+            None => return Err(missing(&format!("{path}.type"))),
+        }
+        let wire::Tool { name, description, parameters, strict, .. } = given.clone();
+        let tool = tool(tools::Function { name, description, parameters, strict }, &path)?;
+        if tools.iter().any(|other| other.name == tool.name) {
+            return Err(value(&format!("{path}.name"), &tool.name, "names that differ from each other"));
+        }
+        tools.push(tool);
+    }
+    let named = |name: &Option<String>, path: &str| {
+        let name = name.as_ref().ok_or_else(|| missing(path))?;
+        if tools.iter().any(|tool| tool.name == *name) {
+            return Ok(name.clone());
+        }
+        let names: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
+        let known = if names.is_empty() { "none: there are no tools".into() } else { names.join(", ") };
+        Err(value(path, name, &known))
+    };
+    let mut allowed = None;
+    let required = |path: &str, word: &str| match word {
+        "auto" => Ok(text::ToolChoice::Auto),
+        "required" if tools.is_empty() => Err(missing("tools")),
+        "required" => Ok(text::ToolChoice::Required),
+        other => Err(value(path, other, "'auto' and 'required'")),
+    };
+    let choice = match choice {
+        wire::ToolChoice::Word(word) if word == "none" => return Ok(None),
+        wire::ToolChoice::Word(word) => required("tool_choice", word)
+            .map_err(|_| value("tool_choice", word, "'none', 'auto', 'required' and an object"))?,
+        wire::ToolChoice::Which(which) => match which.kind.as_deref() {
+            Some("function") => text::ToolChoice::Named(named(&which.name, "tool_choice.name")?),
+            Some("allowed_tools") => {
+                let list = which.tools.as_ref().ok_or_else(|| missing("tool_choice.tools"))?;
+                let names = list.iter().enumerate();
+                let names = names
+                    .map(|(index, tool)| named(&tool.name, &format!("tool_choice.tools[{index}].name")))
+                    .collect::<Result<Vec<_>, _>>()?;
+                allowed = Some(names);
+                required("tool_choice.mode", which.mode.as_deref().unwrap_or("auto"))?
+            }
+            Some(other) => return Err(value("tool_choice.type", other, "'function' and 'allowed_tools'")),
+            None => return Err(missing("tool_choice.type")),
+        },
+    };
+    if let Some(names) = allowed {
+        tools.retain(|tool| names.contains(&tool.name));
+    }
+    Ok((!tools.is_empty()).then_some(Toolbox { tools, choice, parallel, legacy: false }))
+}
+
+/// What form the answer has; [`None`] for text.
+fn form(format: &wire::TextFormat) -> Result<Option<Constrained>, InvalidRequest> {
+    let path = "text.format";
+    match format.kind.as_deref() {
+        Some("text") => Ok(None),
+        Some("json_object") => Ok(Some(Constrained { grammar: Grammar::any_object(), param: path.into() })),
+        Some("json_schema") => {
+            let wire::TextFormat { name, description, schema, strict, .. } = format.clone();
+            named_schema(tools::NamedSchema { name, description, schema, strict }, path).map(Some)
+        }
+        Some(other) => Err(value(&format!("{path}.type"), other, "'text', 'json_object' and 'json_schema'")),
+        None => Err(missing(&format!("{path}.type"))),
     }
 }
 
@@ -209,38 +350,19 @@ fn refuse_unsupported(request: &wire::ResponsesRequest) -> Result<(), InvalidReq
     if request.background == Some(true) {
         return Err(unsupported("background", "no answers are kept by this server"));
     }
-    if request.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
-        return Err(unsupported("tools", "tool calls are not supported by this server"));
-    }
-    match &request.tool_choice {
-        None => {}
-        Some(NameOrObject::Name(choice)) if choice == "none" || choice == "auto" => {}
-        Some(_) => return Err(unsupported("tool_choice", "tool calls are not supported by this server")),
-    }
-    let format = request.text.as_ref().and_then(|Object(text)| text.format.as_ref());
-    if let Some(Object(format)) = format {
-        match format.kind.as_deref() {
-            Some("text") => {}
-            Some("json_object" | "json_schema") => {
-                return Err(unsupported("text.format", "structured output is not supported by this server"));
-            }
-            Some(other) => return Err(value("text.format.type", other, "'text'")),
-            None => return Err(missing("text.format.type")),
-        }
-    }
     let mut include = request.include.iter().flat_map(|Items(include)| include);
     if include.any(|include| include == "message.output_text.logprobs") {
-        return Err(unsupported("include", "log probabilities are not supported by this server"));
+        return Err(unsupported("include", "log probabilities are given by chat only"));
     }
     if request.top_logprobs.is_some_and(|count| count != 0) {
-        return Err(unsupported("top_logprobs", "log probabilities are not supported by this server"));
+        return Err(unsupported("top_logprobs", "log probabilities are given by chat only"));
     }
     match request.truncation.as_deref() {
         None | Some("disabled") => Ok(()),
-        Some("auto") => Err(unsupported(
-            "truncation",
-            "this server drops nothing of a conversation; it must fit the context",
-        )),
+        Some("auto") => {
+            let reason = "this server drops nothing of a conversation; it must fit the context";
+            Err(unsupported("truncation", reason))
+        }
         Some(other) => Err(value("truncation", other, "'disabled'")),
     }
 }

@@ -10,7 +10,12 @@ use serde::{
     },
 };
 
-use super::{Anything, Entries, Items, NameOrObject, Object};
+use super::{
+    Anything, Entries, Items, Object,
+    tools::{
+        Call, Called, Function, MOST_CHOICES, MOST_TOOLS, ResponseFormat, StructuredOutputs, Tool, ToolChoice,
+    },
+};
 
 /// Most messages of a request.
 pub const MOST_MESSAGES: usize = 10_000;
@@ -67,23 +72,41 @@ pub struct ChatRequest {
     /// How.
     pub stream_options: Option<Object<StreamOptions>>,
     /// -100 to 100 by token id.
-    pub logit_bias: Option<Entries<f64, MOST_BIASES>>,
-    /// Refused above 1.
+    pub logit_bias: Option<Biases>,
+    /// How many answers: 1 to 8.
+    #[schemars(range(min = 1, max = 8))]
     pub n: Option<i64>,
-    /// Refused when true.
+    /// Whether the probabilities of the answer's tokens are wanted.
     pub logprobs: Option<bool>,
-    /// Refused above 0.
+    /// How many of the most probable tokens are wanted in place of each; needs `logprobs`.
+    #[schemars(range(min = 0, max = 20))]
     pub top_logprobs: Option<i64>,
-    /// Refused unless empty.
-    pub tools: Option<Vec<Anything>>,
-    /// Refused unless `none` or `auto`.
-    pub tool_choice: Option<NameOrObject>,
-    /// Refused unless empty.
-    pub functions: Option<Vec<Anything>>,
-    /// Refused unless `none` or `auto`.
-    pub function_call: Option<NameOrObject>,
-    /// Refused unless `text`.
+    /// Functions that the model may call.
+    pub tools: Option<Items<Object<Tool>, MOST_TOOLS>>,
+    /// Whether it calls them.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether it may call several.
+    pub parallel_tool_calls: Option<bool>,
+    /// The older form of `tools`.
+    pub functions: Option<Items<Object<Function>, MOST_TOOLS>>,
+    /// The older form of `tool_choice`.
+    pub function_call: Option<ToolChoice>,
+    /// What form the answer has.
     pub response_format: Option<Object<ResponseFormat>>,
+    /// An extension: the same as vLLM has it.
+    pub structured_outputs: Option<Object<StructuredOutputs>>,
+    /// An extension: an older form of `structured_outputs.json`.
+    pub guided_json: Option<serde_json::Value>,
+    /// An extension: an older form of `structured_outputs.regex`.
+    pub guided_regex: Option<String>,
+    /// An extension: an older form of `structured_outputs.choice`.
+    pub guided_choice: Option<Items<String, MOST_CHOICES>>,
+    /// An extension: an older form of `structured_outputs.grammar`.
+    pub guided_grammar: Option<String>,
+    /// An extension: whether the last message, one of the assistant's, goes on.
+    pub continue_final_message: Option<bool>,
+    /// An extension: refused unless it is the opposite of `continue_final_message`.
+    pub add_generation_prompt: Option<bool>,
     /// Refused unless `["text"]`.
     pub modalities: Option<Items<String, 16>>,
     /// Refused.
@@ -97,25 +120,13 @@ pub struct ChatRequest {
     /// Refused: an extension of other servers that would change the answer.
     pub best_of: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
-    pub continue_final_message: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
     pub echo: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub guided_choice: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub guided_grammar: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub guided_json: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub guided_regex: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub min_tokens: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub prompt_logprobs: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub stop_token_ids: Option<Anything>,
-    /// Refused: an extension of other servers that would change the answer.
-    pub structured_outputs: Option<Anything>,
     /// Refused: an extension of other servers that would change the answer.
     pub use_beam_search: Option<Anything>,
 }
@@ -127,16 +138,10 @@ impl ChatRequest {
             ("allowed_token_ids", &self.allowed_token_ids),
             ("bad_words", &self.bad_words),
             ("best_of", &self.best_of),
-            ("continue_final_message", &self.continue_final_message),
             ("echo", &self.echo),
-            ("guided_choice", &self.guided_choice),
-            ("guided_grammar", &self.guided_grammar),
-            ("guided_json", &self.guided_json),
-            ("guided_regex", &self.guided_regex),
             ("min_tokens", &self.min_tokens),
             ("prompt_logprobs", &self.prompt_logprobs),
             ("stop_token_ids", &self.stop_token_ids),
-            ("structured_outputs", &self.structured_outputs),
             ("use_beam_search", &self.use_beam_search),
         ];
         extensions.into_iter().find(|(_, value)| value.is_some()).map(|(name, _)| name)
@@ -147,7 +152,6 @@ impl ChatRequest {
 pub const HARMLESS: &[&str] = &[
     "metadata",
     "moderation",
-    "parallel_tool_calls",
     "prediction",
     "prompt_cache_key",
     "prompt_cache_options",
@@ -175,10 +179,12 @@ pub struct Message {
     pub name: Option<String>,
     /// A refusal that an assistant's turn consists of.
     pub refusal: Option<String>,
-    /// Refused unless empty.
-    pub tool_calls: Option<Vec<Anything>>,
-    /// Refused.
-    pub function_call: Option<Anything>,
+    /// Functions that the assistant called.
+    pub tool_calls: Option<Items<Object<Call>, MOST_TOOLS>>,
+    /// The call whose result this is.
+    pub tool_call_id: Option<String>,
+    /// The older form of `tool_calls`.
+    pub function_call: Option<Object<Called>>,
 }
 
 /// What is said.
@@ -186,11 +192,11 @@ pub struct Message {
 pub enum Content {
     /// One text.
     Text(String),
-    /// Texts, pictures and videos.
+    /// Texts, pictures, videos and recordings.
     Parts(Items<Part, MOST_PARTS>),
 }
 
-/// A text, a picture or a video. Small: a body can hold very many.
+/// A text, a picture, a video or a recording. Small: a body can hold very many.
 #[derive(Debug)]
 pub enum Part {
     /// A text.
@@ -201,6 +207,8 @@ pub enum Part {
     Image(Box<ImageUrl>),
     /// A video.
     Video(Box<Video>),
+    /// A recording.
+    Audio(Box<InputAudio>),
     /// Another type.
     Other(Box<str>),
 }
@@ -217,9 +225,10 @@ impl<'de> Deserialize<'de> for Part {
             video_url: Option<Box<ImageUrl>>,
             video: Option<Box<Items<String, MOST_FRAMES>>>,
             fps: Option<f64>,
+            input_audio: Option<Object<Box<InputAudio>>>,
         }
         let Object(fields) = Object::<Fields>::deserialize(deserializer)?;
-        let Fields { kind, text, refusal, image_url, video_url, video, fps } = fields;
+        let Fields { kind, text, refusal, image_url, video_url, video, fps, input_audio } = fields;
         let missing = D::Error::missing_field;
         let kind = kind.ok_or_else(|| missing("type"))?;
         match kind.as_str() {
@@ -234,9 +243,21 @@ impl<'de> Deserialize<'de> for Part {
                 let frames = video.ok_or_else(|| missing("video"))?;
                 Ok(Self::Video(Box::new(Video { url: None, frames: Some(*frames), fps })))
             }
+            "input_audio" => {
+                input_audio.map(|Object(audio)| Self::Audio(audio)).ok_or_else(|| missing("input_audio"))
+            }
             _ => Ok(Self::Other(kind.into())),
         }
     }
+}
+
+/// A recording.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct InputAudio {
+    /// The file in base64.
+    pub data: Option<String>,
+    /// `wav`, `mp3` and so on. The content decides.
+    pub format: Option<String>,
 }
 
 /// Where a video is: pictures in one URL, as vLLM has it, or a URL each, as Qwen's own service has it.
@@ -268,6 +289,9 @@ pub enum Stop {
     Several(Items<String, MOST_STOPS>),
 }
 
+/// Biases by token id.
+pub type Biases = Entries<f64, MOST_BIASES>;
+
 /// How an answer comes in pieces.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct StreamOptions {
@@ -275,14 +299,6 @@ pub struct StreamOptions {
     pub include_usage: Option<bool>,
     /// Accepted; pieces are never padded.
     pub include_obfuscation: Option<bool>,
-}
-
-/// What form an answer has.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-pub struct ResponseFormat {
-    /// `text`.
-    #[serde(rename = "type")]
-    pub kind: Option<String>,
 }
 
 /// Reads a value that is a text or something else. `untagged` would lose the place of an error.
@@ -345,8 +361,8 @@ pub struct ChatCompletion {
     pub created: u64,
     /// The model that answered.
     pub model: String,
-    /// One.
-    pub choices: [Choice; 1],
+    /// As many as were asked for.
+    pub choices: Vec<Choice>,
     /// Tokens.
     pub usage: Usage,
     /// Changes when answers may change.
@@ -358,12 +374,12 @@ pub struct ChatCompletion {
 /// An answer.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Choice {
-    /// 0.
-    pub index: u32,
+    /// Which of the answers.
+    pub index: usize,
     /// The turn.
     pub message: Answer,
-    /// Always null.
-    pub logprobs: Option<Never>,
+    /// Null unless they were asked for.
+    pub logprobs: Option<Logprobs>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -373,12 +389,72 @@ pub struct Choice {
 pub struct Answer {
     /// `assistant`.
     pub role: &'static str,
-    /// The text.
-    pub content: String,
+    /// The text; null where functions are called instead.
+    pub content: Option<String>,
     /// Always null.
     pub refusal: Option<Never>,
     /// Always empty.
     pub annotations: [Never; 0],
+    /// Functions that are called; absent where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The function that is called, where they were given the older way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall>,
+}
+
+/// A call of a function.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct ToolCall {
+    /// `call_…`.
+    pub id: String,
+    /// `function`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What is called.
+    pub function: FunctionCall,
+}
+
+/// What is called.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct FunctionCall {
+    /// The function.
+    pub name: String,
+    /// Its arguments as JSON; cut where the answer was.
+    pub arguments: String,
+}
+
+/// How probable the tokens of an answer were.
+#[derive(Debug, Clone, Default, Serialize, JsonSchema)]
+pub struct Logprobs {
+    /// Of its text.
+    pub content: Vec<TokenLogprob>,
+    /// Always null.
+    pub refusal: Option<Never>,
+}
+
+/// How probable a token was.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct TokenLogprob {
+    /// The text that it completed.
+    pub token: String,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its own bytes, which may be part of a character.
+    pub bytes: Vec<u8>,
+    /// The most probable tokens in its place.
+    pub top_logprobs: Vec<TopLogprob>,
+}
+
+/// How probable another token was.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+pub struct TopLogprob {
+    /// Its text.
+    pub token: String,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// What there is none of.
@@ -393,6 +469,10 @@ pub enum FinishReason {
     Stop,
     /// The limit or the context did.
     Length,
+    /// Functions are called.
+    ToolCalls,
+    /// A function is called, where they were given the older way.
+    FunctionCall,
 }
 
 /// Tokens of a request.
@@ -457,17 +537,17 @@ pub struct Chunk<'a> {
 /// What a piece adds.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ChunkChoice<'a> {
-    /// 0.
-    pub index: u32,
-    /// More text.
+    /// Which of the answers.
+    pub index: usize,
+    /// More text, or more of a call.
     pub delta: Delta<'a>,
-    /// Always null.
-    pub logprobs: Option<Never>,
+    /// Null unless they were asked for.
+    pub logprobs: Option<Logprobs>,
     /// Null until the end.
     pub finish_reason: Option<FinishReason>,
 }
 
-/// More text.
+/// More text, or more of a call.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct Delta<'a> {
     /// `assistant`, in the first piece.
@@ -476,4 +556,35 @@ pub struct Delta<'a> {
     /// Text, but for the last pieces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<&'a str>,
+    /// More of a call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<[CallDelta<'a>; 1]>,
+    /// More of a call, where functions were given the older way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionDelta<'a>>,
+}
+
+/// More of a call.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CallDelta<'a> {
+    /// Which of the answer's calls.
+    pub index: usize,
+    /// `call_…`, in the call's first piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<&'a str>,
+    /// `function`, in the call's first piece.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
+    /// What is called.
+    pub function: FunctionDelta<'a>,
+}
+
+/// More of what is called.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct FunctionDelta<'a> {
+    /// The function, in the call's first piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<&'a str>,
+    /// More of its arguments.
+    pub arguments: &'a str,
 }

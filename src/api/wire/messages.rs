@@ -10,9 +10,12 @@ use serde::{
     },
 };
 
+use serde_json::Value;
+
 use super::{
     Anything, Items, Object,
     chat::{MOST_MESSAGES, MOST_PARTS, text_or},
+    tools::MOST_TOOLS,
 };
 
 /// Most stop texts.
@@ -52,14 +55,14 @@ pub struct MessagesRequest {
     pub seed: Option<i64>,
     /// Whether the usage tells what was found in the cache.
     pub cache_control: Option<Anything>,
-    /// Refused unless empty.
-    pub tools: Option<Vec<Anything>>,
-    /// Refused unless of type `none` or `auto`.
+    /// Functions that the model may call.
+    pub tools: Option<Items<Object<ToolParam>, MOST_TOOLS>>,
+    /// Whether it calls some.
     pub tool_choice: Option<Object<ToolChoice>>,
     /// What form the answer has; its `effort` changes nothing.
     pub output_config: Option<Object<OutputConfig>>,
-    /// Refused: the older name of `output_config.format`.
-    pub output_format: Option<Anything>,
+    /// The older name of `output_config.format`.
+    pub output_format: Option<Object<OutputFormat>>,
     /// Refused.
     pub container: Option<Anything>,
     /// Refused unless empty.
@@ -88,19 +91,58 @@ pub const HARMLESS: &[&str] = &[
 /// Fields of blocks that clients send, often because an answer had them, and that change nothing.
 pub const HARMLESS_IN_BLOCKS: &[&str] = &["caller", "citations", "signature", "transformations"];
 
-/// How a tool is chosen.
+/// Fields of tools that clients send, and that change nothing.
+pub const HARMLESS_IN_TOOLS: &[&str] =
+    &["allowed_callers", "defer_loading", "eager_input_streaming", "input_examples"];
+
+/// A function that the model may call.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
-pub struct ToolChoice {
-    /// `none` or `auto`.
+#[schemars(extend("required" = ["name", "input_schema"]))]
+pub struct ToolParam {
+    /// `custom`, or absent; tools of the hosted service are refused.
     #[serde(rename = "type")]
     pub kind: Option<String>,
+    /// Letters, digits, `_`, `-` and `.`, up to 64.
+    pub name: Option<String>,
+    /// What it does.
+    pub description: Option<String>,
+    /// A JSON schema of its input.
+    pub input_schema: Option<Value>,
+    /// Whether a schema that cannot be enforced in full is refused.
+    pub strict: Option<bool>,
+    /// Whether the usage tells what was found in the cache.
+    pub cache_control: Option<Anything>,
+}
+
+/// Whether functions are called.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicToolChoice", extend("required" = ["type"]))]
+pub struct ToolChoice {
+    /// `auto`, `any`, `tool` or `none`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// The one that is called, where it is `tool`.
+    pub name: Option<String>,
+    /// Whether one is called at most.
+    pub disable_parallel_tool_use: Option<bool>,
 }
 
 /// What form an answer has.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct OutputConfig {
-    /// Refused.
-    pub format: Option<Anything>,
+    /// That form.
+    pub format: Option<Object<OutputFormat>>,
+}
+
+/// What form an answer has.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicOutputFormat", extend("required" = ["type", "schema"]))]
+pub struct OutputFormat {
+    /// `json_schema`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// A JSON schema.
+    pub schema: Option<Value>,
 }
 
 /// A turn.
@@ -146,10 +188,36 @@ pub enum BlockKind {
     Document(Box<Document>),
     /// What a search found.
     SearchResult(Box<SearchResult>),
+    /// A function that the model called.
+    ToolUse(Box<ToolUse>),
+    /// What came of a call.
+    ToolResult(Box<ToolResult>),
     /// What the model thought: dropped.
     Thinking,
     /// Another type.
     Other(Box<str>),
+}
+
+/// A function that the model called.
+#[derive(Debug)]
+pub struct ToolUse {
+    /// Names the call.
+    pub id: String,
+    /// Of the function.
+    pub name: String,
+    /// An object.
+    pub input: Value,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub struct ToolResult {
+    /// Of the call.
+    pub tool_use_id: String,
+    /// What.
+    pub content: Option<Content>,
+    /// Whether it failed.
+    pub is_error: bool,
 }
 
 /// Where something is from.
@@ -214,19 +282,16 @@ impl BlockKind {
             Self::Image(_) => "image",
             Self::Document(_) => "document",
             Self::SearchResult(_) => "search_result",
+            Self::ToolUse(_) => "tool_use",
+            Self::ToolResult(_) => "tool_result",
             Self::Thinking => "thinking",
             Self::Other(name) => name,
         }
     }
 
-    /// Whether it may be inside of another block.
+    /// Whether it may be inside of a document or of what a search found.
     pub fn is_leaf(&self) -> bool {
         matches!(self, Self::Text(_) | Self::Image(_))
-    }
-
-    /// Whether it becomes text.
-    pub fn is_text(&self) -> bool {
-        matches!(self, Self::Text(_) | Self::Document(_) | Self::SearchResult(_))
     }
 }
 
@@ -242,13 +307,32 @@ impl<'de> Deserialize<'de> for Block {
             context: Option<String>,
             content: Option<Content>,
             cache_control: Option<Anything>,
+            id: Option<String>,
+            name: Option<String>,
+            input: Option<Value>,
+            tool_use_id: Option<String>,
+            is_error: Option<bool>,
             #[serde(rename = "thinking")]
             _thinking: Option<Anything>,
             #[serde(rename = "data")]
             _data: Option<Anything>,
         }
         let Object(fields) = Object::<Fields>::deserialize(deserializer)?;
-        let Fields { kind, text, source, title, context, content, cache_control, .. } = fields;
+        let Fields {
+            kind,
+            text,
+            source,
+            title,
+            context,
+            content,
+            cache_control,
+            id,
+            name,
+            input,
+            tool_use_id,
+            is_error,
+            ..
+        } = fields;
         let missing = D::Error::missing_field;
         let kind = kind.ok_or_else(|| missing("type"))?;
         let source = || source.ok_or_else(|| missing("source"));
@@ -260,6 +344,16 @@ impl<'de> Deserialize<'de> for Block {
                 let content = content.ok_or_else(|| missing("content"))?;
                 BlockKind::SearchResult(Box::new(SearchResult { source: source()?, title, content }))
             }
+            "tool_use" => BlockKind::ToolUse(Box::new(ToolUse {
+                id: id.ok_or_else(|| missing("id"))?,
+                name: name.ok_or_else(|| missing("name"))?,
+                input: input.ok_or_else(|| missing("input"))?,
+            })),
+            "tool_result" => BlockKind::ToolResult(Box::new(ToolResult {
+                tool_use_id: tool_use_id.ok_or_else(|| missing("tool_use_id"))?,
+                content,
+                is_error: is_error.unwrap_or(false),
+            })),
             "thinking" | "redacted_thinking" => BlockKind::Thinking,
             _ => BlockKind::Other(kind.into()),
         };
@@ -280,7 +374,7 @@ pub struct Message<'a> {
     pub role: &'static str,
     /// The model that answered.
     pub model: &'a str,
-    /// A block of text; nothing where the answer begins.
+    /// Text and calls of functions; nothing where the answer begins.
     pub content: Vec<ContentBlock>,
     /// Why it ended; null where it begins.
     pub stop_reason: Option<StopReason>,
@@ -299,6 +393,15 @@ pub enum ContentBlock {
         /// What is said.
         text: String,
     },
+    /// A call of a function.
+    ToolUse {
+        /// `toolu_…`.
+        id: String,
+        /// Of the function.
+        name: String,
+        /// An object; empty where the call begins, or was cut off.
+        input: Value,
+    },
 }
 
 /// Why an answer ended.
@@ -311,6 +414,8 @@ pub enum StopReason {
     MaxTokens,
     /// A stop text did.
     StopSequence,
+    /// The model called functions.
+    ToolUse,
     /// The context did, before `max_tokens` could.
     ModelContextWindowExceeded,
 }
@@ -395,6 +500,11 @@ pub enum Delta<'a> {
     TextDelta {
         /// It.
         text: &'a str,
+    },
+    /// More of a call's input.
+    InputJsonDelta {
+        /// As JSON.
+        partial_json: &'a str,
     },
 }
 

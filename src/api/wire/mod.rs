@@ -2,12 +2,14 @@
 
 pub mod audio;
 pub mod chat;
+pub mod completions;
 pub mod error;
 pub mod messages;
 pub mod models;
 pub mod ops;
 pub mod responses;
 mod schema;
+pub mod tools;
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -104,38 +106,6 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Entries<T
             }
         }
         deserializer.deserialize_map(Bounded::<T, MOST>(PhantomData)).map(Self)
-    }
-}
-
-/// A name, or an object whose content does not matter.
-#[derive(Debug, PartialEq, Eq)]
-pub enum NameOrObject {
-    /// A name.
-    Name(String),
-    /// An object.
-    Object,
-}
-
-impl<'de> Deserialize<'de> for NameOrObject {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = NameOrObject;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string or an object")
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<NameOrObject, E> {
-                Ok(NameOrObject::Name(name.to_owned()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<NameOrObject, A::Error> {
-                while map.next_entry::<Anything, Anything>()?.is_some() {}
-                Ok(NameOrObject::Object)
-            }
-        }
-        deserializer.deserialize_any(Either)
     }
 }
 

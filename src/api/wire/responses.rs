@@ -5,12 +5,16 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{Error as _, SeqAccess, Visitor, value::SeqAccessDeserializer},
+    de::{
+        Error as _, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer, value::SeqAccessDeserializer,
+    },
 };
+use serde_json::Value;
 
 use super::{
-    Anything, Entries, Items, NameOrObject, Object,
+    Anything, Entries, Items, Object,
     chat::{ImageUrl, MOST_MESSAGES, MOST_PARTS, Never, Stop, text_or},
+    tools::MOST_TOOLS,
 };
 
 /// Most pairs of metadata.
@@ -54,11 +58,11 @@ pub struct ResponsesRequest {
     pub metadata: Option<Entries<String, MOST_METADATA>>,
     /// What form the answer has.
     pub text: Option<Object<TextConfig>>,
-    /// Refused unless empty.
-    pub tools: Option<Vec<Anything>>,
-    /// Refused unless `none` or `auto`.
-    pub tool_choice: Option<NameOrObject>,
-    /// Told again by the answer.
+    /// Functions that the model may call.
+    pub tools: Option<Items<Object<Tool>, MOST_TOOLS>>,
+    /// Whether it calls some: `none`, `auto`, `required`, or which.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether it may call several.
     pub parallel_tool_calls: Option<bool>,
     /// What else the answer tells: probabilities are refused, and there is nothing of the others.
     pub include: Option<Items<String, 64>>,
@@ -115,16 +119,86 @@ pub struct StreamOptions {
 /// What form an answer has.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct TextConfig {
-    /// Refused unless of type `text`.
+    /// That form.
     pub format: Option<Object<TextFormat>>,
 }
 
 /// What form an answer has.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 pub struct TextFormat {
-    /// `text`.
+    /// `text`, `json_object` or `json_schema`.
     #[serde(rename = "type")]
     pub kind: Option<String>,
+    /// Any name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Changes nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// A JSON schema.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Value>,
+    /// Whether a schema that cannot be enforced in full is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[schemars(rename = "FunctionTool")]
+pub struct Tool {
+    /// `function`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Letters, digits, `_`, `-` and `.`, up to 64.
+    pub name: Option<String>,
+    /// What it does.
+    pub description: Option<String>,
+    /// A JSON schema of its arguments. Without one it takes none.
+    pub parameters: Option<Value>,
+    /// Whether a schema that cannot be enforced in full is refused.
+    pub strict: Option<bool>,
+}
+
+/// Whether functions are called.
+#[derive(Debug)]
+pub enum ToolChoice {
+    /// A word.
+    Word(String),
+    /// Which.
+    Which(Box<Which>),
+}
+
+text_or!(ToolChoice, "a string or an object", ToolChoice::Word, visit_map(map: MapAccess) => {
+    Which::deserialize(MapAccessDeserializer::new(map)).map(|which| ToolChoice::Which(Box::new(which)))
+});
+
+/// Which functions are called.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[schemars(rename = "WhichTool")]
+pub struct Which {
+    /// `function` or `allowed_tools`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// The one that is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `auto` or `required`, of those that may be called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Those that may be called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<NamedTool>>,
+}
+
+/// A function that may be called.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+pub struct NamedTool {
+    /// `function`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
 }
 
 /// A conversation.
@@ -144,13 +218,21 @@ text_or!(Input, "a string or an array of items", Input::Text, visit_seq(items: S
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(rename = "InputItem")]
 pub struct Item {
-    /// `message`, or absent; `reasoning` is dropped.
+    /// `message`, or absent, `function_call` or `function_call_output`; `reasoning` is dropped.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     /// Who speaks.
     pub role: Option<String>,
     /// What.
     pub content: Option<Content>,
+    /// Names a call, so that its output can.
+    pub call_id: Option<String>,
+    /// The function that was called.
+    pub name: Option<String>,
+    /// Its arguments as JSON.
+    pub arguments: Option<String>,
+    /// What came of a call.
+    pub output: Option<Content>,
 }
 
 /// What is said and shown.
@@ -252,12 +334,12 @@ pub struct Response<'a> {
     pub store: bool,
     /// As asked.
     pub temperature: Option<f64>,
-    /// `{"format": {"type": "text"}}`
-    pub text: OutputText,
     /// As asked.
-    pub tool_choice: &'static str,
-    /// Always empty.
-    pub tools: [Never; 0],
+    pub text: OutputText<'a>,
+    /// As asked.
+    pub tool_choice: EchoedChoice<'a>,
+    /// As asked.
+    pub tools: &'a [Tool],
     /// As asked.
     pub top_p: Option<f64>,
     /// `disabled`.
@@ -309,33 +391,49 @@ pub struct Reasoning {
 
 /// What form the text has.
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct OutputText {
+pub struct OutputText<'a> {
     /// Its format.
-    pub format: OutputFormat,
+    pub format: &'a TextFormat,
 }
 
-/// A format of text.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct OutputFormat {
-    /// `text`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
+/// Whether functions were to be called.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum EchoedChoice<'a> {
+    /// A word.
+    Word(&'a str),
+    /// Which.
+    Which(&'a Which),
 }
 
-/// A turn of the model.
+/// What the model says or calls.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
-pub struct OutputItem<'a> {
-    /// `msg_…`.
-    pub id: &'a str,
-    /// `message`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// How far it is.
-    pub status: Status,
-    /// `assistant`.
-    pub role: &'static str,
-    /// One part; nothing where it begins.
-    pub content: Vec<OutputPart<'a>>,
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum OutputItem<'a> {
+    /// A turn.
+    Message {
+        /// `msg_…`.
+        id: &'a str,
+        /// How far it is.
+        status: Status,
+        /// `assistant`.
+        role: &'static str,
+        /// One part; nothing where it begins.
+        content: Vec<OutputPart<'a>>,
+    },
+    /// A call of a function.
+    FunctionCall {
+        /// `fc_…`.
+        id: &'a str,
+        /// How far it is.
+        status: Status,
+        /// `call_…`: names the call, so that its output can.
+        call_id: &'a str,
+        /// Of the function.
+        name: &'a str,
+        /// As JSON; nothing where it begins.
+        arguments: &'a str,
+    },
 }
 
 /// A text that the model says.
@@ -472,6 +570,28 @@ pub enum EventKind<'a> {
         /// All of it.
         part: OutputPart<'a>,
     },
+    /// The arguments of a call go on.
+    #[serde(rename = "response.function_call_arguments.delta")]
+    ArgumentsDelta {
+        /// Of which item.
+        item_id: &'a str,
+        /// Of which item.
+        output_index: usize,
+        /// With what.
+        delta: &'a str,
+    },
+    /// The arguments of a call are complete.
+    #[serde(rename = "response.function_call_arguments.done")]
+    ArgumentsDone {
+        /// Of which item.
+        item_id: &'a str,
+        /// Of which item.
+        output_index: usize,
+        /// Of the function.
+        name: &'a str,
+        /// All of them.
+        arguments: &'a str,
+    },
     /// An item is complete.
     #[serde(rename = "response.output_item.done")]
     ItemDone {
@@ -511,6 +631,8 @@ impl EventKind<'_> {
             Self::TextDelta { .. } => "response.output_text.delta",
             Self::TextDone { .. } => "response.output_text.done",
             Self::PartDone { .. } => "response.content_part.done",
+            Self::ArgumentsDelta { .. } => "response.function_call_arguments.delta",
+            Self::ArgumentsDone { .. } => "response.function_call_arguments.done",
             Self::ItemDone { .. } => "response.output_item.done",
             Self::Completed { .. } => "response.completed",
             Self::Incomplete { .. } => "response.incomplete",

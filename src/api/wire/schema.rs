@@ -6,9 +6,10 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
-    Anything, Entries, Items, NameOrObject, Object, audio, chat,
+    Anything, Entries, Items, Object, audio, chat,
+    completions::{self, MOST_PROMPTS, MOST_TOKENS},
     messages::{self, MessagesRequest},
-    responses,
+    responses, tools,
 };
 
 impl<T: JsonSchema> JsonSchema for Object<T> {
@@ -79,7 +80,6 @@ macro_rules! inline {
 
 inline! {
     Anything => {};
-    NameOrObject => {"type": ["string", "object"]};
     // As it is written: where there could be one, there is null.
     chat::Never => {"type": "null"};
     audio::Threshold => {"anyOf": [{"type": "number"}, {"const": "none"}]};
@@ -109,12 +109,15 @@ shaped! {
     chat::Part => Part;
     chat::ImageUrl => ImageUrl;
     chat::Stop => Stop;
+    tools::ToolChoice => ToolChoice;
+    completions::Prompt => Prompt;
     audio::Chunking => Chunking;
     messages::Content => Blocks;
     messages::Block => Block;
     responses::Input => Input;
     responses::Content => InputContent;
     responses::Part => InputPart;
+    responses::ToolChoice => WordOrTool;
 }
 
 impl JsonSchema for messages::CountRequest {
@@ -129,17 +132,17 @@ impl JsonSchema for messages::CountRequest {
     }
 }
 
-/// A text, or texts, pictures and videos.
+/// A text, or texts, pictures, videos and recordings.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 enum Content {
     /// One text.
     Text(String),
-    /// Texts, pictures and videos.
+    /// Texts, pictures, videos and recordings.
     Parts(Items<Part, { chat::MOST_PARTS }>),
 }
 
-/// A text, a picture or a video.
+/// A text, a picture, a video or a recording.
 #[derive(JsonSchema)]
 #[schemars(tag = "type", rename_all = "snake_case")]
 enum Part {
@@ -173,6 +176,11 @@ enum Part {
         /// Frames of a second.
         #[schemars(range(min = 0.01, max = 1000))]
         fps: Option<f64>,
+    },
+    /// A recording, which a speech model writes down.
+    InputAudio {
+        /// It.
+        input_audio: chat::InputAudio,
     },
 }
 
@@ -226,6 +234,28 @@ enum Block {
         /// Whether the usage tells what was found in the cache.
         cache_control: Option<Anything>,
     },
+    /// A function that the model called.
+    ToolUse {
+        /// Names the call.
+        id: String,
+        /// Of the function.
+        name: String,
+        /// An object.
+        input: serde_json::Map<String, serde_json::Value>,
+        /// Whether the usage tells what was found in the cache.
+        cache_control: Option<Anything>,
+    },
+    /// What came of a call.
+    ToolResult {
+        /// Of the call.
+        tool_use_id: String,
+        /// What.
+        content: Option<messages::Content>,
+        /// Whether it failed.
+        is_error: Option<bool>,
+        /// Whether the usage tells what was found in the cache.
+        cache_control: Option<Anything>,
+    },
     /// What the model thought: dropped.
     Thinking {
         /// It.
@@ -256,6 +286,16 @@ enum InputContent {
     Text(String),
     /// Texts and pictures.
     Parts(Items<responses::Part, { chat::MOST_PARTS }>),
+}
+
+/// A word, or which.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum WordOrTool {
+    /// `none`, `auto` or `required`.
+    Word(String),
+    /// Which.
+    Which(responses::Which),
 }
 
 /// A text or a picture.
@@ -346,6 +386,30 @@ enum Stop {
     One(String),
     /// Several.
     Several(Items<String, { chat::MOST_STOPS }>),
+}
+
+/// `none`, `auto`, `required`, or which functions.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum ToolChoice {
+    /// A word.
+    Word(String),
+    /// Which.
+    Which(tools::Which),
+}
+
+/// What goes on.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Prompt {
+    /// A text.
+    Text(String),
+    /// Texts.
+    Texts(Items<String, MOST_PROMPTS>),
+    /// Tokens of the model's own.
+    Tokens(Items<u32, MOST_TOKENS>),
+    /// Lists of tokens.
+    Lists(Items<Items<u32, MOST_TOKENS>, MOST_PROMPTS>),
 }
 
 /// `auto`, or which silences cut a recording.
