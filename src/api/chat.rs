@@ -15,12 +15,7 @@ use axum::{
 };
 
 use self::{answer::Base, parse::Chat};
-use super::{
-    ApiError, App, json,
-    models::{not_found, wrong_model},
-    params::Parsed,
-    wire::chat as wire,
-};
+use super::{ApiError, App, json, models::wrong_model, params::Parsed, record::Record, wire::chat as wire};
 use crate::{
     engine::Place,
     request::{self, InvalidRequest, Readout, Request},
@@ -31,6 +26,7 @@ use crate::{
 /// `POST /v1/chat/completions`
 pub(super) async fn completions(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -39,12 +35,12 @@ pub(super) async fn completions(
         json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let chat = Chat::parse(value, &app.config.media)?;
-    let model = models.find(&chat.model).ok_or_else(|| not_found(models, &chat.model))?;
-    let text = model.chat().ok_or_else(|| wrong_model(models, model, "chat"))?;
-    let place = model.handle.reserve()?;
+    let model = record.find(models, &chat.model)?;
+    let text = model.chat().ok_or_else(|| wrong_model(&record, models, model, "chat"))?;
+    let place = record.reserve(model)?;
     let stream = chat.stream;
     let base = Base::new(model);
-    let answer = submit(&app, model, text, place, chat).await?;
+    let answer = submit(&app, &record, (model, text), place, chat).await?;
     let mut response = match stream {
         Some(stream) => answer::stream(base, answer, stream),
         None => Json(answer::collect(base, answer).await?).into_response(),
@@ -56,13 +52,14 @@ pub(super) async fn completions(
 /// Prepares a request's media and prompt, and queues it.
 async fn submit(
     app: &App,
-    served: &Served,
-    model: &Arc<ChatModel>,
+    record: &Record,
+    (served, model): (&Served, &Arc<ChatModel>),
     place: Place,
     chat: Chat,
 ) -> Result<Answer, ApiError> {
     let Chat { messages, media, sampling, max_tokens, stops, ignore_eos, .. } = chat;
-    let opened = media::open(app, &model.text, media).await?;
+    let opened = record.media(media::open(app, &model.text, media)).await?;
+    record.images(opened.iter().map(media::Opened::files).sum())?;
     let context = served.handle.context();
     let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
     let texts = Arc::clone(model);
@@ -76,7 +73,8 @@ async fn submit(
         return Err(InvalidRequest::CacheRows { text, pictures, limit }.into());
     }
 
-    let media = media::decode(app, served, opened).await?;
+    record.prompt(prompt.tokens.len())?;
+    let media = record.media(media::decode(app, served, opened)).await?;
     let sampling = sampling.resolve(&model.text)?;
     let room = context - prompt.tokens.len();
     let limits = request::Limits {

@@ -9,40 +9,44 @@ use axum::{
 
 use super::{
     ApiError, App,
+    record::Record,
     wire::models::{Model, ModelList},
 };
 use crate::router::{Router, Served};
 
-/// `GET /v1/models`
-pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
+/// `GET /v1/models`: those that may be used.
+pub(super) async fn list(State(app): State<Arc<App>>, record: Record) -> Result<Json<ModelList>, ApiError> {
+    let names =
+        app.models()?.models().iter().flat_map(|served| served.names().map(move |name| (served, name)));
     let data =
-        app.models()?.models().iter().flat_map(|served| served.names().map(|name| model(served, name)));
+        names.filter(|(served, name)| record.may_use(served, name)).map(|(served, name)| model(served, name));
     Ok(Json(ModelList { object: "list", data: data.collect() }))
 }
 
 /// `GET /v1/models/{id}`; an id may have slashes.
 pub(super) async fn one(
     State(app): State<Arc<App>>,
+    record: Record,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
     let models = app.models()?;
     // No model's name is anything but text.
-    let Path(id) = id.map_err(|_| not_found(models, "\u{fffd}"))?;
+    let id = id.map_or_else(|_| "\u{fffd}".to_owned(), |Path(id)| id);
     let id = id.strip_suffix('/').unwrap_or(&id).to_owned();
-    let served = models.find(&id).ok_or_else(|| not_found(models, &id))?;
+    let served = record.find(models, &id)?;
     Ok(Json(model(served, &id)))
 }
 
-/// The error for a name that nothing here has.
-pub(super) fn not_found(models: &Router, model: &str) -> ApiError {
-    let known = models.models().iter().map(|served| served.id.clone()).collect();
-    ApiError::ModelNotFound { model: model.chars().take(200).collect(), known }
-}
-
 /// The error for a model that does something else than it is asked to do.
-pub(super) fn wrong_model(models: &Router, model: &Served, cannot: &'static str) -> ApiError {
+pub(super) fn wrong_model(
+    record: &Record,
+    models: &Router,
+    model: &Served,
+    cannot: &'static str,
+) -> ApiError {
     let kind = model.work.kind();
     let able = models.models().iter().filter(|other| other.work.kind() != kind);
+    let able = able.filter(|other| record.may_use(other, &other.id));
     ApiError::WrongModel {
         model: model.id.clone(),
         kind: kind.name(),
