@@ -2,13 +2,13 @@
 # Every check of the project, as CI runs them; installs what the machine lacks.
 #
 #   scripts/check.sh            all
-#   scripts/check.sh STEP...    only these: format lint licences docs tests clients ui browser demo
+#   scripts/check.sh STEP...    only these: format lint licences docs tests clients ui browser deploy demo
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 
-STEPS=(format lint licences docs tests clients ui browser demo)
+STEPS=(format lint licences docs tests clients ui browser deploy demo)
 
 format() {
     local linters
@@ -65,6 +65,36 @@ browser() {
     command -v chromium >/dev/null || need_packages chromium
     cargo build --locked --bin percept
     PERCEPT="$CARGO_TARGET_DIR/debug/percept" npm test --prefix ui --silent
+}
+
+# What others run: rules for alerts do what their tests say, and files are what their readers expect.
+deploy() {
+    local promtool
+    promtool=$(promtool)
+    (
+        cd deploy/prometheus
+        "$promtool" check rules alerts.yaml
+        "$promtool" test rules alerts_test.yaml
+        "$promtool" check config --syntax-only prometheus.yaml
+    )
+    python3 -m json.tool deploy/grafana/percept.json >/dev/null
+}
+
+# Prometheus' tool: the one on the machine, else Debian's, of whose package nothing else is wanted.
+promtool() {
+    command -v promtool && return
+    local folder="$TOOLS/promtool"
+    if [ ! -x "$folder/usr/bin/promtool" ]; then
+        mkdir -p "$folder"
+        (
+            cd "$folder"
+            rm -f prometheus_*.deb
+            apt-get download --quiet prometheus >&2
+            dpkg --fsys-tarfile prometheus_*.deb | tar --extract ./usr/bin/promtool
+            rm prometheus_*.deb
+        )
+    fi
+    printf '%s\n' "$folder/usr/bin/promtool"
 }
 
 demo() {

@@ -20,12 +20,13 @@ use serde::{
 use toml::{Table, Value};
 
 use crate::{
-    api::{ApiConfig, SoundConfig},
+    api::{ApiConfig, Connections, SoundConfig},
     demo::Demo,
     device::DeviceChoice,
     hub::{HubConfig, HubError, Source},
     media::{MediaLimits, remote::FetchPolicy, sound::SoundLimits},
     memory::{Budget, Wanted, parse_bytes},
+    operations::{Names, OperationsConfig, Price},
     router::{Alias, Aliases, HOSTED, NameError},
     server::{ModelConfig, ServerConfig},
 };
@@ -117,6 +118,18 @@ pub struct Settings {
     #[arg(long, value_name = "SECONDS", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_seconds: Option<u32>,
+    /// Most connections at once; more are answered 503 [default: 1024]
+    #[arg(long, value_name = "COUNT", help_heading = "Server")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Seconds that the head of a connection's first request may take [default: 10]
+    #[arg(long, value_name = "SECONDS", help_heading = "Server")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_seconds: Option<u32>,
+    /// Seconds from an answer to the next request, after which a connection is closed [default: 75]
+    #[arg(long, value_name = "SECONDS", help_heading = "Server")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u32>,
     /// What to log: error, warn, info, debug, trace, or per module as in percept::engine=debug [default: info]
     #[arg(long, value_name = "FILTER", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +138,44 @@ pub struct Settings {
     #[arg(long, value_name = "FORMAT", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_format: Option<LogFormat>,
+
+    /// The file of keys, from percept keys; with it, who has none is answered 401. Changes to it count at once
+    #[arg(long, value_name = "FILE", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<PathBuf>,
+    /// Listen on an address that others can reach though there are no keys: whoever can reach it can use the server
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub insecure_no_keys: Option<bool>,
+    /// A name that the server is called by, such as that of a proxy in front of it; may be repeated [default: where it
+    /// listens on this machine only, localhost and its addresses; else any]
+    #[arg(long, value_name = "NAME", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_several")]
+    pub allowed_host: Vec<String>,
+    /// An origin of web pages that may ask the server from a browser, such as https://app.example.com; may be repeated
+    #[arg(long, value_name = "ORIGIN", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_several")]
+    pub cors_origin: Vec<String>,
+    /// A folder for the audit log: who asked what when and what it took, and never any content
+    #[arg(long, value_name = "FOLDER", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<PathBuf>,
+    /// Months of the audit log that are kept besides the present one [default: all]
+    #[arg(long, value_name = "COUNT", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_months: Option<u32>,
+    /// What the machine costs in an hour, so that requests and tenants have a cost
+    #[arg(long, value_name = "AMOUNT", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_per_hour: Option<f64>,
+    /// What that is in [default: EUR]
+    #[arg(long, value_name = "CURRENCY", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+    /// Give the figures of /metrics vLLM's names as well, for dashboards that are made for it
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vllm_metrics: Option<bool>,
 
     /// Memory for weights and caches: a share of what is free, such as 0.8, or a size, such as 20GiB [default: 0.5]
     #[arg(long, value_name = "SHARE_OR_SIZE", help_heading = "Memory and batching")]
@@ -355,6 +406,24 @@ pub enum ConfigError {
         /// The name.
         name: String,
     },
+    /// A text is no origin of web pages.
+    #[error(
+        "cors_origin {origin} is no origin: write scheme, name and port as browsers do, such as https://app.example.com \
+         or http://localhost:3000; there is none that means all"
+    )]
+    Origin {
+        /// The text.
+        origin: String,
+    },
+    /// A text is no name of a machine.
+    #[error("allowed_host {name} is no name of a machine: write it without scheme and port")]
+    HostName {
+        /// The text.
+        name: String,
+    },
+    /// A price makes no sense.
+    #[error("price_per_hour must be a number of at least 0, such as 1.25")]
+    Price,
     /// A number makes no sense.
     #[error("{name} must be at least {least}")]
     TooSmall {
@@ -408,7 +477,9 @@ impl Settings {
             hub: self.hub(),
             device: self.device.as_ref().map_or(DeviceChoice::Auto, |device| device.value),
             budget: self.memory.as_ref().map(|budget| budget.value),
-            api: self.api()?,
+            api: self.api(host)?,
+            operations: self.operations()?,
+            insecure_no_keys: self.insecure_no_keys.unwrap_or(false),
             address: (host, self.port.unwrap_or(8000)).into(),
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(30).into()),
         })
@@ -455,7 +526,45 @@ impl Settings {
         })
     }
 
-    fn api(&self) -> Result<ApiConfig, ConfigError> {
+    fn operations(&self) -> Result<OperationsConfig, ConfigError> {
+        let price = |per_hour: f64| match per_hour {
+            0.0..=1e9 => {
+                Ok(Price { per_hour, currency: self.currency.clone().unwrap_or_else(|| "EUR".to_owned()) })
+            }
+            _ => Err(ConfigError::Price),
+        };
+        Ok(OperationsConfig {
+            keys: self.keys.clone(),
+            audit: self.audit.clone(),
+            audit_months: self.audit_months,
+            price: self.price_per_hour.map(price).transpose()?,
+        })
+    }
+
+    /// Names that the server may be called by, where that is bounded.
+    fn hosts(&self, address: IpAddr) -> Result<Option<Vec<String>>, ConfigError> {
+        let wrong = |name: &&String| name.is_empty() || name.contains(['/', ':', '@', ' ']);
+        if let Some(name) = self.allowed_host.iter().find(wrong) {
+            return Err(ConfigError::HostName { name: name.clone() });
+        }
+        let bounded = address.is_loopback() || !self.allowed_host.is_empty();
+        Ok(bounded.then(|| self.allowed_host.clone()))
+    }
+
+    fn cors(&self) -> Result<Vec<String>, ConfigError> {
+        let is_origin = |origin: &str| {
+            let name = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            name.is_some_and(|name| {
+                !name.is_empty() && !name.contains(['/', '*', '@', ' ', ',']) && name.is_ascii()
+            })
+        };
+        match self.cors_origin.iter().find(|origin| !is_origin(origin)) {
+            Some(origin) => Err(ConfigError::Origin { origin: origin.clone() }),
+            None => Ok(self.cors_origin.clone()),
+        }
+    }
+
+    fn api(&self, address: IpAddr) -> Result<ApiConfig, ConfigError> {
         let size = |size: &Option<Text<Size>>, default: u64| {
             size.as_ref().map_or(default, |size| size.value.0) as usize
         };
@@ -485,6 +594,14 @@ impl Settings {
             },
             strict: self.strict_params.unwrap_or(false),
             ui: !self.no_ui.unwrap_or(false),
+            hosts: self.hosts(address)?,
+            cors: self.cors()?,
+            names: if self.vllm_metrics.unwrap_or(false) { Names::OwnAndVllm } else { Names::Own },
+            connections: Connections {
+                most: count("max_connections", self.max_connections, 1024)?,
+                head: Duration::from_secs(count("head_seconds", self.head_seconds, 10)? as u64),
+                idle: Duration::from_secs(count("idle_seconds", self.idle_seconds, 75)? as u64),
+            },
         })
     }
 }

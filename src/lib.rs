@@ -7,6 +7,8 @@
 //! - [`memory`]: how memory is shared out before anything is served
 //! - [`plan`]: the same as a table, for people and for programs
 //! - [`api`]: HTTP and JSON, and nothing else knows them
+//! - [`access`]: who may use it, and how much
+//! - [`operations`]: what is watched and kept: figures, usage, the audit log
 //! - [`router`]: which engine a model's name means
 //! - [`media`]: files to pixels and samples, on a pool
 //! - [`text`]: conversations to tokens, tokens to text
@@ -16,6 +18,7 @@
 //! - [`mod@bench`]: how fast all of that is, as a client sees it
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod api;
 pub mod bench;
 pub mod cli;
@@ -26,6 +29,7 @@ pub mod engine;
 pub mod hub;
 pub mod media;
 pub mod memory;
+pub mod operations;
 pub mod plan;
 pub mod request;
 pub mod router;

@@ -334,10 +334,13 @@ pub enum InvalidRequest {
     },
     /// The prompt does not fit.
     #[error(
-        "This model's maximum context length is {limit} tokens. However, your messages resulted in {tokens} tokens \
-         or more, and an answer needs at least one. Please reduce the length of the messages or send fewer pictures."
+        "This model's maximum context length is {limit} tokens. However, your {param} resulted in {tokens} tokens or \
+         more, and an answer needs at least one. Please reduce its length{}.",
+        if *param == "prompt" { "" } else { " or send fewer pictures" }
     )]
     ContextLength {
+        /// What is too long.
+        param: &'static str,
         /// Tokens of the prompt, at least.
         tokens: usize,
         /// Tokens of prompt and answer, at most.

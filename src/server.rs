@@ -1,26 +1,48 @@
 //! From a configuration to a server that answers: load models, share out memory, start engines, listen, drain.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::serve::ListenerExt;
+use axum::http::Request;
 use candle_core::DType;
+use hyper::{
+    body::Incoming,
+    service::{Service as _, service_fn},
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
+    service::TowerToHyperService,
+};
 use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Loaded, Outline, Progress, SpeechInfo, Task};
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    signal::unix::{SignalKind, signal},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
 use tracing::{debug, error_span, info, warn};
 
 use crate::{
-    api::{self, ApiConfig, App},
+    api::{self, ApiConfig, App, Connections, Peer},
     device::{DeviceChoice, DeviceError, Place},
     engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
     memory::{Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights},
+    operations::{Connected, OperationsConfig},
     plan::{self, Member},
     router::{Aliases, ChatModel, Kind, Router, Served, Work},
     speech::{Transcriber, Vocabulary},
@@ -42,6 +64,10 @@ pub struct ServerConfig {
     pub budget: Option<Budget>,
     /// What its API takes.
     pub api: ApiConfig,
+    /// What guards it and watches it.
+    pub operations: OperationsConfig,
+    /// Whether it may be reached from elsewhere though it has no keys.
+    pub insecure_no_keys: bool,
     /// Where it listens.
     pub address: SocketAddr,
     /// How long running answers have when it is stopped.
@@ -407,6 +433,15 @@ fn fingerprint(config: &ModelConfig, dtype: DType) -> String {
     format!("fp_{}", &blake3::hash(all.as_bytes()).to_hex()[..12])
 }
 
+/// Bytes of a request's head that are read; of those that are fewer, [`api`] tells what is too much.
+const HEAD_BYTES: usize = 256 << 10;
+/// Headers of a request that are read, likewise.
+const HEADERS: usize = 256;
+/// Connections that are turned away at once, besides those that are answered; more wait.
+const TURNED_AWAY: usize = 64;
+/// How often it is looked whether the file of keys has changed.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Answers requests until `shutdown` ends, then finishes what is running, for at most `drain`.
 ///
 /// # Errors
@@ -417,41 +452,133 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
     drain: Duration,
 ) -> io::Result<()> {
-    // Pieces of an answer are small and must not wait for each other.
-    let listener = listener.tap_io(|connection| {
+    let graceful = GracefulShutdown::new();
+    let refreshing = Abort(tokio::spawn(refresh(Arc::clone(&app))).abort_handle());
+    tokio::select! {
+        never = accept(&listener, &app, &graceful) => match never {},
+        () = shutdown => {}
+    }
+    drop((listener, refreshing));
+    info!("stopping: finishing what is running");
+    app.stop();
+    for served in app.models().map(Router::models).unwrap_or_default() {
+        served.handle.drain();
+    }
+    let finished = async {
+        graceful.shutdown().await;
+        for served in app.models().map(Router::models).unwrap_or_default() {
+            served.handle.ended().await;
+        }
+    };
+    if tokio::time::timeout(drain, finished).await.is_err() {
+        warn!(seconds = drain.as_secs(), "answers that did not end in time are cut off");
+    }
+    if let Some(audit) = &app.operations().audit {
+        audit.flush();
+    }
+    Ok(())
+}
+
+/// Ends a task when it is dropped.
+struct Abort(AbortHandle);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Looks after the file of keys, now and then and at each SIGHUP.
+async fn refresh(app: Arc<App>) {
+    let Some(access) = &app.operations().access else { return };
+    let mut hangup =
+        signal(SignalKind::hangup()).inspect_err(|error| warn!(%error, "SIGHUP is not listened to")).ok();
+    loop {
+        match &mut hangup {
+            Some(hangup) => drop(tokio::time::timeout(LOOK, hangup.recv()).await),
+            None => tokio::time::sleep(LOOK).await,
+        }
+        access.refresh();
+    }
+}
+
+/// Serves connections, each on a task of its own.
+async fn accept(listener: &TcpListener, app: &Arc<App>, graceful: &GracefulShutdown) -> Infallible {
+    let Connections { most, .. } = app.connections();
+    let (places, turned_away) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(TURNED_AWAY)));
+    let full = api::full();
+    let routes = api::routes(Arc::clone(app));
+    loop {
+        let (connection, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // Of a client that has left already.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => {
+                warn!(%error, "no connection can be accepted");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        // Pieces of an answer are small and must not wait for each other.
         if let Err(error) = connection.set_nodelay(true) {
             warn!(%error, "a connection keeps Nagle's algorithm");
         }
-    });
-    let (stopping, mut stopped) = tokio::sync::watch::channel(false);
-    let (draining, ending) = (Arc::clone(&app), Arc::clone(&app));
-    let graceful = async move {
-        shutdown.await;
-        info!("stopping: finishing what is running");
-        for served in draining.models().map(Router::models).unwrap_or_default() {
-            served.handle.drain();
-        }
-        // The receiver lives as long as this function.
-        let _ = stopping.send(true);
-    };
-    let server = axum::serve(listener, api::routes(app)).with_graceful_shutdown(graceful);
-    let finished = async move {
-        server.await?;
-        for served in ending.models().map(Router::models).unwrap_or_default() {
-            served.handle.ended().await;
-        }
-        Ok(())
-    };
-    let patience = async move {
-        if stopped.wait_for(|stopped| *stopped).await.is_ok() {
-            tokio::time::sleep(drain).await;
-        }
-    };
-    tokio::select! {
-        result = finished => result,
-        () = patience => {
-            warn!(seconds = drain.as_secs(), "answers that did not end in time are cut off");
-            Ok(())
+        let place = Arc::clone(&places).try_acquire_owned().ok();
+        let (routes, place) = match place {
+            Some(place) => (routes.clone(), place),
+            None => {
+                app.operations().metrics.turned_away();
+                // It is never closed.
+                let Ok(place) = Arc::clone(&turned_away).acquire_owned().await else { continue };
+                (full.clone(), place)
+            }
+        };
+        let serving = Serving {
+            routes,
+            limits: app.connections(),
+            _place: (place, app.operations().metrics.connected()),
+        };
+        tokio::spawn(serving.run(connection, peer, graceful.watcher()));
+    }
+}
+
+/// What answers a connection.
+struct Serving {
+    routes: axum::Router,
+    limits: Connections,
+    /// Given up at its end.
+    _place: (OwnedSemaphorePermit, Connected),
+}
+
+impl Serving {
+    async fn run(self, connection: TcpStream, peer: SocketAddr, watcher: Watcher) {
+        let began = Arc::new(AtomicBool::new(false));
+        let (routes, has_begun) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&began));
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            has_begun.store(true, Relaxed);
+            request.extensions_mut().insert(Peer(peer));
+            routes.call(request)
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            // From the end of an answer to the end of the next head: an idle connection is one as well.
+            .header_read_timeout(self.limits.idle)
+            .max_buf_size(HEAD_BYTES)
+            .max_headers(HEADERS);
+        let serving =
+            watcher.watch(builder.serve_connection_with_upgrades(TokioIo::new(connection), service));
+        let silent = async {
+            tokio::time::sleep(self.limits.head).await;
+            if began.load(Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            // Clients leave as they like.
+            ended = serving => drop(ended),
+            () = silent => {}
         }
     }
 }

@@ -605,7 +605,7 @@ async fn texts_go_on_without_a_conversation() {
         (json!({"prompt": [[]]}), "empty_array", "prompt"),
         (json!({"prompt": vec!["a"; 129]}), "array_above_max_length", "prompt"),
         (json!({"prompt": vec!["a"; 2049]}), "array_above_max_length", "prompt"),
-        (json!({"prompt": "word ".repeat(5000)}), "context_length_exceeded", "messages"),
+        (json!({"prompt": "word ".repeat(5000)}), "context_length_exceeded", "prompt"),
         (json!({"prompt": "a", "suffix": "b"}), "unsupported_parameter", "suffix"),
         (json!({"prompt": "a", "best_of": 2}), "unsupported_parameter", "best_of"),
         (json!({"prompt": "a", "echo": true, "logprobs": 1}), "unsupported_parameter", "echo"),

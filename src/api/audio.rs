@@ -17,15 +17,16 @@ use self::parse::Ask;
 use super::{
     ApiError, App,
     form::{Fields, Form, split},
-    models::{not_found, wrong_model},
+    models::wrong_model,
     params::Parsed,
+    record::Record,
     wire::audio as wire,
 };
 use crate::{
     engine::Refused,
     media::sound::{self, Channels, Recording, SoundError, SoundLimits},
     request::InvalidRequest,
-    router::Router,
+    router::{Router, Served},
     speech::{Options, SpeechError, Task, Transcriber},
 };
 
@@ -46,27 +47,35 @@ pub struct SoundConfig {
 /// `POST /v1/audio/transcriptions`
 pub(super) async fn transcriptions(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    respond(&app, Task::Transcribe, &headers, body).await
+    respond(&app, &record, Task::Transcribe, &headers, body).await
 }
 
 /// `POST /v1/audio/translations`
 pub(super) async fn translations(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    respond(&app, Task::Translate, &headers, body).await
+    respond(&app, &record, Task::Translate, &headers, body).await
 }
 
-async fn respond(app: &App, endpoint: Task, headers: &HeaderMap, body: Body) -> Result<Response, ApiError> {
+async fn respond(
+    app: &App,
+    record: &Record,
+    endpoint: Task,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     let models = app.models()?;
     let upload =
         app.uploads.try_acquire().map_err(|_| Refused::Busy { waiting: MOST_UPLOADS, retry_after: 5 })?;
     let mut form = Form::open(headers, body, app.config.sound.file_bytes)?;
-    let received = match Received::read(&mut form, models).await {
+    let received = match Received::read(&mut form, models, record).await {
         Ok(received) => received,
         Err(error) => {
             form.discard();
@@ -81,11 +90,13 @@ async fn respond(app: &App, endpoint: Task, headers: &HeaderMap, body: Body) -> 
     let missing = |param: &str| InvalidRequest::Missing { param: param.into() };
     let model = model.ok_or_else(|| missing("model"))?;
     let file = file.ok_or_else(|| missing("file"))?;
-    let place = model.handle().reserve()?;
+    let place = record.reserve(&model)?;
+    let model = model.speech().ok_or_else(|| wrong_model(record, models, &model, "transcribe")).cloned()?;
     let (options, reply) = ask.resolve(&model)?;
-    let recording = decode(app, "file", file, reply.channels()).await?;
+    let recording = record.media(decode(app, "file", file, reply.channels())).await?;
     reply.check(&recording)?;
     let duration = recording.seconds();
+    record.audio(duration)?;
     let transcription = model.start(Arc::new(recording), options, place);
     let mut response = if reply.stream {
         answer::stream(reply, model, transcription, duration)
@@ -100,13 +111,14 @@ async fn respond(app: &App, endpoint: Task, headers: &HeaderMap, body: Body) -> 
 struct Received {
     fields: Fields,
     file: Option<fs::File>,
-    model: Option<Arc<Transcriber>>,
+    /// One that transcribes.
+    model: Option<Arc<Served>>,
 }
 
 impl Received {
     /// Reads a form whose parts come in any order. Where the model is in front of the file, nobody sends a file for
     /// nothing: it is known before whether there is such a model and a place in its queue.
-    async fn read(form: &mut Form, models: &Router) -> Result<Self, ApiError> {
+    async fn read(form: &mut Form, models: &Router, record: &Record) -> Result<Self, ApiError> {
         let mut received = Self { fields: Fields::default(), file: None, model: None };
         while let Some(name) = form.part().await? {
             let (field, _) = split(&name);
@@ -123,7 +135,7 @@ impl Received {
             }
             let text = form.text(&name).await?;
             if name == "model" && received.model.is_none() {
-                received.model = Some(find(models, &text)?);
+                received.model = Some(find(models, record, &text)?);
             }
             received.fields.push(&name, text);
         }
@@ -132,22 +144,25 @@ impl Received {
 }
 
 /// A model that has room at present. A place is taken when the file is there: who sends slowly keeps none.
-fn find(models: &Router, name: &str) -> Result<Arc<Transcriber>, ApiError> {
-    let model = models.find(name).ok_or_else(|| not_found(models, name))?;
-    let speech = model.speech().ok_or_else(|| wrong_model(models, model, "transcribe"))?;
-    drop(speech.handle().reserve()?);
-    Ok(Arc::clone(speech))
+fn find(models: &Router, record: &Record, name: &str) -> Result<Arc<Served>, ApiError> {
+    let model = record.find(models, name)?;
+    model.speech().ok_or_else(|| wrong_model(record, models, model, "transcribe"))?;
+    drop(model.handle.reserve()?);
+    Ok(Arc::clone(model))
 }
 
 /// What is said in a recording that is part of something else, `param`.
 pub(super) async fn spoken(
     app: &App,
+    record: &Record,
     model: &Arc<Transcriber>,
     param: &str,
     file: Vec<u8>,
 ) -> Result<String, ApiError> {
     let place = model.handle().reserve()?;
-    let recording = decode(app, param, Cursor::new(file), Channels::Mixed).await?;
+    record.also(place.work());
+    let recording = record.media(decode(app, param, Cursor::new(file), Channels::Mixed)).await?;
+    record.audio(recording.seconds())?;
     let transcription = model.start(Arc::new(recording), Options::default(), place);
     Ok(answer::collect(transcription).await?.text.trim().to_owned())
 }

@@ -27,18 +27,21 @@ pub(super) use self::{
     },
     tools::{Constrained, FormFields, Toolbox, call, form, named_schema, tool, type_error},
 };
-use super::{ApiError, App, audio, json, models::chat_model, params::Parsed, wire::chat as wire};
+use super::{
+    ApiError, App, audio, json, models::chat_model, params::Parsed, record::Record, wire::chat as wire,
+};
 use crate::{
     engine::Place,
     media::sound::SoundError,
     request::{self, Constraint, InvalidRequest, Media, Prompt, Readout, Request, Sampling},
     router::{ChatModel, Router, Served},
-    text::{CallSyntax, Conversation, GrammarError, Part, PromptError, Reading},
+    text::{Conversation, GrammarError, Part, PromptError, Reading},
 };
 
 /// `POST /v1/chat/completions`
 pub(super) async fn completions(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -47,12 +50,12 @@ pub(super) async fn completions(
         json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let chat = Chat::parse(value, &app.config.media)?;
-    let (model, text) = chat_model(&app, &chat.model)?;
-    let place = model.handle.reserve()?;
+    let (model, text) = chat_model(&app, &record, &chat.model)?;
+    let place = record.reserve(model)?;
     let stream = chat.stream;
-    let chat = hear(&app, models, chat).await?;
+    let chat = hear(&app, &record, models, chat).await?;
     let base = Base::new(model, chat.called, chat.bare.logprobs.is_some());
-    let answers = submit(&app, model, text, place, chat).await?;
+    let answers = submit(&app, &record, (model, text), place, chat).await?;
     let mut response = match stream {
         Some(stream) => answer::stream(base, answers, stream),
         None => Json(answer::collect(base, answers).await?).into_response(),
@@ -62,7 +65,7 @@ pub(super) async fn completions(
 }
 
 /// Puts what is said in recordings in their places, as if it had been written.
-async fn hear(app: &App, models: &Router, mut chat: Chat) -> Result<Chat, ApiError> {
+async fn hear(app: &App, record: &Record, models: &Router, mut chat: Chat) -> Result<Chat, ApiError> {
     let recordings = std::mem::take(&mut chat.recordings);
     let Some(first) = recordings.first() else { return Ok(chat) };
     let Some(model) = models.first_speech() else {
@@ -76,7 +79,7 @@ async fn hear(app: &App, models: &Router, mut chat: Chat) -> Result<Chat, ApiErr
             .map_err(|error| SoundError::Broken { reason: error.to_string() })
             .map_err(|error| InvalidRequest::Sound { param: param.clone(), error })?;
         drop(data);
-        Ok::<_, ApiError>((place, audio::spoken(app, model, &param, file).await?))
+        Ok::<_, ApiError>((place, audio::spoken(app, record, model, &param, file).await?))
     });
     for ((message, part), text) in try_join_all(texts).await? {
         chat.conversation.messages[message].parts[part] = Part::Text(text);
@@ -87,53 +90,77 @@ async fn hear(app: &App, models: &Router, mut chat: Chat) -> Result<Chat, ApiErr
 /// Prepares a request's media and prompt, and queues it.
 pub(super) async fn submit(
     app: &App,
-    served: &Served,
-    model: &Arc<ChatModel>,
+    record: &Record,
+    (served, model): (&Served, &Arc<ChatModel>),
     place: Place,
     chat: Chat,
 ) -> Result<Answers, ApiError> {
     let Chat { conversation, media, bare, called, .. } = chat;
     let begun = conversation.continues;
-    let (prompt, opened) = prompt(app, model, conversation, media, served.handle.context()).await?;
+    let context = served.handle.context();
+    let (prompt, opened) = prompt(app, record, model, conversation, media, context).await?;
+    record.images(opened.iter().map(Opened::files).sum())?;
     let room = room(served, &prompt)?;
-    let media = media::decode(app, served, opened).await?;
+    record.prompt(prompt.tokens.len())?;
+    let media = record.media(media::decode(app, served, opened)).await?;
     let calls = called.map(|_| model.text.call_syntax());
-    let wanted = Wanted { prompt, media, room, calls, begun };
-    wanted.submit(app, model, place, bare).await
+    let wanted = Wanted { prompt, media, room, begun };
+    let requests = wanted.requests(app, model, &bare).await?;
+    let reading = Reading { stops: bare.stops, calls, begun, logprobs: bare.logprobs.is_some() };
+    let asked = answers::Asked { model: Arc::clone(model), reading };
+    let mut requests = requests.into_iter();
+    Ok(Answers::submit(place, requests.by_ref().take(1).collect(), requests.collect(), asked)?)
 }
 
 /// The prompt that a conversation makes, of fewer than `context` tokens, and its media, not decoded yet.
 pub(super) async fn prompt(
     app: &App,
+    record: &Record,
     model: &Arc<ChatModel>,
     conversation: Conversation,
     media: Vec<MediaRef>,
     context: usize,
 ) -> Result<(Prompt, Vec<Opened>), ApiError> {
-    let opened = media::open(app, &model.text, media).await?;
+    let opened = record.media(media::open(app, &model.text, media)).await?;
     let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
     let model = Arc::clone(model);
     let prompt = blocking(move || model.text.prompt(&conversation, &footprints, context)).await?;
     Ok((prompt.map_err(prompt_error)?, opened))
 }
 
-/// Queues answers to a prompt of tokens alone.
+/// Queues answers to prompts of tokens alone: `bare.count` to the first prompt, then those to the next one and so on, in
+/// the order that [`order`] gives.
 pub(super) async fn submit_tokens(
     app: &App,
-    served: &Served,
-    model: &Arc<ChatModel>,
+    record: &Record,
+    (served, model): (&Served, &Arc<ChatModel>),
     place: Place,
-    tokens: Vec<u32>,
+    prompts: Vec<Vec<u32>>,
     bare: Bare,
 ) -> Result<Answers, ApiError> {
-    let (found, limit) = (tokens.len(), served.handle.context());
-    if found >= limit {
-        return Err(InvalidRequest::ContextLength { tokens: found, limit }.into());
+    let (mut now, mut later) = (Vec::with_capacity(prompts.len()), Vec::new());
+    for tokens in prompts {
+        let (found, limit) = (tokens.len(), served.handle.context());
+        if found >= limit {
+            return Err(InvalidRequest::ContextLength { param: "prompt", tokens: found, limit }.into());
+        }
+        record.prompt(found)?;
+        let prompt = Prompt { tokens, spans: Vec::new() };
+        let room = room(served, &prompt)?;
+        let wanted = Wanted { prompt, media: Vec::new(), room, begun: true };
+        let mut requests = wanted.requests(app, model, &bare).await?.into_iter();
+        now.extend(requests.next());
+        later.extend(requests);
     }
-    let prompt = Prompt { tokens, spans: Vec::new() };
-    let room = room(served, &prompt)?;
-    let wanted = Wanted { prompt, media: Vec::new(), room, calls: None, begun: true };
-    wanted.submit(app, model, place, bare).await
+    let reading = Reading { stops: bare.stops, calls: None, begun: true, logprobs: bare.logprobs.is_some() };
+    Ok(Answers::submit(place, now, later, answers::Asked { model: Arc::clone(model), reading })?)
+}
+
+/// Which of all answers, prompt by prompt, each of those is that [`submit_tokens`] gives: the first to each prompt come
+/// first.
+pub(super) fn order(prompts: usize, count: usize) -> Vec<usize> {
+    let later = (0..prompts).flat_map(|prompt| (1..count).map(move |index| prompt * count + index));
+    (0..prompts).map(|prompt| prompt * count).chain(later).collect()
 }
 
 /// Tokens that an answer has room for.
@@ -152,27 +179,25 @@ struct Wanted {
     prompt: Prompt,
     media: Vec<Media>,
     room: usize,
-    calls: Option<CallSyntax>,
     /// Whether answers go on with a text.
     begun: bool,
 }
 
 impl Wanted {
-    async fn submit(
+    /// A request for each answer.
+    async fn requests(
         self,
         app: &App,
         model: &Arc<ChatModel>,
-        place: Place,
-        bare: Bare,
-    ) -> Result<Answers, ApiError> {
-        let Self { prompt, media, room, calls, begun } = self;
-        let Bare { sampling, max_tokens, stops, ignore_eos, count, logprobs, constrained } = bare;
-        let mut constraints = constraints(app, model, constrained, count, begun).await?;
-        let sampling = Sampling { logprobs, ..sampling.resolve(&model.text)? };
+        bare: &Bare,
+    ) -> Result<Vec<Request>, ApiError> {
+        let Self { prompt, media, room, begun } = self;
+        let mut constraints = constraints(app, model, bare.constrained.clone(), bare.count, begun).await?;
+        let sampling = Sampling { logprobs: bare.logprobs, ..bare.sampling.clone().resolve(&model.text)? };
         let limits = request::Limits {
             // Clients ask for more than any model has; the answer ends where the context does.
-            tokens: max_tokens.map_or(room, |most| most.min(room)),
-            stops: if ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
+            tokens: bare.max_tokens.map_or(room, |most| most.min(room)),
+            stops: if bare.ignore_eos { Arc::default() } else { Arc::clone(model.text.stops()) },
         };
         let request = |index: usize| Request {
             prompt: prompt.clone(),
@@ -183,9 +208,7 @@ impl Wanted {
             readout: Readout::Answer,
             constraint: constraints.pop(),
         };
-        let requests = (0..count).map(request).collect();
-        let reading = Reading { stops, calls, begun, logprobs: logprobs.is_some() };
-        Ok(Answers::submit(place, requests, answers::Asked { model: Arc::clone(model), reading })?)
+        Ok((0..bare.count).map(request).collect())
     }
 }
 
@@ -225,7 +248,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 fn prompt_error(error: PromptError) -> ApiError {
     match error {
-        PromptError::TooLong { tokens, limit } => InvalidRequest::ContextLength { tokens, limit }.into(),
+        PromptError::TooLong { tokens, limit } => {
+            InvalidRequest::ContextLength { param: "messages", tokens, limit }.into()
+        }
         PromptError::Media { .. }
         | PromptError::NoVideo
         | PromptError::Order

@@ -1,10 +1,8 @@
 //! `/v1/completions`.
 
 use std::{
-    collections::VecDeque,
-    future::poll_fn,
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
-    task::Poll,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -22,8 +20,9 @@ use super::{
     chat::{self, Answers, FormFields, MOST_ANSWERS, SamplingFields},
     check::{integer, missing, unsupported},
     json,
-    models::{not_found, wrong_model},
+    models::chat_model,
     params::Parsed,
+    record::Record,
     sse,
     wire::{
         chat::{FinishReason, Usage as WireUsage},
@@ -31,9 +30,7 @@ use super::{
     },
 };
 use crate::{
-    engine::EngineError,
     request::InvalidRequest,
-    router::Served,
     text::{AnswerEvent, Scored, TextModel, Usage},
 };
 
@@ -45,40 +42,47 @@ const TOKENS: i64 = 16;
 /// `POST /v1/completions`
 pub(super) async fn completions(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let models = app.models()?;
+    app.models()?;
     let harmless = |path: &str| wire::HARMLESS.contains(&path);
     let Parsed { value, ignored } =
         json::read::<wire::CompletionRequest>(&headers, body, app.config.body_bytes, harmless).await?;
     ignored.check(app.config.strict)?;
     let mut ask = Ask::parse(value)?;
-    let served = models.find(&ask.model).ok_or_else(|| not_found(models, &ask.model))?;
-    let model = served.chat().ok_or_else(|| wrong_model(models, served, "complete texts"))?;
+    let (served, model) = chat_model(&app, &record, &ask.model)?;
     let count = ask.prompts.len() * ask.bare.count;
     if count > MOST {
         let (found, limit) = (count.to_string(), MOST);
         let (param, items) = ("prompt".into(), "answers to all prompts");
         return Err(InvalidRequest::ArrayTooLong { param, items, found, limit }.into());
     }
-    let prompts = std::mem::take(&mut ask.prompts);
-    let several = prompts.len() > 1;
-    let places = prompts.iter().map(|_| served.handle.reserve()).collect::<Result<Vec<_>, _>>()?;
-    let mut groups = Vec::with_capacity(prompts.len());
-    let mut echoes = Vec::new();
-    for (index, (prompt, place)) in prompts.into_iter().zip(places).enumerate() {
+    let place = record.reserve(served)?;
+    let several = ask.prompts.len() > 1;
+    let mut prompts = Vec::with_capacity(ask.prompts.len());
+    for (index, prompt) in std::mem::take(&mut ask.prompts).into_iter().enumerate() {
         let path = if several { format!("prompt[{index}]") } else { "prompt".into() };
-        let tokens = tokens(&model.text, prompt, &path)?;
-        if ask.echo {
-            echoes.push(model.text.tokenizer().decode(&tokens).map_err(|error| ApiError::internal(&error))?);
-        }
-        groups.push(chat::submit_tokens(&app, served, model, place, tokens, ask.bare.clone()).await?);
+        prompts.push(tokens(&model.text, prompt, &path)?);
     }
-    let base = Base::new(served, ask.bare.count, echoes, ask.bare.logprobs.is_some());
+    let decode = |tokens: &Vec<u32>| model.text.tokenizer().decode(tokens);
+    let echoes = prompts.iter().filter(|_| ask.echo).map(decode).collect::<Result<Vec<_>, _>>();
+    let echoes = echoes.map_err(|error| ApiError::internal(&error))?;
+    let base = Base {
+        id: format!("cmpl-{}", Uuid::new_v4().simple()),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        model: served.id.clone(),
+        fingerprint: served.fingerprint.clone(),
+        count: ask.bare.count,
+        order: chat::order(prompts.len(), ask.bare.count),
+        echoes,
+        logprobs: ask.bare.logprobs.is_some(),
+    };
+    let answers = chat::submit_tokens(&app, &record, (served, model), place, prompts, ask.bare).await?;
     let mut response = match ask.stream {
-        Some(usage) => sse::respond(Pieces::new(base, groups, usage)),
-        None => Json(collect(base, groups).await?).into_response(),
+        Some(usage) => sse::respond(Pieces::new(base, answers, usage)),
+        None => Json(collect(base, answers).await?).into_response(),
     };
     ignored.report(&mut response);
     Ok(response)
@@ -199,24 +203,14 @@ struct Base {
     fingerprint: String,
     /// Answers to each prompt.
     count: usize,
+    /// Which of all answers each of those is that are being generated.
+    order: Vec<usize>,
     /// Prompts, where they stand in front of their answers.
     echoes: Vec<String>,
     logprobs: bool,
 }
 
 impl Base {
-    fn new(model: &Served, count: usize, echoes: Vec<String>, logprobs: bool) -> Self {
-        Self {
-            id: format!("cmpl-{}", Uuid::new_v4().simple()),
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            model: model.id.clone(),
-            fingerprint: model.fingerprint.clone(),
-            count,
-            echoes,
-            logprobs,
-        }
-    }
-
     fn echo(&self, index: usize) -> String {
         self.echoes.get(index / self.count).cloned().unwrap_or_default()
     }
@@ -236,26 +230,6 @@ impl Base {
             system_fingerprint: self.fingerprint.clone(),
         }
     }
-}
-
-/// The next step of any prompt's answers, and of which of all answers.
-async fn next(groups: &mut [Answers], count: usize) -> Option<Result<(usize, AnswerEvent), EngineError>> {
-    let mut steps: Vec<_> = groups.iter_mut().map(|answers| Some(Box::pin(answers.next()))).collect();
-    poll_fn(|context| {
-        for (group, slot) in steps.iter_mut().enumerate() {
-            let Some(step) = slot else { continue };
-            match step.as_mut().poll(context) {
-                Poll::Ready(Some(step)) => {
-                    return Poll::Ready(Some(step.map(|(index, event)| (group * count + index, event))));
-                }
-                // All of its answers are complete.
-                Poll::Ready(None) => *slot = None,
-                Poll::Pending => {}
-            }
-        }
-        if steps.iter().all(Option::is_none) { Poll::Ready(None) } else { Poll::Pending }
-    })
-    .await
 }
 
 /// Tokens of all prompts and answers.
@@ -285,7 +259,7 @@ fn extend(logprobs: &mut wire::CompletionLogprobs, tokens: Vec<Scored>, offset: 
         logprobs.text_offset.push(*offset);
         *offset += token.text.chars().count();
         logprobs.token_logprobs.push(token.logprob.max(chat::NEVER));
-        let mut top: std::collections::BTreeMap<String, f32> =
+        let mut top: BTreeMap<String, f32> =
             token.top.into_iter().map(|top| (top.text, top.logprob.max(chat::NEVER))).collect();
         // The token itself is always among them, as the hosted API has it.
         top.entry(token.text.clone()).or_insert(token.logprob.max(chat::NEVER));
@@ -294,8 +268,8 @@ fn extend(logprobs: &mut wire::CompletionLogprobs, tokens: Vec<Scored>, offset: 
     }
 }
 
-async fn collect(base: Base, mut groups: Vec<Answers>) -> Result<wire::Completion, ApiError> {
-    let count = groups.len() * base.count;
+async fn collect(base: Base, mut answers: Answers) -> Result<wire::Completion, ApiError> {
+    let count = base.order.len();
     let mut choices: Vec<_> = (0..count)
         .map(|index| wire::CompletionChoice {
             index,
@@ -305,8 +279,9 @@ async fn collect(base: Base, mut groups: Vec<Answers>) -> Result<wire::Completio
         })
         .collect();
     let (mut total, mut offsets) = (Total::default(), vec![0; count]);
-    while let Some(step) = next(&mut groups, base.count).await {
+    while let Some(step) = answers.next().await {
         let (index, event) = step?;
+        let index = base.order[index];
         let choice = &mut choices[index];
         match event {
             AnswerEvent::Text(text) => choice.text += &text,
@@ -329,7 +304,7 @@ async fn collect(base: Base, mut groups: Vec<Answers>) -> Result<wire::Completio
 /// Answers in pieces. Dropping them cancels what is not done.
 struct Pieces {
     base: Base,
-    groups: Vec<Answers>,
+    answers: Answers,
     /// Whether the last piece counts tokens.
     usage: bool,
     total: Total,
@@ -346,11 +321,11 @@ enum End {
 }
 
 impl Pieces {
-    fn new(base: Base, groups: Vec<Answers>, usage: bool) -> Self {
-        let count = groups.len() * base.count;
+    fn new(base: Base, answers: Answers, usage: bool) -> Self {
+        let count = base.order.len();
         let mut pieces = Self {
             base,
-            groups,
+            answers,
             usage,
             total: Total::default(),
             offsets: vec![0; count],
@@ -385,14 +360,18 @@ impl sse::Pieces for Pieces {
                 return Some(event);
             }
             match self.end {
-                End::Open => match next(&mut self.groups, self.base.count).await {
-                    Some(Ok((index, AnswerEvent::Text(text)))) => self.send(index, text, None, None),
+                End::Open => match self.answers.next().await {
+                    Some(Ok((index, AnswerEvent::Text(text)))) => {
+                        self.send(self.base.order[index], text, None, None);
+                    }
                     Some(Ok((index, AnswerEvent::Scored(tokens)))) => {
+                        let index = self.base.order[index];
                         let mut logprobs = wire::CompletionLogprobs::default();
                         extend(&mut logprobs, tokens, &mut self.offsets[index]);
                         self.send(index, String::new(), Some(logprobs), None);
                     }
                     Some(Ok((index, AnswerEvent::Finished(reason, usage)))) => {
+                        let index = self.base.order[index];
                         self.total.add(index / self.base.count, usage);
                         self.send(index, String::new(), None, Some(reason.into()));
                     }

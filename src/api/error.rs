@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    http::{HeaderName, HeaderValue, StatusCode, header::RETRY_AFTER},
+    http::{
+        HeaderName, HeaderValue, StatusCode,
+        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+    },
     response::{IntoResponse, Response},
 };
 use tracing::error;
@@ -14,12 +17,18 @@ use tracing::error;
 pub(super) use self::anthropic::is_anthropic;
 use super::wire;
 use crate::{
+    access::{Area, Exceeded, Rate},
     engine::{EngineError, Refused},
     media::{ImageError, sound::SoundError},
     request::{InvalidRequest, Number},
 };
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// What errors of a response are counted by: an extension of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Class(pub(super) &'static str);
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +126,41 @@ pub enum ApiError {
         /// As sent.
         path: String,
     },
+    /// There is no key with the request.
+    #[error(
+        "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth \
+         (i.e. Authorization: Bearer YOUR_KEY), or in the header x-api-key."
+    )]
+    NoKey,
+    /// The key is nobody's, or two keys are not of one tenant.
+    #[error("Incorrect API key provided.")]
+    WrongKey,
+    /// The key's tenant may not do that.
+    #[error("Your API key may not use this part of the API ({}).", .0.name())]
+    NotAllowed(Area),
+    /// The tenant has had what it may have.
+    #[error("{0}.")]
+    Limited(#[from] Exceeded),
+    /// The request is for another server.
+    #[error(
+        "This server is not called {host}. It listens on this machine only, and answers to localhost and to names that \
+         --allowed-host gives."
+    )]
+    Host {
+        /// What it was called.
+        host: String,
+    },
+    /// The head is too large.
+    #[error("The request's head is too large: the limit is {headers} headers and {bytes} bytes.")]
+    HeadTooLarge {
+        /// Headers that would do.
+        headers: usize,
+        /// Bytes of them and of the URL that would do.
+        bytes: usize,
+    },
+    /// There are too many connections.
+    #[error("The server has as many connections as it may have. Try again in a few seconds.")]
+    Connections,
     /// The models are still being loaded.
     #[error("The server is still loading its model. Try again in a few seconds.")]
     Loading,
@@ -187,6 +231,18 @@ impl ApiError {
             Self::ModelNotFound { .. } => ("invalid_request_error", Some("model_not_found"), Some("model")),
             Self::WrongModel { .. } => ("invalid_request_error", Some("model_not_supported"), Some("model")),
             Self::Method { .. } => ("invalid_request_error", Some("method_not_supported"), None),
+            Self::NoKey | Self::WrongKey => ("invalid_request_error", Some("invalid_api_key"), None),
+            Self::NotAllowed(_) | Self::Host { .. } => {
+                ("invalid_request_error", Some("insufficient_permissions"), None)
+            }
+            Self::Limited(Exceeded::Budget { .. }) => {
+                ("insufficient_quota", Some("insufficient_quota"), None)
+            }
+            Self::Limited(Exceeded::Rate { what, .. } | Exceeded::TooLarge { what, .. }) => {
+                (rate(*what), Some("rate_limit_exceeded"), None)
+            }
+            Self::HeadTooLarge { .. } => ("invalid_request_error", Some("request_too_large"), None),
+            Self::Connections => ("server_error", Some("engine_overloaded"), None),
             Self::Loading => ("server_error", Some("model_loading"), None),
             Self::Refused(_) | Self::Engine(EngineError::Stopped) => {
                 ("server_error", Some("engine_overloaded"), None)
@@ -214,36 +270,65 @@ impl ApiError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ModelNotFound { .. } | Self::NoSuchPath { .. } => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Refused(Refused::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Loading | Self::Refused(Refused::Stopped) | Self::Engine(EngineError::Stopped) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::NotAllowed(_) | Self::Host { .. } => StatusCode::FORBIDDEN,
+            Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Limited(_) | Self::Refused(Refused::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Connections
+            | Self::Loading
+            | Self::Refused(Refused::Stopped)
+            | Self::Engine(EngineError::Stopped) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Engine(_) | Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
-    /// Seconds until another try makes sense. Clients obey at most 60.
-    fn retry_after(&self) -> Option<u64> {
+    /// Milliseconds until another try makes sense. Clients obey at most 60 seconds.
+    fn retry_after_ms(&self) -> Option<u64> {
         match self {
-            Self::Refused(Refused::Busy { retry_after, .. }) => Some(*retry_after),
-            Self::Loading => Some(2),
-            Self::Refused(Refused::Stopped) | Self::Engine(EngineError::Stopped) => Some(10),
+            Self::Limited(Exceeded::Rate { wait, .. }) => Some((wait.as_millis() as u64 + 1).min(60_000)),
+            Self::Refused(Refused::Busy { retry_after, .. }) => Some(1000 * retry_after),
+            Self::Loading | Self::Connections => Some(2000),
+            Self::Refused(Refused::Stopped) | Self::Engine(EngineError::Stopped) => Some(10_000),
             _ => None,
         }
+    }
+
+    /// Whether it is useless to try again, though the status says otherwise.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Limited(Exceeded::Budget { .. } | Exceeded::TooLarge { .. }))
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status(), Json(self.body())).into_response();
-        if let Some(seconds) = self.retry_after() {
-            let headers = response.headers_mut();
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-            headers.insert(RETRY_AFTER_MS, HeaderValue::from(1000 * seconds));
+        let body = self.body();
+        let class = Class(body.class());
+        let mut response = (self.status(), Json(body)).into_response();
+        response.extensions_mut().insert(class);
+        let headers = response.headers_mut();
+        if let Some(milliseconds) = self.retry_after_ms() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(milliseconds.div_ceil(1000)));
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
+        }
+        if self.is_final() {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if matches!(self, Self::NoKey | Self::WrongKey) {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         // What the client's API is, and so how it wants errors, is known outside of all handlers.
         response.extensions_mut().insert(Arc::new(self));
         response
+    }
+}
+
+/// What a rate is of, as the API calls it.
+fn rate(what: Rate) -> &'static str {
+    match what {
+        Rate::Requests => "requests",
+        Rate::Tokens => "tokens",
+        Rate::Images => "images",
+        Rate::AudioSeconds => "audio",
     }
 }
 
@@ -298,9 +383,8 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::Grammar { param, .. }
         | InvalidRequest::Sound { param, .. }
         | InvalidRequest::Pixels { param, .. } => Some(param),
-        InvalidRequest::ContextLength { .. }
-        | InvalidRequest::CacheRows { .. }
-        | InvalidRequest::Messages { .. } => Some("messages"),
+        InvalidRequest::ContextLength { param, .. } => Some(param),
+        InvalidRequest::CacheRows { .. } | InvalidRequest::Messages { .. } => Some("messages"),
         InvalidRequest::Unknown { .. } => None,
     }
 }

@@ -17,7 +17,9 @@ use self::{
     answer::Base,
     parse::{Asked, Messages},
 };
-use super::{ApiError, App, chat, json, models::chat_model, params::Parsed, wire::messages as wire};
+use super::{
+    ApiError, App, chat, json, models::chat_model, params::Parsed, record::Record, wire::messages as wire,
+};
 use crate::request::InvalidRequest;
 
 /// A prompt is counted up to so many contexts: who counts wants to know how much too long it is, but not at any price.
@@ -26,6 +28,7 @@ const COUNTED: usize = 8;
 /// `POST /v1/messages`
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -34,10 +37,10 @@ pub(super) async fn create(
         json::read::<wire::MessagesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let Messages { chat, max_tokens, stream, cache } = Messages::parse(value, &app.config.media)?;
-    let (served, model) = chat_model(&app, &chat.model)?;
-    let place = served.handle.reserve()?;
+    let (served, model) = chat_model(&app, &record, &chat.model)?;
+    let place = record.reserve(served)?;
     let base = Base::new(served, max_tokens, cache);
-    let answer = chat::submit(&app, served, model, place, chat).await?;
+    let answer = chat::submit(&app, &record, (served, model), place, chat).await?;
     let mut response = match stream {
         true => answer::stream(base, answer),
         false => answer::collect(base, answer).await?,
@@ -49,6 +52,7 @@ pub(super) async fn create(
 /// `POST /v1/messages/count_tokens`
 pub(super) async fn count_tokens(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -57,14 +61,15 @@ pub(super) async fn count_tokens(
         json::read(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let Asked { model, conversation, media, .. } = Asked::parse(value, &app.config.media)?;
-    let (served, model) = chat_model(&app, &model)?;
+    let (served, model) = chat_model(&app, &record, &model)?;
     // Nothing is generated, but preparing a prompt is work as well.
-    let _place = served.handle.reserve()?;
+    let _place = record.reserve(served)?;
     let context = served.handle.context();
-    let prompt = chat::prompt(&app, model, conversation, media, context.saturating_mul(COUNTED)).await;
+    let prompt =
+        chat::prompt(&app, &record, model, conversation, media, context.saturating_mul(COUNTED)).await;
     let (prompt, _) = prompt.map_err(|error| match error {
         ApiError::Invalid(InvalidRequest::ContextLength { tokens, .. }) => {
-            InvalidRequest::ContextLength { tokens, limit: context }.into()
+            InvalidRequest::ContextLength { param: "messages", tokens, limit: context }.into()
         }
         other => other,
     })?;

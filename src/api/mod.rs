@@ -7,39 +7,50 @@ mod check;
 mod completions;
 mod error;
 mod form;
+mod guard;
 mod json;
+mod limits;
 mod messages;
 mod models;
 mod openapi;
 mod ops;
 mod params;
+mod record;
 mod responses;
 mod sse;
 mod ui;
 pub mod wire;
 
 use std::{
-    sync::{Arc, OnceLock},
-    time::Instant,
+    collections::HashSet,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use axum::{
     Router as Routes,
-    extract::Request,
-    http::{HeaderName, HeaderValue, Method, Uri},
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header::CONNECTION},
     middleware::{self, Next},
     response::Response,
 };
 use tokio::sync::Semaphore;
-use tracing::info;
 use uuid::Uuid;
 
+pub(crate) use self::record::Peer;
+use self::record::{Ending, Incoming, Record, TIMING, Tally, WantsTiming};
 pub use self::{audio::SoundConfig, error::ApiError, openapi::document};
 use crate::{
+    access::Area,
     media::{
         Decoders, MediaLimits,
         remote::{FetchPolicy, Fetcher},
     },
+    operations::{Names, Operations},
     router::Router,
 };
 
@@ -60,12 +71,37 @@ pub struct ApiConfig {
     pub strict: bool,
     /// Whether there are pages for browsers.
     pub ui: bool,
+    /// Names that it may be called by besides this machine's, where it listens on this machine only; any, where it
+    /// does not.
+    pub hosts: Option<Vec<String>>,
+    /// Origins of web pages that may ask it from a browser.
+    pub cors: Vec<String>,
+    /// Whose names its figures have.
+    pub names: Names,
+    /// What a connection may take.
+    pub connections: Connections,
+}
+
+/// What connections may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Most of them at once.
+    pub most: usize,
+    /// How long the head of the first request may take to come.
+    pub head: Duration,
+    /// How long one may be silent after an answer, until the head of the next request is there.
+    pub idle: Duration,
 }
 
 /// What every handler sees.
 #[derive(Debug)]
 pub struct App {
     config: ApiConfig,
+    operations: Operations,
+    /// Paths that need no key.
+    public: HashSet<String>,
+    /// Whether it takes no more requests.
+    stopping: AtomicBool,
     decoders: Decoders,
     fetcher: Fetcher,
     /// Bounds how many files are being received.
@@ -75,15 +111,38 @@ pub struct App {
 }
 
 impl App {
-    /// An API without models yet.
+    /// An API without models yet, which everyone may use who can reach it.
     pub fn new(config: ApiConfig) -> Arc<Self> {
+        Self::guarded(config, Operations::default())
+    }
+
+    /// An API without models yet, guarded and watched.
+    pub fn guarded(config: ApiConfig, operations: Operations) -> Arc<Self> {
         Arc::new(Self {
             decoders: Decoders::new(config.media_memory),
             fetcher: Fetcher::new(config.fetch.clone()),
+            operations,
+            public: public(&config),
+            stopping: AtomicBool::new(false),
             config,
             uploads: Semaphore::new(audio::MOST_UPLOADS),
             models: OnceLock::new(),
         })
+    }
+
+    /// What a connection may take.
+    pub fn connections(&self) -> Connections {
+        self.config.connections
+    }
+
+    /// What guards and watches it.
+    pub fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    /// Says from now on that it is not ready for more.
+    pub fn stop(&self) {
+        self.stopping.store(true, Relaxed);
     }
 
     /// Serves these models from now on. Called once.
@@ -105,18 +164,67 @@ impl App {
 pub fn routes(app: Arc<App>) -> Routes {
     let mut routes = Routes::new();
     for endpoint in openapi::endpoints() {
+        let door = Door { endpoint: endpoint.name(), area: endpoint.area };
+        let handler = endpoint.handler.route_layer(middleware::from_fn_with_state(door, enter));
         for path in spellings(endpoint.path) {
-            routes = routes.route(&path, endpoint.handler.clone());
+            routes = routes.route(&path, handler.clone());
         }
     }
     if app.config.ui {
-        routes = routes.merge(ui::routes());
+        let door = Door { endpoint: "page".to_owned(), area: None };
+        routes = routes.merge(ui::routes().route_layer(middleware::from_fn_with_state(door, enter)));
     }
     routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(every_response))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), guard::guard))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), every_response))
         .with_state(app)
+}
+
+/// What answers where there are too many connections.
+pub fn full() -> Routes {
+    let close = || async { ([(CONNECTION, "close")], ApiError::Connections) };
+    Routes::new().fallback(close)
+}
+
+/// Paths that need no key: those of endpoints without an area, and the pages' files.
+fn public(config: &ApiConfig) -> HashSet<String> {
+    let endpoints = openapi::endpoints().into_iter().filter(|endpoint| endpoint.area.is_none());
+    let mut paths: HashSet<String> = endpoints.flat_map(|endpoint| spellings(endpoint.path)).collect();
+    if config.ui {
+        paths.extend(ui::paths().map(str::to_owned));
+    }
+    paths
+}
+
+/// What stands in front of an endpoint.
+#[derive(Debug, Clone)]
+struct Door {
+    endpoint: String,
+    area: Option<Area>,
+}
+
+/// Lets in who may use the endpoint, and has not used up what they may have.
+async fn enter(
+    State(door): State<Door>,
+    record: Record,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    record.is_for(&door.endpoint);
+    if matches!(door.area, None | Some(Area::Metrics)) {
+        record.is_routine();
+    }
+    if let (Some(area), Some(caller)) = (door.area, record.caller())
+        && !caller.terms.allows(area)
+    {
+        return Err(ApiError::NotAllowed(area));
+    }
+    if matches!(door.area, Some(Area::Chat | Area::Audio)) {
+        record.admit()?;
+    }
+    Ok(next.run(request).await)
 }
 
 /// How a path may be written. A parameter is at its end, and takes all of the rest.
@@ -155,18 +263,28 @@ const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms"
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const NO_SNIFF: HeaderName = HeaderName::from_static("x-content-type-options");
 
-/// The headers of every response, and a line in the log that has no content.
-async fn every_response(request: Request, next: Next) -> Response {
+/// How often a client's library has sent the request before.
+const RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
+
+/// The headers of every response, and the record of every request.
+async fn every_response(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = format!("req_{}", Uuid::new_v4().simple());
-    let (method, path) = (request.method().clone(), path(request.uri()));
-    let anthropic = error::is_anthropic(&path, request.headers());
+    let record = Record::new(&app, id.clone(), request.extensions().get().copied());
+    let tally = Tally::new(&app);
+    let ending = Ending::new(&record, &request, path(request.uri()), tally.clone());
+    let timing = WantsTiming::of(request.headers());
+    let anthropic = error::is_anthropic(&path(request.uri()), request.headers());
+    if is_retry(request.headers()) {
+        app.operations.metrics.retried();
+    }
+    let mut request = request.map(|body| Body::new(Incoming { body, tally }));
+    request.extensions_mut().insert(record.clone());
     let mut response = next.run(request).await;
     if let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>().filter(|_| anthropic) {
         error.rewrite(&mut response, &id);
     }
     let ms = started.elapsed().as_millis() as u64;
-    info!(%method, path, status = response.status().as_u16(), ms, id, "request");
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(REQUEST_ID, id.clone());
@@ -175,5 +293,17 @@ async fn every_response(request: Request, next: Next) -> Response {
     headers.insert(PROCESSING_MS, HeaderValue::from(ms));
     headers.insert(VERSION, HeaderValue::from_static("2020-10-01"));
     headers.insert(NO_SNIFF, HeaderValue::from_static("nosniff"));
-    response
+    if let Some(caller) = record.caller() {
+        limits::tell(headers, &caller, app.operations.now(), anthropic);
+    }
+    if timing == WantsTiming::Yes
+        && let Ok(text) = HeaderValue::from_str(&record::timing_text(&record.timing()))
+    {
+        headers.insert(TIMING, text);
+    }
+    ending.with(response, timing)
+}
+
+fn is_retry(headers: &HeaderMap) -> bool {
+    headers.get(RETRY_COUNT).is_some_and(|count| count != "0")
 }

@@ -13,6 +13,7 @@ use super::{
     ApiError, App,
     check::{integer, value},
     error::is_anthropic,
+    record::Record,
     wire::{
         messages as anthropic,
         models::{Model, ModelList},
@@ -26,14 +27,16 @@ use crate::{
 /// Most names of a page, where a client of the Anthropic API asks for so many.
 pub(super) const MOST_LISTED: i64 = 1000;
 
-/// `GET /v1/models`
+/// `GET /v1/models`: those that may be used.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     uri: Uri,
 ) -> Result<Response, ApiError> {
     let names =
         app.models()?.models().iter().flat_map(|served| served.names().map(move |name| (served, name)));
+    let names = names.filter(|(served, name)| record.may_use(served, name));
     if is_anthropic(uri.path(), &headers) {
         let infos = names.map(|(served, name)| info(served, name)).collect();
         return Ok(Json(Page::parse(uri.query().unwrap_or(""))?.of(infos)).into_response());
@@ -90,15 +93,16 @@ impl Page {
 /// `GET /v1/models/{id}`; an id may have slashes.
 pub(super) async fn one(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     uri: Uri,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let models = app.models()?;
     // No model's name is anything but text.
-    let Path(id) = id.map_err(|_| not_found(models, "\u{fffd}"))?;
+    let id = id.map_or_else(|_| "\u{fffd}".to_owned(), |Path(id)| id);
     let id = id.strip_suffix('/').unwrap_or(&id).to_owned();
-    let served = models.find(&id).ok_or_else(|| not_found(models, &id))?;
+    let served = record.find(models, &id)?;
     if is_anthropic(uri.path(), &headers) {
         return Ok(Json(info(served, &id)).into_response());
     }
@@ -106,23 +110,27 @@ pub(super) async fn one(
 }
 
 /// The chat model of a name.
-pub(super) fn chat_model<'a>(app: &'a App, name: &str) -> Result<(&'a Served, &'a Arc<ChatModel>), ApiError> {
+pub(super) fn chat_model<'a>(
+    app: &'a App,
+    record: &Record,
+    name: &str,
+) -> Result<(&'a Served, &'a Arc<ChatModel>), ApiError> {
     let models = app.models()?;
-    let served = models.find(name).ok_or_else(|| not_found(models, name))?;
-    let model = served.chat().ok_or_else(|| wrong_model(models, served, "chat"))?;
+    let served = record.find(models, name)?;
+    let model = served.chat().ok_or_else(|| wrong_model(record, models, served, "chat"))?;
     Ok((served, model))
 }
 
-/// The error for a name that nothing here has.
-pub(super) fn not_found(models: &Router, model: &str) -> ApiError {
-    let known = models.models().iter().map(|served| served.id.clone()).collect();
-    ApiError::ModelNotFound { model: model.chars().take(200).collect(), known }
-}
-
 /// The error for a model that does something else than it is asked to do.
-pub(super) fn wrong_model(models: &Router, model: &Served, cannot: &'static str) -> ApiError {
+pub(super) fn wrong_model(
+    record: &Record,
+    models: &Router,
+    model: &Served,
+    cannot: &'static str,
+) -> ApiError {
     let kind = model.work.kind();
     let able = models.models().iter().filter(|other| other.work.kind() != kind);
+    let able = able.filter(|other| record.may_use(other, &other.id));
     ApiError::WrongModel {
         model: model.id.clone(),
         kind: kind.name(),

@@ -13,6 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{App, audio, chat, completions, messages, models, ops, responses, wire};
+use crate::access::Area;
 
 /// One thing that can be asked.
 pub(super) struct Endpoint {
@@ -24,10 +25,19 @@ pub(super) struct Endpoint {
     id: &'static str,
     summary: &'static str,
     description: &'static str,
+    /// What a key must be for; `None` for who needs none.
+    pub(super) area: Option<Area>,
     /// Who answers.
     pub(super) handler: MethodRouter<Arc<App>>,
     /// What it takes and gives.
     shape: fn(&mut Schemas) -> Shape,
+}
+
+impl Endpoint {
+    /// Its method and path, as figures and the audit log have them.
+    pub(super) fn name(&self) -> String {
+        format!("{} {}", self.method.to_ascii_uppercase(), self.path)
+    }
 }
 
 /// What an endpoint takes and gives.
@@ -61,8 +71,9 @@ impl Envelope {
     }
 }
 
-const CHAT_ERRORS: &[&str] = &["400", "404", "408", "413", "415", "429", "500", "503"];
-const MESSAGES_ERRORS: &[&str] = &["400", "404", "408", "413", "415", "500", "529"];
+const CHAT_ERRORS: &[&str] = &["400", "401", "403", "404", "408", "413", "415", "429", "431", "500", "503"];
+const MESSAGES_ERRORS: &[&str] =
+    &["400", "401", "403", "404", "408", "413", "415", "429", "431", "500", "529"];
 
 /// Everything that can be asked but for pages.
 pub(super) fn endpoints() -> Vec<Endpoint> {
@@ -75,6 +86,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             description: "With `stream`, the answer is server-sent events: each `data:` line is a chunk, the last one \
                           is `data: [DONE]`. An error after the first chunk is a `data:` line with an error object. \
                           Closing the connection ends the answer.",
+            area: Some(Area::Chat),
             handler: post(chat::completions),
             shape: chat_shape,
         },
@@ -86,6 +98,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             description: "With `stream`, the answer is server-sent events, each under the name that its `type` says, \
                           and numbered. A failure after the first event is an event `response.failed`. Closing the \
                           connection ends the answer.",
+            area: Some(Area::Chat),
             handler: post(responses::create),
             shape: responses_shape,
         },
@@ -96,6 +109,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             summary: "Goes on with a conversation, in the shapes of the Anthropic API.",
             description: "With `stream`, the answer is server-sent events, each under the name that its `type` says. \
                           An error after the first event is an event `error`. Closing the connection ends the answer.",
+            area: Some(Area::Chat),
             handler: post(messages::create),
             shape: messages_shape,
         },
@@ -105,6 +119,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             id: "countTokens",
             summary: "Counts the tokens of a prompt, pictures included, without going on with it.",
             description: "",
+            area: Some(Area::Chat),
             handler: post(messages::count_tokens),
             shape: |schemas| Shape {
                 parameters: json!([]),
@@ -127,6 +142,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             summary: "Goes on with a text, or with several.",
             description: "The older way, without a conversation and without pictures. With `stream`, the answer is \
                           server-sent events, as those of chat are.",
+            area: Some(Area::Chat),
             handler: post(completions::completions),
             shape: completion_shape,
         },
@@ -136,6 +152,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             id: "createTranscription",
             summary: "Writes down what a recording says.",
             description: SPEECH,
+            area: Some(Area::Audio),
             handler: post(audio::transcriptions),
             shape: speech_shape,
         },
@@ -145,6 +162,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             id: "createTranslation",
             summary: "Writes down in English what a recording says in any language.",
             description: SPEECH,
+            area: Some(Area::Audio),
             handler: post(audio::translations),
             shape: speech_shape,
         },
@@ -154,6 +172,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             id: "listModels",
             summary: "Lists every name that a request may use: models and their aliases.",
             description: BOTH,
+            area: Some(Area::Models),
             handler: get(models::list),
             shape: |schemas| {
                 let number = json!({"type": "integer", "minimum": 1, "maximum": models::MOST_LISTED});
@@ -171,7 +190,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                         query("after_id", "With `anthropic-version`: the page behind this name.", &text),
                         query("before_id", "With `anthropic-version`: the page in front of it.", &text),
                     ]),
-                    ..get_shape(&schema, &["400", "503"])
+                    ..get_shape(&schema, &["400", "401", "403", "503"])
                 }
             },
         },
@@ -181,6 +200,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             id: "retrieveModel",
             summary: "Tells about one name.",
             description: BOTH,
+            area: Some(Area::Models),
             handler: get(models::one),
             shape: |schemas| {
                 let anthropic = schemas.answer::<wire::messages::ModelInfo>();
@@ -193,7 +213,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                     "schema": {"type": "string"},
                 });
                 let parameters = json!([model, anthropic_version()]);
-                Shape { parameters, ..get_shape(&schema, &["404", "503"]) }
+                Shape { parameters, ..get_shape(&schema, &["401", "403", "404", "503"]) }
             },
         },
         Endpoint {
@@ -202,6 +222,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             id: "health",
             summary: "Tells whether requests can be answered, and what each model is doing.",
             description: "",
+            area: None,
             handler: get(ops::health),
             shape: |schemas| {
                 let content = json!({"application/json": {"schema": schemas.answer::<wire::ops::Health>()}});
@@ -222,11 +243,103 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             },
         },
         Endpoint {
+            path: "/live",
+            method: "get",
+            id: "live",
+            summary: "Tells whether the server works: if not, start it again.",
+            description: "Also as `/livez`.",
+            area: None,
+            handler: get(ops::live),
+            shape: state_shape,
+        },
+        Endpoint {
+            path: "/ready",
+            method: "get",
+            id: "ready",
+            summary: "Tells whether the server takes requests: its models are loaded, and it is not being stopped.",
+            description: "Also as `/readyz`.",
+            area: None,
+            handler: get(ops::ready),
+            shape: state_shape,
+        },
+        Endpoint {
+            path: "/livez",
+            method: "get",
+            id: "livez",
+            summary: "The same as `/live`.",
+            description: "",
+            area: None,
+            handler: get(ops::live),
+            shape: state_shape,
+        },
+        Endpoint {
+            path: "/readyz",
+            method: "get",
+            id: "readyz",
+            summary: "The same as `/ready`.",
+            description: "",
+            area: None,
+            handler: get(ops::ready),
+            shape: state_shape,
+        },
+        Endpoint {
+            path: "/metrics",
+            method: "get",
+            id: "metrics",
+            summary: "The server's figures, as Prometheus reads them.",
+            description: "",
+            area: Some(Area::Metrics),
+            handler: get(ops::metrics),
+            shape: |_| Shape {
+                parameters: json!([]),
+                body: None,
+                answers: vec![(
+                    "200",
+                    "Figures in the text format of Prometheus.",
+                    json!({"text/plain": {"schema": {"type": "string"}}}),
+                )],
+                errors: &["401", "403"],
+                envelope: Envelope::OpenAi,
+            },
+        },
+        Endpoint {
+            path: "/v1/usage",
+            method: "get",
+            id: "usage",
+            summary: "What was used, by day, tenant and model.",
+            description: "A tenant sees its own; a key that is for `admin` sees all.",
+            area: Some(Area::Usage),
+            handler: get(ops::usage),
+            shape: |schemas| {
+                let date = |name: &str, what: &str| {
+                    json!({
+                        "name": name,
+                        "in": "query",
+                        "description": what,
+                        "schema": {"type": "string", "format": "date"},
+                    })
+                };
+                let tenant = json!({
+                    "name": "tenant",
+                    "in": "query",
+                    "description": "Only this one's.",
+                    "schema": {"type": "string"},
+                });
+                let from = date("from", "The first day (UTC). Default: the first of the month.");
+                let to = date("to", "The last day (UTC). Default: today.");
+                Shape {
+                    parameters: json!([from, to, tenant]),
+                    ..get_shape(&schemas.answer::<wire::ops::UsageList>(), &["400", "401", "403"])
+                }
+            },
+        },
+        Endpoint {
             path: "/openapi.json",
             method: "get",
             id: "openapi",
             summary: "This description.",
             description: "",
+            area: Some(Area::Models),
             handler: get(describe),
             shape: |_| get_shape(&json!({"type": "object"}), &[]),
         },
@@ -307,6 +420,17 @@ fn speech_shape(schemas: &mut Schemas) -> Shape {
             }),
         )],
         errors: CHAT_ERRORS,
+        envelope: Envelope::OpenAi,
+    }
+}
+
+fn state_shape(schemas: &mut Schemas) -> Shape {
+    let content = json!({"application/json": {"schema": schemas.answer::<wire::ops::State>()}});
+    Shape {
+        parameters: json!([]),
+        body: None,
+        answers: vec![("200", "It is so.", content.clone()), ("503", "It is not.", content)],
+        errors: &[],
         envelope: Envelope::OpenAi,
     }
 }
@@ -413,11 +537,18 @@ fn reference(schema: Schema) -> Value {
 /// Statuses of errors, and what they mean.
 const ERRORS: &[(&str, &str)] = &[
     ("400", "A field is wrong, or asks for what this server does not do; `param` names it."),
-    ("404", "There is no such model."),
+    ("401", "The request has no key, or one that is nobody's, where the server wants keys."),
+    ("403", "The key may not be used for this, or the server is not called so."),
+    ("404", "There is no such model, or the key may not use it."),
     ("408", "The body came too slowly."),
     ("413", "The body is too large; the message names the limit."),
     ("415", "The body has another type than it must have, or it is compressed."),
-    ("429", "The queue is full; `Retry-After` says how many seconds it is likely to be so."),
+    (
+        "429",
+        "The queue is full, or the tenant has had what it may have; `Retry-After` says for how many seconds. Where \
+             `x-should-retry` is false, another try is useless.",
+    ),
+    ("431", "The request's head is too large."),
     ("500", "The server failed; its log says how, under the id in `x-request-id`."),
     ("503", "The models are being loaded, or the server is stopping."),
 ];
@@ -479,8 +610,16 @@ pub fn document() -> Value {
             "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
         },
         "servers": [{"url": "/"}],
+        "security": [{"bearer": []}, {"key": []}, {}],
         "paths": paths,
-        "components": {"schemas": schemas.definitions(), "responses": responses},
+        "components": {
+            "schemas": schemas.definitions(),
+            "responses": responses,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
     })
 }
 

@@ -14,11 +14,14 @@ use axum::{
 };
 
 use self::{answer::Base, parse::Responses};
-use super::{ApiError, App, chat, json, models::chat_model, params::Parsed, wire::responses as wire};
+use super::{
+    ApiError, App, chat, json, models::chat_model, params::Parsed, record::Record, wire::responses as wire,
+};
 
 /// `POST /v1/responses`
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    record: Record,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -27,10 +30,11 @@ pub(super) async fn create(
         json::read::<wire::ResponsesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let Responses { chat, stream, echo } = Responses::parse(value, &app.config.media)?;
-    let (served, model) = chat_model(&app, &chat.model)?;
-    let place = served.handle.reserve()?;
+    let (served, model) = chat_model(&app, &record, &chat.model)?;
+    let place = record.reserve(served)?;
     let base = Base::new(served, echo);
-    let answer = chat::submit(&app, served, model, place, chat).await.map_err(ApiError::of_input)?;
+    let answer =
+        chat::submit(&app, &record, (served, model), place, chat).await.map_err(ApiError::of_input)?;
     let mut response = match stream {
         true => answer::stream(base, answer),
         false => Json(answer::collect(answer).await?.response(&base)).into_response(),

@@ -58,6 +58,11 @@ pub(super) fn routes() -> Routes<Arc<App>> {
     })
 }
 
+/// Their paths.
+pub(super) fn paths() -> impl Iterator<Item = &'static str> {
+    ASSETS.iter().map(|(path, ..)| *path)
+}
+
 fn asset(kind: &'static str, content: &'static [u8], tag: &HeaderValue, headers: &HeaderMap) -> Response {
     let known = headers.get(IF_NONE_MATCH) == Some(tag);
     let mut response = if known {

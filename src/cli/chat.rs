@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::client::{Client, Own, OwnModel};
+use super::client::{ApiKey, Client, Own, OwnModel};
 use crate::router::Kind;
 
 #[derive(Debug, Args)]
@@ -36,6 +36,8 @@ pub(super) struct Chat {
         conflicts_with = "model"
     )]
     url: String,
+    #[command(flatten)]
+    key: ApiKey,
     /// A checkpoint folder or hub id to load for this question, instead of asking a server
     #[arg(long, short, value_name = "PATH_OR_HUB_ID")]
     model: Option<String>,
@@ -71,7 +73,7 @@ impl Chat {
     }
 
     fn ask(&self, url: &str) -> anyhow::Result<()> {
-        let client = Client::new(url);
+        let client = Client::new(url, &self.key);
         let model = match &self.name {
             Some(name) => name.clone(),
             None => client.first_model(Kind::Chat)?,

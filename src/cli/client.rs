@@ -10,8 +10,14 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use clap::Args;
 use serde_json::Value;
 use tokio::{net::TcpListener, runtime::Runtime};
+use ureq::{
+    SendBody,
+    http::{HeaderValue, Request, header::AUTHORIZATION},
+    middleware::MiddlewareNext,
+};
 
 use super::{log, progress};
 use crate::{
@@ -21,6 +27,14 @@ use crate::{
     router::{Kind, Router},
     server,
 };
+
+/// The key for a server.
+#[derive(Debug, Clone, Default, Args)]
+pub(super) struct ApiKey {
+    /// The key for the server; better given in the environment, where others do not see it
+    #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true, value_name = "KEY", help_heading = "Who")]
+    api_key: Option<String>,
+}
 
 /// A server that can be asked.
 #[derive(Debug)]
@@ -32,12 +46,21 @@ pub(super) struct Client {
 
 impl Client {
     /// The server at a URL, as people write them.
-    pub(super) fn new(url: &str) -> Self {
+    pub(super) fn new(url: &str, key: &ApiKey) -> Self {
         let base = base_of(url);
         let mut agent = ureq::Agent::config_builder().http_status_as_error(false);
         if is_here(&base) {
             // A proxy leads elsewhere.
             agent = agent.proxy(None);
+        }
+        // What cannot be a header is no key, and is answered so.
+        let bearer = key.api_key.as_ref().filter(|key| !key.is_empty());
+        let bearer = bearer.and_then(|key| HeaderValue::try_from(format!("Bearer {key}")).ok());
+        if let Some(bearer) = bearer {
+            agent = agent.middleware(move |mut request: Request<SendBody<'_>>, next: MiddlewareNext<'_>| {
+                request.headers_mut().insert(AUTHORIZATION, bearer.clone());
+                next.handle(request)
+            });
         }
         Self { agent: agent.build().into(), base }
     }
@@ -229,7 +252,7 @@ mod tests {
             ("a:1/v1", "http://a:1"),
             ("https://a/b/v1", "https://a/b"),
         ] {
-            assert_eq!(Client::new(url).base, base);
+            assert_eq!(Client::new(url, &ApiKey::default()).base, base);
         }
     }
 }

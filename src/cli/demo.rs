@@ -13,7 +13,12 @@ use clap::Args;
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::{client::Client, log, progress, serve::stop_signal, transcribe};
+use super::{
+    client::{ApiKey, Client},
+    log, progress,
+    serve::stop_signal,
+    transcribe,
+};
 use crate::{
     api::App,
     config::{LogFormat, Settings},
@@ -56,7 +61,7 @@ impl Demo {
         )?;
         let once = self.once || !out.is_terminal();
         let base = url.clone();
-        let asked = tokio::task::spawn_blocking(move || ask(&Client::new(&base)));
+        let asked = tokio::task::spawn_blocking(move || ask(&Client::new(&base, &ApiKey::default())));
         tokio::select! {
             result = asked => result??,
             // Stopped meanwhile.

@@ -1,15 +1,18 @@
 //! The command line: one file per command.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is what a command line is for")]
 
+mod audit;
 mod bench;
 mod chat;
 mod client;
 mod demo;
+mod keys;
 mod plan;
 mod progress;
 mod pull;
 mod serve;
 mod transcribe;
+mod usage;
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
@@ -122,6 +125,29 @@ Examples:
   percept transcribe anruf.wav --speakers Agent,Caller --language german --translate
   ffmpeg -i stream.ts -f wav - | percept transcribe - --model openai/whisper-tiny")]
     Transcribe(Box<transcribe::Transcribe>),
+    /// Say who may use a server and how much of it: tenants and their keys
+    #[command(after_help = "\
+Examples:
+  percept keys add acme --keys keys.toml --requests-per-minute 60 --tokens-per-month 5000000
+  percept keys add prometheus --keys keys.toml --endpoints metrics
+  percept keys list --keys keys.toml
+  percept keys revoke key_0123456789abcdef --keys keys.toml
+  percept serve --keys keys.toml --host 0.0.0.0")]
+    Keys(keys::Keys),
+    /// Tell what was used, by day, tenant and model
+    #[command(after_help = "\
+Examples:
+  percept usage                                       this month, from the server on this machine
+  percept usage --audit audit/ --from 2026-01-01      from an audit log, as far as it goes back
+  percept usage --tenant acme --json")]
+    Usage(usage::Usage),
+    /// Check and print the audit log of percept serve --audit
+    #[command(after_help = "\
+Examples:
+  percept audit verify --audit audit/
+  percept audit verify --audit audit/ --expect HASH_THAT_WAS_NOTED
+  percept audit export --audit audit/ --from 2026-11-01 --tenant acme --format csv > november.csv")]
+    Audit(audit::Audit),
     /// Measure how fast a server is, this one or another
     ///
     /// Sends questions, pictures or recordings to any server with OpenAI's API, so many at once or so many a second, and
@@ -141,6 +167,9 @@ pub fn run() -> ExitCode {
         Command::Pull(pull) => pull.run(cli.config.as_deref()),
         Command::Chat(chat) => chat.run(cli.config.as_deref()),
         Command::Transcribe(transcribe) => transcribe.run(cli.config.as_deref()),
+        Command::Keys(keys) => keys.run(cli.config.as_deref()),
+        Command::Usage(usage) => usage.run(cli.config.as_deref()),
+        Command::Audit(audit) => audit.run(cli.config.as_deref()),
         Command::Bench(bench) => bench.run(cli.config.as_deref()),
     };
     match result {

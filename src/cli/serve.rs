@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -19,6 +19,7 @@ use crate::{
     config::Settings,
     demo,
     hub::Source,
+    operations::Operations,
     router::{Kind, Router},
     server::{self, ServerConfig},
 };
@@ -40,16 +41,25 @@ pub(super) fn run(settings: Settings, file: Option<&Path>) -> anyhow::Result<()>
 
 /// Listens at once, so that a taken port is known before minutes of loading, and answers 503 until all is loaded.
 async fn serve(config: ServerConfig) -> anyhow::Result<()> {
+    let reachable = !config.address.ip().is_loopback();
+    if reachable && config.operations.keys.is_none() {
+        if !config.insecure_no_keys {
+            bail!(
+                "{} can be reached from elsewhere, and there are no keys: make one with percept keys add, and give the \
+                 file with --keys; or say --insecure-no-keys, where something else guards the server",
+                config.address.ip()
+            );
+        }
+        warn!(address = %config.address, "anyone who can reach this address can use the server");
+    }
+    let operations = Operations::open(&config.operations)?;
     let listener = TcpListener::bind(config.address).await.with_context(|| {
         format!("cannot listen on {}; choose another with --host or --port", config.address)
     })?;
     let address = listener.local_addr()?;
-    if !address.ip().is_loopback() {
-        warn!(%address, "anyone who can reach this address can use the server: it has no access control yet");
-    }
     let demo = config.models.iter().all(|model| matches!(model.source, Source::Embedded(_)));
     let page = config.api.ui;
-    let app = App::new(config.api.clone());
+    let app = App::guarded(config.api.clone(), operations);
     let running = tokio::spawn(server::run(listener, Arc::clone(&app), stop_signal()?, config.drain));
     let loading =
         tokio::task::spawn_blocking(move || server::load(&config, progress::bar, progress::loading));

@@ -19,7 +19,7 @@ use indicatif::MultiProgress;
 use serde_json::Value;
 
 use self::files::Input;
-use super::client::{Client, Own, OwnModel};
+use super::client::{ApiKey, Client, Own, OwnModel};
 use crate::router::Kind;
 use crate::speech::{
     Segment, Word,
@@ -104,6 +104,8 @@ pub(super) struct Transcribe {
         help_heading = "Who"
     )]
     url: String,
+    #[command(flatten)]
+    key: ApiKey,
     /// A checkpoint folder or hub id to load for this, instead of asking a server
     #[arg(long, short, value_name = "PATH_OR_HUB_ID", help_heading = "Who")]
     model: Option<String>,
@@ -186,7 +188,7 @@ impl Transcribe {
     /// Transcribes some recordings at once, in the order in which they were named. One that fails does not keep the
     /// others.
     fn ask(&self, url: &str, inputs: &[Input], formats: &[Format]) -> anyhow::Result<()> {
-        let client = Client::new(url);
+        let client = Client::new(url, &self.key);
         let model = match &self.name {
             Some(name) => name.clone(),
             None => client.first_model(Kind::Speech)?,

@@ -141,6 +141,13 @@ impl EncoderCache {
             .insert(key, Arc::new(Entry { rows: count, pins: AtomicUsize::new(0) }));
     }
 
+    /// Forgets all rows. Who has some keeps them.
+    pub(super) fn clear(&mut self) {
+        lock(&self.index.entries).known.clear();
+        self.rows.clear();
+        self.held = 0;
+    }
+
     fn make_room(&mut self, count: usize) -> bool {
         let known = &mut lock(&self.index.entries).known;
         while self.held + count > self.capacity {

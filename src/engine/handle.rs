@@ -7,6 +7,7 @@ use std::sync::{
 };
 
 use percept_models::nn::sample::Drawn;
+use prometheus::{Histogram, HistogramOpts, exponential_buckets};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
     pages::Key,
     scheduler::FinishReason,
     sequence::{SeqId, together},
+    work::Work,
 };
 use crate::request::{Prompt, Request};
 
@@ -105,6 +107,9 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     /// Finish what was accepted, then end.
     Drain,
+    /// Meet a mistake of the engine's own.
+    #[cfg(test)]
+    Crash,
 }
 
 /// A request with its way back.
@@ -113,6 +118,7 @@ pub(super) struct Submission {
     pub(super) id: SeqId,
     pub(super) request: Request,
     pub(super) events: mpsc::UnboundedSender<Event>,
+    pub(super) work: Work,
     /// Its place in the queue, given up when it starts to run; a part of work that was accepted has none.
     pub(super) place: Option<OwnedSemaphorePermit>,
 }
@@ -141,22 +147,28 @@ pub struct Handle {
 pub struct Place {
     handle: Handle,
     permit: OwnedSemaphorePermit,
+    work: Work,
 }
 
 impl Place {
+    /// What is taken by all that is asked in this place, while it is and when it is over.
+    pub fn work(&self) -> Work {
+        self.work.clone()
+    }
+
     /// Queues the request.
     ///
     /// # Errors
     /// When the engine has stopped.
     pub fn submit(self, request: Request) -> Result<Events, Refused> {
-        let Turn { handle, number, .. } = self.turn();
-        handle.send(SeqId(number * MOST_PARTS), request, Some(self.permit))
+        let Turn { handle, number, work, .. } = self.turn();
+        handle.send(SeqId(number * MOST_PARTS), request, work, Some(self.permit))
     }
 
     /// A turn for a part of larger work, which keeps the place until all of it is done.
     pub fn turn(&self) -> Turn {
         let number = self.handle.next.fetch_add(1, Relaxed);
-        Turn { handle: self.handle.clone(), number, parts: AtomicU64::new(0) }
+        Turn { handle: self.handle.clone(), number, parts: AtomicU64::new(0), work: self.work.clone() }
     }
 }
 
@@ -167,6 +179,7 @@ pub struct Turn {
     number: u64,
     /// Requests so far.
     parts: AtomicU64,
+    work: Work,
 }
 
 /// Requests that a turn can have: more than all steps of all beams at all temperatures.
@@ -179,7 +192,7 @@ impl Turn {
     /// When the engine has stopped.
     pub fn submit(&self, request: Request) -> Result<Events, Refused> {
         let id = SeqId(self.number * MOST_PARTS + self.parts.fetch_add(1, Relaxed));
-        self.handle.send(id, request, None)
+        self.handle.send(id, request, self.work.clone(), None)
     }
 }
 
@@ -187,12 +200,31 @@ impl Turn {
 #[derive(Debug)]
 pub struct Events {
     receiver: mpsc::UnboundedReceiver<Event>,
+    work: Work,
+    status: Arc<Status>,
+    /// Tokens so far.
+    tokens: usize,
 }
 
 impl Events {
     /// The next event; after [`Event::Finished`] or [`Event::Failed`] there is none.
     pub async fn next(&mut self) -> Event {
-        self.receiver.recv().await.unwrap_or(Event::Failed(EngineError::Stopped))
+        let event = self.receiver.recv().await.unwrap_or(Event::Failed(EngineError::Stopped));
+        match &event {
+            Event::Token(_) => {
+                self.tokens += 1;
+                let gap = self.work.token();
+                if let Some(gap) = gap.filter(|_| self.tokens > 1) {
+                    self.status.gap_seconds.observe(gap.as_secs_f64());
+                }
+            }
+            Event::Finished { generated, .. } => {
+                self.work.finished(generated.saturating_sub(self.tokens) as u64)
+            }
+            Event::Failed(_) => self.work.failed(),
+            Event::Started { .. } | Event::Probability(_) | Event::Aligned(_) => {}
+        }
+        event
     }
 }
 
@@ -207,7 +239,7 @@ impl Handle {
             return Err(Refused::Stopped);
         }
         let permit = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| self.busy())?;
-        Ok(Place { handle: self.clone(), permit })
+        Ok(Place { handle: self.clone(), permit, work: Work::default() })
     }
 
     /// Queues a request that is ready.
@@ -222,12 +254,14 @@ impl Handle {
         &self,
         id: SeqId,
         request: Request,
+        work: Work,
         place: Option<OwnedSemaphorePermit>,
     ) -> Result<Events, Refused> {
         let (events, receiver) = mpsc::unbounded_channel();
-        let submission = Submission { id, request, events, place };
+        work.queued(request.prompt.tokens.len());
+        let submission = Submission { id, request, events, work: work.clone(), place };
         self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refused::Stopped)?;
-        Ok(Events { receiver })
+        Ok(Events { receiver, work, status: Arc::clone(&self.status), tokens: 0 })
     }
 
     /// Keeps the encoded rows of a medium, if they are in the cache.
@@ -293,7 +327,7 @@ impl Handle {
 }
 
 /// Figures of an engine, each true at some recent moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Status {
     pub(super) alive: AtomicBool,
     pub(super) draining: AtomicBool,
@@ -304,6 +338,55 @@ pub struct Status {
     pub(super) steps: AtomicU64,
     /// How long an answer takes from its first step, smoothed.
     pub(super) answer_ms: AtomicU64,
+    pub(super) restarts: AtomicU64,
+    pub(super) prompt_tokens: AtomicU64,
+    pub(super) reused_tokens: AtomicU64,
+    pub(super) encoder_hits: AtomicU64,
+    pub(super) encoder_misses: AtomicU64,
+    pub(super) step_seconds: Histogram,
+    pub(super) step_rows: Histogram,
+    pub(super) step_sequences: Histogram,
+    pub(super) gap_seconds: Histogram,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        let histogram = |name: &str, help: &str, least: f64, factor: f64, count: usize| {
+            let buckets = exponential_buckets(least, factor, count).expect("they ascend");
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("its name is one")
+        };
+        Self {
+            alive: AtomicBool::default(),
+            draining: AtomicBool::default(),
+            running: AtomicUsize::default(),
+            pages_used: AtomicUsize::default(),
+            pages_total: AtomicUsize::default(),
+            preemptions: AtomicU64::default(),
+            steps: AtomicU64::default(),
+            answer_ms: AtomicU64::default(),
+            restarts: AtomicU64::default(),
+            prompt_tokens: AtomicU64::default(),
+            reused_tokens: AtomicU64::default(),
+            encoder_hits: AtomicU64::default(),
+            encoder_misses: AtomicU64::default(),
+            step_seconds: histogram(
+                "percept_step_seconds",
+                "Time of a step, encoding included.",
+                0.001,
+                2.0,
+                15,
+            ),
+            step_rows: histogram("percept_step_rows", "Rows (tokens) of a step.", 1.0, 2.0, 14),
+            step_sequences: histogram("percept_step_sequences", "Requests in a step.", 1.0, 2.0, 10),
+            gap_seconds: histogram(
+                "percept_inter_token_seconds",
+                "Time between two tokens of an answer.",
+                0.001,
+                2.0,
+                15,
+            ),
+        }
+    }
 }
 
 impl Status {
@@ -330,5 +413,25 @@ impl Status {
     /// Steps since the start.
     pub fn steps(&self) -> u64 {
         self.steps.load(Relaxed)
+    }
+
+    /// How often the engine lost its requests and began anew.
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Relaxed)
+    }
+
+    /// Tokens of prompts that were started, and those of them that were in the cache.
+    pub fn prompt_tokens(&self) -> (u64, u64) {
+        (self.prompt_tokens.load(Relaxed), self.reused_tokens.load(Relaxed))
+    }
+
+    /// Media whose rows were in the encoder cache, and media that were encoded.
+    pub fn encoder(&self) -> (u64, u64) {
+        (self.encoder_hits.load(Relaxed), self.encoder_misses.load(Relaxed))
+    }
+
+    /// How long steps take and what is in them, and how long a token takes: `percept_step_seconds` and so on.
+    pub fn histograms(&self) -> [&Histogram; 4] {
+        [&self.step_seconds, &self.step_rows, &self.step_sequences, &self.gap_seconds]
     }
 }

@@ -7,8 +7,10 @@ mod pages;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod work;
 
 use std::{
+    any::Any,
     collections::{BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -46,6 +48,7 @@ pub use self::{
     pages::Key,
     scheduler::{FinishReason, Limits, Outcome, Plan, Scheduler},
     sequence::{Memory, SeqId, Sequence, Span},
+    work::{Figures, Work},
 };
 use crate::{
     media::Picture,
@@ -117,6 +120,9 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
     })
 }
 
+/// How often an engine begins anew without a step in between, until it ends.
+const MOST_IN_VAIN: usize = 8;
+
 struct Engine {
     model: Box<dyn Model>,
     preprocess: Arc<dyn Preprocess>,
@@ -130,7 +136,7 @@ struct Engine {
     status: Arc<Status>,
     /// Places in the queue that are free; all of them when no request is anywhere.
     queue: Arc<Semaphore>,
-    queue_size: usize,
+    config: EngineConfig,
     draining: bool,
     /// Whether the network hears, instead of seeing.
     hears: bool,
@@ -139,6 +145,7 @@ struct Engine {
 /// What the engine keeps of a request besides its sequence.
 struct Client {
     events: UnboundedSender<Event>,
+    work: Work,
     media: Vec<ClientMedia>,
     readout: Readout,
     /// Its place in the queue, until it runs.
@@ -196,13 +203,32 @@ impl Engine {
             commands,
             status,
             queue,
-            queue_size: config.queue,
+            config,
             draining: false,
         })
     }
 
     fn run(mut self) {
         let alive = Alive(Arc::clone(&self.status));
+        let (mut in_vain, mut steps) = (0, self.status.steps());
+        // What a step does is guarded by itself. What remains is a mistake in what stands around it, and that must not
+        // end the server.
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve())) {
+            error!(panic = panic_text(&*panic), requests = self.clients.len(), "the engine begins anew");
+            in_vain = if self.status.steps() == steps { in_vain + 1 } else { 0 };
+            steps = self.status.steps();
+            if in_vain == MOST_IN_VAIN {
+                error!("the engine has begun anew too often");
+                break;
+            }
+            self.begin_anew();
+        }
+        drop(alive);
+        info!("engine ended");
+    }
+
+    /// Steps as long as there is anything to do, or could be.
+    fn serve(&mut self) {
         while self.receive() {
             self.drop_cancelled();
             if !self.scheduler.is_idle() {
@@ -212,8 +238,20 @@ impl Engine {
                 self.report();
             }
         }
-        drop(alive);
-        info!("engine ended");
+    }
+
+    /// Fails all requests, and forgets all that may be half changed. The network is not, which nothing changes.
+    fn begin_anew(&mut self) {
+        for (_, client) in self.clients.drain() {
+            // Whoever has left does not mind.
+            let _ = client.events.send(Event::Failed(EngineError::Step));
+        }
+        let EngineConfig { limits, pages, page_size, vocabulary, .. } = self.config;
+        self.scheduler = Scheduler::new(limits, pages, page_size);
+        self.sampler = Sampler::new(vocabulary);
+        self.encoded.clear();
+        self.status.restarts.fetch_add(1, Relaxed);
+        self.report();
     }
 
     /// Takes commands, waiting for one when there is nothing else to do. False when the engine should end.
@@ -234,7 +272,7 @@ impl Engine {
     /// in several parts.
     fn wait(&self) -> Option<Command> {
         const LOOK: Duration = Duration::from_millis(20);
-        while self.draining && self.queue.available_permits() < self.queue_size {
+        while self.draining && self.queue.available_permits() < self.config.queue {
             match self.commands.recv_timeout(LOOK) {
                 Ok(command) => return Some(command),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -247,20 +285,16 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => {
-                let Submission { id, request, events, place } = *submission;
-                self.submit(id, request, events, place);
+                self.submit(*submission);
             }
             Command::Drain => self.draining = true,
+            #[cfg(test)]
+            Command::Crash => panic!("as it was asked to"),
         }
     }
 
-    fn submit(
-        &mut self,
-        id: SeqId,
-        request: Request,
-        events: UnboundedSender<Event>,
-        place: Option<OwnedSemaphorePermit>,
-    ) {
+    fn submit(&mut self, submission: Submission) {
+        let Submission { id, request, events, work, place } = submission;
         let spans = request.prompt.spans.into_iter().zip(&request.media);
         let span = |(span, medium): (request::Span, &Media)| Span {
             rows: span.rows,
@@ -292,7 +326,7 @@ impl Engine {
         }
         debug!(sequence = id.0, prompt = sequence.prompt, most, "queued");
         let readout = request.readout;
-        self.clients.insert(id, Client { events, media, readout, place, started: None });
+        self.clients.insert(id, Client { events, work, media, readout, place, started: None });
         self.scheduler.submit(sequence);
     }
 
@@ -337,11 +371,28 @@ impl Engine {
         // Before anyone leaves the queue: whoever looks sees each request wait or run.
         self.report();
         self.start(&plan);
+        let began = Instant::now();
         let mut events = self.encode(&mut plan);
         events.extend(self.remember(&mut plan));
+        let parts = Instant::now();
         events.extend(self.compute(&plan.parts));
-        self.status.steps.fetch_add(1, Relaxed);
+        self.count(&plan.parts, began, parts.elapsed());
         events
+    }
+
+    /// Counts a step that began at some time, and what its parts took, which each had a share in by its rows.
+    fn count(&self, parts: &[(SeqId, usize)], began: Instant, took: Duration) {
+        let rows: usize = parts.iter().map(|(_, rows)| rows).sum();
+        for (id, share) in parts {
+            if let Some(client) = self.clients.get(id) {
+                client.work.computed(took.mul_f64(*share as f64 / rows.max(1) as f64));
+            }
+        }
+        let status = &self.status;
+        status.steps.fetch_add(1, Relaxed);
+        status.step_seconds.observe(began.elapsed().as_secs_f64());
+        status.step_rows.observe(rows as f64);
+        status.step_sequences.observe(parts.len() as f64);
     }
 
     /// Computes parts of a plan. When that fails it is tried in halves, so that only those fail who cannot be computed
@@ -478,17 +529,24 @@ impl Engine {
             let Some(client) = self.clients.get_mut(id).filter(|client| client.started.is_none()) else {
                 continue;
             };
-            let reused = self.scheduler.sequence(*id).and_then(|sequence| sequence.reused).unwrap_or(0);
+            let sequence = self.scheduler.sequence(*id);
+            let reused = sequence.and_then(|sequence| sequence.reused).unwrap_or(0);
+            let prompt = sequence.map_or(0, |sequence| sequence.prompt);
+            self.status.prompt_tokens.fetch_add(prompt as u64, Relaxed);
+            self.status.reused_tokens.fetch_add(reused as u64, Relaxed);
+            client.work.started(reused);
             client.started = Some(Instant::now());
             client.place = None;
             for (index, medium) in client.media.iter_mut().enumerate() {
                 medium.pin = None;
                 if medium.encoded.is_some() {
+                    self.status.encoder_hits.fetch_add(1, Relaxed);
                     continue;
                 }
                 // Encoded for another request meanwhile: its pixels, and their share of memory, are free.
                 medium.encoded = self.encoded.get(&medium.key);
                 if medium.encoded.is_some() {
+                    self.status.encoder_hits.fetch_add(1, Relaxed);
                     medium.raw = None;
                     self.scheduler.encoded(*id, index);
                 }
@@ -501,6 +559,8 @@ impl Engine {
     /// Encodes the plan's media. Sequences whose media cannot be encoded leave the plan.
     fn encode(&mut self, plan: &mut Plan) -> Vec<(SeqId, Event)> {
         let mut all: Vec<Fresh> = Vec::new();
+        // Whose they are.
+        let mut fresh_of = Vec::new();
         for &(id, index) in &plan.encode {
             let Some(medium) = self.clients.get_mut(&id).map(|client| &mut client.media[index]) else {
                 continue;
@@ -511,12 +571,21 @@ impl Engine {
             if medium.encoded.is_some() || all.iter().any(|fresh| fresh.key == key) {
                 continue;
             }
+            let began = Instant::now();
             match guarded(|| self.fresh(id, index, raw)) {
-                Ok(fresh) => all.push(fresh),
+                Ok(fresh) => {
+                    all.push(fresh);
+                    fresh_of.push(id);
+                }
                 Err(error) => error!(sequence = id.0, %error, "a medium could not be prepared"),
             }
+            if let Some(client) = self.clients.get(&id) {
+                client.work.prepared(began.elapsed());
+            }
         }
+        let began = Instant::now();
         self.encode_all(&all);
+        self.share_encoding(&fresh_of, began.elapsed());
         let mut lost = BTreeSet::new();
         for &(id, index) in &plan.encode {
             let Some(medium) = self.clients.get_mut(&id).map(|client| &mut client.media[index]) else {
@@ -533,6 +602,14 @@ impl Engine {
         }
         plan.parts.retain(|part| !lost.contains(&part.0));
         lost.into_iter().map(|id| (id, Event::Failed(EngineError::Step))).collect()
+    }
+
+    /// Counts media that were encoded together, for those whose they are.
+    fn share_encoding(&self, of: &[SeqId], took: Duration) {
+        self.status.encoder_misses.fetch_add(of.len() as u64, Relaxed);
+        for client in of.iter().filter_map(|id| self.clients.get(id)) {
+            client.work.encoded(took.div_f64(of.len() as f64));
+        }
     }
 
     /// Prepares a medium that will be inside the text.
@@ -589,17 +666,28 @@ impl Engine {
     }
 
     fn try_remember(&mut self, media: &[(SeqId, usize)]) -> bool {
+        let mut began = Instant::now();
         let written = guarded(|| {
             let features = media.iter().map(|&(id, index)| {
-                let raw = self.clients.get(&id).and_then(|client| client.media[index].raw.as_ref());
-                let Some(raw) = raw else { candle_core::bail!("there is nothing to encode") };
-                self.features(raw)
+                let client = self.clients.get(&id);
+                let Some((client, raw)) =
+                    client.and_then(|client| Some((client, client.media[index].raw.as_ref()?)))
+                else {
+                    candle_core::bail!("there is nothing to encode")
+                };
+                let began = Instant::now();
+                let features = self.features(raw);
+                client.work.prepared(began.elapsed());
+                features
             });
-            let encoded = self.model.encode(&features.collect::<Result<Vec<_>, _>>()?)?;
+            let features = features.collect::<Result<Vec<_>, _>>()?;
+            began = Instant::now();
+            let encoded = self.model.encode(&features)?;
             let places = media.iter().filter_map(|&(id, index)| self.scheduler.sequence(id)?.place(index));
             let slots = self.batcher.memory_slots(places)?;
             self.model.remember(&encoded, &slots, &self.cache)
         });
+        self.share_encoding(&media.iter().map(|(id, _)| *id).collect::<Vec<_>>(), began.elapsed());
         match written {
             Ok(()) => media.iter().for_each(|&(id, index)| self.scheduler.encoded(id, index)),
             Err(ref error) => error!(media = media.len(), %error, "media could not be remembered"),
@@ -695,7 +783,7 @@ impl Engine {
             constraint: None,
         };
         let (events, mut receiver) = unbounded_channel();
-        self.submit(SeqId(0), request, events, None);
+        self.submit(Submission { id: SeqId(0), request, events, work: Work::default(), place: None });
         while !self.scheduler.is_idle() {
             let events = self.step();
             self.deliver(events);
@@ -737,11 +825,13 @@ struct Step {
 /// Runs `work`; a panic in it becomes an error.
 fn guarded<T>(work: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<T> {
     // Whatever a step touches belongs to sequences that fail with it: no half-changed state is used again.
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        candle_core::bail!("panic: {text}")
-    })
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| candle_core::bail!("panic: {}", panic_text(&*panic)))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 fn events_of(outcome: Outcome, drawn: Result<Drawn, EngineError>) -> impl Iterator<Item = Event> {
@@ -765,5 +855,83 @@ struct Alive(Arc<Status>);
 impl Drop for Alive {
     fn drop(&mut self) {
         self.0.alive.store(false, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use percept_models::{Checkpoint, LoadOptions};
+
+    use super::*;
+
+    fn engine() -> Handle {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/llava");
+        let options = LoadOptions {
+            device: Device::Cpu,
+            dtype: DType::F32,
+            fit: None,
+            most_bytes: u64::MAX,
+            progress: Box::new(|_, _| {}),
+        };
+        let loaded = percept_models::load(&Checkpoint::new(folder), options).unwrap();
+        let limits = Limits { sequences: 4, rows: 64, chunk: 64, encoded: 64, spare: 64, encode: 64 };
+        let config =
+            EngineConfig { limits, pages: 64, page_size: 16, queue: 8, context: 512, vocabulary: 400 };
+        spawn(loaded, config).unwrap()
+    }
+
+    fn submit(engine: &Handle, tokens: usize) -> Events {
+        let request = Request {
+            prompt: Prompt { tokens: (5..25).collect(), spans: Vec::new() },
+            media: Vec::new(),
+            sampling: Sampling::greedy(),
+            limits: request::Limits { tokens, stops: Arc::new([]) },
+            readout: Readout::Answer,
+        };
+        engine.submit(request).unwrap()
+    }
+
+    /// The tokens of an answer, and how it ended.
+    async fn answer(mut events: Events) -> (Vec<u32>, Event) {
+        let mut tokens = Vec::new();
+        loop {
+            match events.next().await {
+                Event::Token(drawn) => tokens.push(drawn.id),
+                event if event.is_last() => return (tokens, event),
+                _ => {}
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_panics_fails_its_requests_and_goes_on() {
+        let engine = engine();
+        let (expected, _) = answer(submit(&engine, 5)).await;
+        assert_eq!(expected.len(), 5);
+        for crash in 1..=2 * MOST_IN_VAIN as u64 {
+            let mut running = submit(&engine, 400);
+            while !matches!(running.next().await, Event::Token(_)) {}
+            engine.commands.send(Command::Crash).unwrap();
+            let (_, end) = answer(running).await;
+            assert_eq!(end, Event::Failed(EngineError::Step));
+            let (tokens, end) = answer(submit(&engine, 5)).await;
+            assert_eq!((tokens, end.is_last()), (expected.clone(), true));
+            assert!(matches!(end, Event::Finished { .. }));
+            assert_eq!(engine.status().restarts(), crash);
+        }
+        assert!(engine.status().alive());
+        assert_eq!((engine.waiting(), engine.status().pages().0), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_does_nothing_but_panic_ends() {
+        let engine = engine();
+        for _ in 0..=MOST_IN_VAIN {
+            // It may have ended already.
+            let _ = engine.commands.send(Command::Crash);
+        }
+        engine.ended().await;
+        assert!(!engine.status().alive());
     }
 }

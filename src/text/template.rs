@@ -689,12 +689,14 @@ mod tests {
         }
     }
 
+    const CITIES: [&str; 2] = ["Rome", "Oslo"];
+
     /// A question, two calls, two results.
     fn with_calls(count: usize) -> Conversation {
         let call = |index: usize| Call {
             id: format!("call_{index}"),
             name: "weather".into(),
-            arguments: json!({"city": ["Rome", "Oslo"][index]}),
+            arguments: json!({"city": CITIES[index]}),
         };
         let calls =
             Message { calls: (0..count).map(call).collect(), ..turn(Role::Assistant, &["Let me see."]) };

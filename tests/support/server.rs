@@ -6,11 +6,17 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use percept::{
     api::{ApiConfig, App},
     config::Settings,
+    operations::Operations,
     router::{Router, Served},
     server::{self, ServerConfig},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
 
 use super::{Case, fixtures, llava};
 
@@ -38,7 +44,10 @@ pub fn load(config: &ServerConfig) -> Vec<Served> {
 /// Serves the fixture with these settings.
 pub async fn start(settings: Settings) -> Server {
     let config = config(settings);
-    start_with(load(&config), config.api, config.drain).await
+    let operations = Operations::open(&config.operations).unwrap();
+    let app = App::guarded(config.api.clone(), operations);
+    app.serve(Router::new(load(&config)));
+    start_app(app, config.drain).await
 }
 
 /// Serves models that are loaded.
@@ -124,8 +133,15 @@ impl Server {
 
     /// Waits until nothing runs.
     pub async fn idle(&self) {
+        self.idle_with("").await;
+    }
+
+    /// The same, where figures need a key.
+    pub async fn idle_with(&self, key: &str) {
         for _ in 0..2000 {
-            let engine = self.engine().await;
+            let health = reqwest::Client::new().get(self.path("/health")).bearer_auth(key).send();
+            let health: Value = health.await.unwrap().json().await.unwrap();
+            let engine = &health["models"][0];
             if engine["running"] == 0 && engine["waiting"] == 0 {
                 assert_eq!(engine["pages_used"], 0, "pages leaked");
                 return;
@@ -134,6 +150,20 @@ impl Server {
         }
         panic!("the engine does not come to rest");
     }
+}
+
+/// What a server answers to bytes: its status, its head in lower case, and its body. The connection is closed behind it.
+pub async fn raw(url: &str, request: &[u8]) -> (u16, String, String) {
+    let address = url.strip_prefix("http://").unwrap();
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    // A server may have heard enough before the end, and closed the connection.
+    let _ = connection.write_all(request).await;
+    let mut answer = Vec::new();
+    let _ = connection.read_to_end(&mut answer).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    (status, head.to_lowercase(), body.to_owned())
 }
 
 /// Events of a stream. Only `data:` lines and comments may be in it.

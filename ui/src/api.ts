@@ -115,6 +115,10 @@ function advice(status: number, code: string | null, seconds: number, id: string
       return "WAV, MP3, FLAC, Ogg, Opus, WebM, MP4, M4A, AIFF and CAF are understood.";
     case "context_length_exceeded":
       return "Begin a new conversation, or send fewer pictures.";
+    case "insufficient_quota":
+      return "Ask who runs the server for more, or wait until the quota begins anew.";
+    case "insufficient_permissions":
+      return "Enter another key in the settings, or ask who runs the server.";
     case "model_not_found":
       return "Reload the page: the server may have other models by now.";
   }
@@ -131,9 +135,14 @@ export async function models(): Promise<Model[]> {
   return data;
 }
 
+/** The description of the API, as OpenAPI has it. */
+export async function description(): Promise<unknown> {
+  return (await request("openapi.json")).json();
+}
+
 export async function health(): Promise<Health> {
-  // 503 is an answer, too.
-  const response = await fetch(address("health"));
+  // 503 is an answer, too. Which models there are is told to who has a key, where there are keys.
+  const response = await fetch(address("health"), key ? { headers: { Authorization: `Bearer ${key}` } } : {});
   return response.json();
 }
 

@@ -2,7 +2,7 @@
 
 import type { ComponentChild } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { address } from "./api";
+import { description, Problem } from "./api";
 import { Markdown } from "./markdown";
 
 interface Schema {
@@ -233,10 +233,16 @@ export function Docs() {
   const [document, setDocument] = useState<Document | null>(null);
   const [trouble, setTrouble] = useState("");
   useEffect(() => {
-    fetch(address("openapi.json"))
-      .then((response) => response.json())
-      .then(setDocument)
-      .catch(() => setTrouble("The description cannot be loaded. Is percept still running?"));
+    description()
+      .then((found) => setDocument(found as Document))
+      .catch((error) => {
+        const wantsKey = error instanceof Problem && (error.status === 401 || error.status === 403);
+        setTrouble(
+          wantsKey
+            ? "This server wants an API key: enter one in the settings of the playground, in this tab."
+            : "The description cannot be loaded. Is percept still running?",
+        );
+      });
   }, []);
   const operations: { method: string; path: string; operation: Operation }[] = [];
   for (const [path, methods] of Object.entries(document?.paths ?? {})) {

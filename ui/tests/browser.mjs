@@ -9,9 +9,10 @@ import { chromium } from "playwright-core";
 export const root = (path) => fileURLToPath(new URL(`../../${path}`, import.meta.url));
 export const SAMPLES = root("assets/demo/samples");
 
+export const program = process.env.PERCEPT ?? root("target/debug/percept");
+
 /** Starts percept on a free port. */
 export async function serve(...options) {
-  const program = process.env.PERCEPT ?? root("target/debug/percept");
   const server = spawn(program, ["serve", ...options, "--port", "0", "--log", "error"], {
     env: { PATH: process.env.PATH, HOME: "/nonexistent" },
     stdio: ["ignore", "pipe", "inherit"],

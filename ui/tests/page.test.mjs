@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { launch, open, root, SAMPLES, serve } from "./browser.mjs";
+import { launch, open, program, root, SAMPLES, serve } from "./browser.mjs";
 
 const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const PICTURE = join(SAMPLES, "shapes.png");
@@ -338,6 +338,28 @@ onPage("settings reach the server, and the key no disk", async (page) => {
   await page.getByRole("button", { name: /^curl/ }).click();
   const curl = await clipboard(page);
   assert.ok(!curl.includes("secret") && curl.includes("$OPENAI_API_KEY"), curl);
+});
+
+test("a server that wants a key gets it from every page", { timeout: 300_000 }, async () => {
+  const folder = mkdtempSync(join(tmpdir(), "percept-"));
+  const keys = join(folder, "keys.toml");
+  const options = { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] };
+  const key = execFileSync(program, ["keys", "add", "somebody", "--keys", keys], options).trim();
+  const other = await serve("percept-demo-vlm", "--keys", keys);
+  const { page, context } = await open(browser, other.url);
+  await page.getByRole("alert").getByText("Enter this server’s API key in the settings.").waitFor();
+  await page.locator(".load", { hasText: "idle" }).waitFor();
+  await page.goto(`${other.url}/docs`);
+  await page.getByText("This server wants an API key").waitFor();
+  await page.goto(other.url);
+  await set(page, { "API key": key });
+  await ask(page, "Hello?");
+  await finished(page);
+  await page.goto(`${other.url}/docs`);
+  await page.locator("#createChatCompletion").waitFor();
+  await context.close();
+  await other.stop();
+  rmSync(folder, { recursive: true });
 });
 
 onPage("markup in an answer stays text, and fetches nothing", async (page) => {

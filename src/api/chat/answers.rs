@@ -1,4 +1,4 @@
-//! Several answers to one prompt.
+//! Several answers in one place of the queue.
 
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
@@ -28,7 +28,8 @@ enum State {
     },
 }
 
-/// Answers that begin when the first one has: by then the prompt is in the cache, and its pictures are encoded.
+/// Answers that begin when another one to the same prompt has: by then the prompt is in the cache, and its pictures are
+/// encoded.
 struct Later {
     requests: Vec<Request>,
     turn: Turn,
@@ -53,22 +54,28 @@ impl Asked {
 }
 
 impl Answers {
-    /// Submits requests for answers to the same prompt, one at least.
+    /// Submits requests for answers, one at least `now`, and those of `later` when one of the first has begun.
     ///
     /// # Errors
     /// When the engine takes none.
-    pub(super) fn submit(place: Place, mut requests: Vec<Request>, asked: Asked) -> Result<Self, Refused> {
-        requests.reverse();
-        let first = requests.pop().ok_or(Refused::Stopped)?;
-        if requests.is_empty() {
+    pub(super) fn submit(
+        place: Place,
+        mut now: Vec<Request>,
+        mut later: Vec<Request>,
+        asked: Asked,
+    ) -> Result<Self, Refused> {
+        if now.len() == 1 && later.is_empty() {
+            let first = now.pop().ok_or(Refused::Stopped)?;
             let length = first.prompt.tokens.len();
             let answer = Answer::new(place.submit(first)?, &asked.model.text, length, asked.reading);
             return Ok(Self { answers: vec![State::Open(Box::new(answer))], later: None, turn: 0 });
         }
+        later.reverse();
         let turn = place.turn();
-        let first = asked.answer(&turn, first)?;
-        let later = Some(Later { requests, turn, _place: place, asked });
-        Ok(Self { answers: vec![first], later, turn: 0 })
+        let answers =
+            now.into_iter().map(|request| asked.answer(&turn, request)).collect::<Result<_, _>>()?;
+        let later = Some(Later { requests: later, turn, _place: place, asked });
+        Ok(Self { answers, later, turn: 0 })
     }
 
     /// How many there will be.

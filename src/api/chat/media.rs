@@ -26,6 +26,11 @@ pub(in crate::api) struct Opened {
 }
 
 impl Opened {
+    /// Pictures or frames.
+    pub(super) fn files(&self) -> usize {
+        self.files.len()
+    }
+
     /// What it takes in the prompt.
     pub(super) fn footprint(&self, model: &ChatModel) -> Result<Footprint, InvalidRequest> {
         let footprint = model.preprocess.footprint(self.size);

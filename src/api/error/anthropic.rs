@@ -81,7 +81,7 @@ fn message(invalid: &InvalidRequest) -> String {
     match invalid {
         InvalidRequest::Missing { param } => format!("{}: Field required", dotted(param)),
         // Clients look for these words to know that a conversation must become shorter.
-        InvalidRequest::ContextLength { tokens, limit } => {
+        InvalidRequest::ContextLength { tokens, limit, .. } => {
             format!("prompt is too long: {tokens} tokens > {} maximum", limit.saturating_sub(1))
         }
         InvalidRequest::CacheRows { .. } => format!("prompt is too long: {text}"),
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(message(&missing), "messages.1.content.0.text: Field required");
         let unsupported = InvalidRequest::Unsupported { param: "tools".into(), reason: "not here".into() };
         assert_eq!(message(&unsupported), "tools: not here.");
-        let long = InvalidRequest::ContextLength { tokens: 5000, limit: 4096 };
+        let long = InvalidRequest::ContextLength { param: "messages", tokens: 5000, limit: 4096 };
         assert_eq!(message(&long), "prompt is too long: 5000 tokens > 4095 maximum");
     }
 

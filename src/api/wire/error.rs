@@ -34,4 +34,9 @@ impl ErrorBody {
     ) -> Self {
         Self { error: ErrorObject { message, kind, param, code } }
     }
+
+    /// Its code, or its type where it has none: what errors are counted by.
+    pub fn class(&self) -> &'static str {
+        self.error.code.unwrap_or(self.error.kind)
+    }
 }

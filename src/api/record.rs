@@ -1,0 +1,486 @@
+//! What is known of a request while it is answered, and told when its answer has ended: to figures, to its tenant's meter,
+//! to the audit log. It ends with the last byte of the answer, or when the client leaves.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequestParts, Request},
+    http::{HeaderMap, HeaderValue, StatusCode, request::Parts},
+    response::Response,
+};
+use http_body::{Frame, SizeHint};
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+use tracing::{debug, info};
+
+use super::{ApiError, App, error::Class};
+use crate::{
+    access::{Caller, Rate, hex},
+    engine::{Figures, Place, Work},
+    operations::{Entry, Outcome, Timing},
+    router::{Router, Served},
+};
+
+/// What openai's libraries may call a request.
+const CLIENT_ID: &str = "x-client-request-id";
+/// The status that is written down for a client that left before there was one.
+const LEFT: u16 = 499;
+
+/// A request. Clones are of the same one.
+#[derive(Debug, Clone)]
+pub(super) struct Record(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    app: Arc<App>,
+    id: String,
+    began: Instant,
+    time: Timestamp,
+    peer: Option<SocketAddr>,
+    facts: Mutex<Facts>,
+}
+
+/// What becomes known.
+#[derive(Debug, Default)]
+struct Facts {
+    caller: Option<Caller>,
+    endpoint: Option<String>,
+    routine: bool,
+    model: Option<Arc<Served>>,
+    work: Option<Work>,
+    /// What was computed for it besides, by other engines.
+    besides: Vec<Work>,
+    images: u64,
+    audio_seconds: f64,
+    media: Duration,
+    /// Tokens that the tenant's meter has counted.
+    admitted: u64,
+}
+
+impl Facts {
+    /// What was computed for it. Tokens and times are those of its own engine.
+    fn figures(&self) -> Figures {
+        let mut figures = self.work.as_ref().map(Work::figures).unwrap_or_default();
+        for besides in self.besides.iter().map(Work::figures) {
+            figures.prepare += besides.prepare;
+            figures.encode += besides.encode;
+            figures.compute += besides.compute;
+        }
+        figures
+    }
+}
+
+/// The address of a client: an extension of its requests.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
+
+impl Record {
+    pub(super) fn new(app: &Arc<App>, id: String, peer: Option<Peer>) -> Self {
+        Self(Arc::new(Shared {
+            app: Arc::clone(app),
+            id,
+            began: Instant::now(),
+            time: Timestamp::now(),
+            peer: peer.map(|Peer(address)| address),
+            facts: Mutex::default(),
+        }))
+    }
+
+    /// Whose request it is, where that is known.
+    pub(super) fn caller(&self) -> Option<Caller> {
+        self.facts().caller.clone()
+    }
+
+    pub(super) fn came_from(&self, caller: Caller) {
+        self.facts().caller = Some(caller);
+    }
+
+    /// What is asked for: a method and a path of the API, never one that a client made up.
+    pub(super) fn is_for(&self, endpoint: &str) {
+        self.facts().endpoint = Some(endpoint.to_owned());
+    }
+
+    /// It is one of those that come all the time and concern nobody: it is counted, and not written down unless it is
+    /// refused.
+    pub(super) fn is_routine(&self) {
+        self.facts().routine = true;
+    }
+
+    /// Whether a model may be used by one of its names.
+    pub(super) fn may_use(&self, served: &Served, name: &str) -> bool {
+        let facts = self.facts();
+        facts.caller.as_ref().is_none_or(|caller| caller.terms.allows_model(&served.id, name))
+    }
+
+    /// The model of a name, if there is one that may be used.
+    ///
+    /// # Errors
+    /// When there is none; one that is somebody else's is none.
+    pub(super) fn find<'a>(&self, models: &'a Router, name: &str) -> Result<&'a Arc<Served>, ApiError> {
+        let Some(served) = models.find(name).filter(|served| self.may_use(served, name)) else {
+            let known = models.models().iter().filter(|served| self.may_use(served, &served.id));
+            let known = known.map(|served| served.id.clone()).collect();
+            return Err(ApiError::ModelNotFound { model: name.chars().take(200).collect(), known });
+        };
+        self.facts().model = Some(Arc::clone(served));
+        Ok(served)
+    }
+
+    /// Counts what is computed for it besides, such as by the model that writes down a recording of a conversation.
+    pub(super) fn also(&self, work: Work) {
+        self.facts().besides.push(work);
+    }
+
+    /// Takes a place in a model's queue, and counts what is computed in it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn reserve(&self, served: &Served) -> Result<Place, ApiError> {
+        let place = served.handle.reserve()?;
+        self.facts().work = Some(place.work());
+        Ok(place)
+    }
+
+    /// Whether there is anything left of the tenant's budgets, and room for another request.
+    ///
+    /// # Errors
+    /// When there is not.
+    pub(super) fn admit(&self) -> Result<(), ApiError> {
+        if let Some(Caller { terms, meter, .. }) = self.caller() {
+            let now = self.0.app.operations.now();
+            meter.check(&terms, now)?;
+            meter.take(&terms, Rate::Requests, 1.0, now)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the tokens of a prompt, before anything is computed. The answer's are counted at its end.
+    ///
+    /// # Errors
+    /// When the tenant may not use so many now.
+    pub(super) fn prompt(&self, tokens: usize) -> Result<(), ApiError> {
+        self.take(Rate::Tokens, tokens as f64)?;
+        self.facts().admitted += tokens as u64;
+        Ok(())
+    }
+
+    /// Counts pictures and frames.
+    ///
+    /// # Errors
+    /// When the tenant may not use so many now.
+    pub(super) fn images(&self, count: usize) -> Result<(), ApiError> {
+        self.take(Rate::Images, count as f64)?;
+        self.facts().images += count as u64;
+        Ok(())
+    }
+
+    /// Counts a recording.
+    ///
+    /// # Errors
+    /// When the tenant may not use so much now.
+    pub(super) fn audio(&self, seconds: f64) -> Result<(), ApiError> {
+        self.take(Rate::AudioSeconds, seconds)?;
+        self.facts().audio_seconds += seconds;
+        Ok(())
+    }
+
+    fn take(&self, what: Rate, amount: f64) -> Result<(), ApiError> {
+        if let Some(Caller { terms, meter, .. }) = self.caller() {
+            meter.take(&terms, what, amount, self.0.app.operations.now())?;
+        }
+        Ok(())
+    }
+
+    /// Counts the time that media take to be read and decoded.
+    pub(super) async fn media<T>(&self, work: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let done = work.await;
+        self.facts().media += began.elapsed();
+        done
+    }
+
+    /// How long it has taken so far, and what of that was what.
+    pub(super) fn timing(&self) -> Timing {
+        let facts = self.facts();
+        let figures = facts.figures();
+        Timing::new(self.0.began, facts.media, &figures)
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        // It is whole at every point where a holder could panic.
+        self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Record {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let record = parts.extensions.get::<Self>().cloned();
+        record.ok_or_else(|| ApiError::internal(&"a request came past what every request comes through"))
+    }
+}
+
+/// Tells that a request has ended, when it is dropped.
+pub(super) struct Ending {
+    record: Record,
+    method: String,
+    path: String,
+    /// What the client calls it.
+    client_id: Option<String>,
+    status: Option<StatusCode>,
+    error: Option<&'static str>,
+    sent: bool,
+    request: Tally,
+    response: Tally,
+}
+
+impl Ending {
+    /// The end of a request whose body is counted in `request`.
+    pub(super) fn new(record: &Record, request: &Request, path: String, tally: Tally) -> Self {
+        let client_id = request.headers().get(CLIENT_ID).and_then(|id| id.to_str().ok());
+        let client_id =
+            client_id.filter(|id| id.len() <= 512 && id.bytes().all(|byte| byte.is_ascii_graphic()));
+        Self {
+            record: record.clone(),
+            method: request.method().to_string(),
+            path,
+            client_id: client_id.map(str::to_owned),
+            status: None,
+            error: None,
+            sent: false,
+            response: tally.another(),
+            request: tally,
+        }
+    }
+
+    /// Ends when the response has.
+    pub(super) fn with(mut self, response: Response, timing: WantsTiming) -> Response {
+        self.status = Some(response.status());
+        self.error = response.extensions().get::<Class>().map(|Class(class)| *class);
+        let (parts, body) = response.into_parts();
+        self.sent = http_body::Body::is_end_stream(&body);
+        let remark = timing == WantsTiming::Yes
+            && parts.headers.get("content-type").is_some_and(|kind| kind == "text/event-stream");
+        let watched = Watched { body, ending: self, remark, remarked: false };
+        Response::from_parts(parts, Body::new(watched))
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let Self { record, method, path, client_id, status, error, sent, request, response } = &*self;
+        let Record(shared) = record;
+        let timing = record.timing();
+        let operations = &shared.app.operations;
+        let facts = record.facts();
+        let figures = facts.figures();
+        let status = status.map_or(LEFT, |status| status.as_u16());
+        let outcome = match status {
+            _ if !*sent => Outcome::Cancelled,
+            400..500 => Outcome::Refused,
+            _ if status >= 500 || figures.failed => Outcome::Failed,
+            _ => Outcome::Ok,
+        };
+        let (request_bytes, request_sha256) = request.read();
+        let (response_bytes, response_sha256) = response.read();
+        let tenant = facts.caller.as_ref().map(|caller| caller.tenant.clone());
+        let entry = Entry {
+            time: shared.time,
+            id: shared.id.clone(),
+            tenant,
+            key: facts.caller.as_ref().map(|caller| caller.key.clone()),
+            peer: shared.peer.map(|peer| peer.ip().to_string()),
+            endpoint: facts.endpoint.clone().unwrap_or_else(|| "other".to_owned()),
+            model: facts.model.as_ref().map(|served| served.id.clone()),
+            status,
+            outcome,
+            error: error.or((outcome == Outcome::Failed).then_some("server_error")).map(str::to_owned),
+            request_bytes,
+            request_sha256,
+            response_bytes,
+            response_sha256,
+            used: operations.used(&figures, facts.images, facts.audio_seconds),
+            ms: timing.total.as_millis() as u64,
+        };
+        let (caller, admitted) = (facts.caller.clone(), facts.admitted);
+        let is_routine = facts.routine && outcome != Outcome::Refused;
+        drop(facts);
+        operations.metrics.observe(&entry, &timing);
+        if is_routine {
+            debug!(method, path, status, ms = entry.ms, id = entry.id, "request");
+            return;
+        }
+        info!(
+            method,
+            path,
+            status,
+            outcome = outcome.name(),
+            ms = entry.ms,
+            id = entry.id,
+            client_id,
+            tenant = entry.tenant,
+            model = entry.model,
+            "request"
+        );
+        operations.ended(caller.as_ref(), entry, admitted);
+    }
+}
+
+/// Bytes of a body and their hash, as far as it has gone. Clones count together.
+#[derive(Clone)]
+pub(super) struct Tally(Arc<Mutex<Counted>>);
+
+struct Counted {
+    bytes: u64,
+    hash: Option<Sha256>,
+}
+
+impl Tally {
+    /// Nothing yet. Hashes are for an audit log.
+    pub(super) fn new(app: &App) -> Self {
+        let hash = app.operations.audit.is_some().then(Sha256::new);
+        Self(Arc::new(Mutex::new(Counted { bytes: 0, hash })))
+    }
+
+    /// Nothing yet, of the same kind.
+    fn another(&self) -> Self {
+        let hash = self.lock().hash.is_some().then(Sha256::new);
+        Self(Arc::new(Mutex::new(Counted { bytes: 0, hash })))
+    }
+
+    fn add(&self, data: &[u8]) {
+        let mut counted = self.lock();
+        counted.bytes += data.len() as u64;
+        if let Some(hash) = &mut counted.hash {
+            hash.update(data);
+        }
+    }
+
+    /// How many bytes there were; their hash, where there were any.
+    fn read(&self) -> (u64, Option<String>) {
+        let counted = self.lock();
+        let hash = counted.hash.as_ref().filter(|_| counted.bytes > 0);
+        (counted.bytes, hash.map(|hash| hex(&hash.clone().finalize())))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request's body whose bytes are counted.
+pub(super) struct Incoming {
+    pub(super) body: Body,
+    pub(super) tally: Tally,
+}
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            self.tally.add(data);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body, with which its request ends.
+struct Watched {
+    body: Body,
+    ending: Ending,
+    /// Whether a comment about times follows it.
+    remark: bool,
+    /// Whether that was sent. What has ended is not asked again.
+    remarked: bool,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.remarked {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.ending.response.add(data);
+                }
+                self.ending.sent = !self.remark && self.body.is_end_stream();
+            }
+            Some(Err(_)) => {}
+            None if self.remark => {
+                self.remarked = true;
+                self.ending.sent = true;
+                let text = format!(": {TIMING}: {}\n\n", timing_text(&self.ending.record.timing()));
+                self.ending.response.add(text.as_bytes());
+                return Poll::Ready(Some(Ok(Frame::data(text.into()))));
+            }
+            None => self.ending.sent = true,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.remarked || !self.remark && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Asks for the times of a request's stages, and tells them.
+pub(super) const TIMING: &str = "x-percept-timing";
+
+/// Whether a client wants to know how long the stages took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WantsTiming {
+    Yes,
+    No,
+}
+
+impl WantsTiming {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        match headers.get(TIMING).map(HeaderValue::as_bytes) {
+            None | Some(b"" | b"0" | b"false") => Self::No,
+            Some(_) => Self::Yes,
+        }
+    }
+}
+
+/// Times as `Server-Timing` has them, in milliseconds: <https://www.w3.org/TR/server-timing/>.
+pub(super) fn timing_text(timing: &Timing) -> String {
+    let stages = timing.stages().into_iter().filter(|(_, took)| *took > Duration::ZERO);
+    let first = timing.first_token.map(|first| ("first-token", first));
+    let all = stages.chain(first).chain([("total", timing.total)]);
+    let texts = all.map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1000.0));
+    texts.collect::<Vec<_>>().join(", ")
+}
