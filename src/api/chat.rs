@@ -17,12 +17,7 @@ use axum::{
 };
 use futures_util::future::try_join_all;
 
-use self::{
-    answer::Base,
-    media::Opened,
-    parse::RecordingRef,
-    tools::tells_apart,
-};
+use self::{answer::Base, media::Opened, parse::RecordingRef, tools::tells_apart};
 pub(super) use self::{
     answer::{NEVER, usage},
     answers::Answers,

@@ -212,7 +212,11 @@ pub(in crate::api) fn type_error(param: &str, expected: &str, found: &Value) -> 
 }
 
 /// A call of an earlier turn.
-pub(in crate::api) fn call(id: Option<String>, called: wire::Called, path: &str) -> Result<Call, InvalidRequest> {
+pub(in crate::api) fn call(
+    id: Option<String>,
+    called: wire::Called,
+    path: &str,
+) -> Result<Call, InvalidRequest> {
     let name = called.name.ok_or_else(|| missing(&format!("{path}.name")))?;
     let arguments = called.arguments.unwrap_or_default();
     let arguments = match serde_json::from_str(&arguments) {

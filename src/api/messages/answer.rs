@@ -174,7 +174,8 @@ impl sse::Pieces for Pieces {
                 Next::Start => match self.answers.started().await {
                     Ok(usage) => {
                         self.next = Next::Answer;
-                        let start = event(&wire::StreamEvent::MessageStart { message: self.base.message(usage) });
+                        let start =
+                            event(&wire::StreamEvent::MessageStart { message: self.base.message(usage) });
                         // As the hosted API does, so that clients meet what they must ignore before it matters.
                         self.ready.extend([start, event(&wire::StreamEvent::Ping)]);
                     }

@@ -63,8 +63,7 @@ impl Messages {
             logprobs: None,
             constrained,
         };
-        let chat =
-            Chat { model, conversation, media, recordings: Vec::new(), bare, called, stream: None };
+        let chat = Chat { model, conversation, media, recordings: Vec::new(), bare, called, stream: None };
         Ok(Self { chat, max_tokens, stream, cache })
     }
 }
@@ -114,7 +113,14 @@ impl Asked {
         };
         let tools = toolbox.as_ref().map(|toolbox| toolbox.tools.clone()).unwrap_or_default();
         let form = form(request)?;
-        Ok(Self { model, conversation: Conversation { messages, tools, continues }, media, toolbox, form, cache })
+        Ok(Self {
+            model,
+            conversation: Conversation { messages, tools, continues },
+            media,
+            toolbox,
+            form,
+            cache,
+        })
     }
 }
 
@@ -266,10 +272,12 @@ impl Reader {
             }
             wire::BlockKind::Other(other) => {
                 return Err(match &*other {
-                    "server_tool_use" | "web_search_tool_result" | "web_fetch_tool_result"
-                    | "mcp_tool_use" | "mcp_tool_result" | "container_upload" => {
-                        unsupported(&kind, "this server has no tools of its own")
-                    }
+                    "server_tool_use"
+                    | "web_search_tool_result"
+                    | "web_fetch_tool_result"
+                    | "mcp_tool_use"
+                    | "mcp_tool_result"
+                    | "container_upload" => unsupported(&kind, "this server has no tools of its own"),
                     other => {
                         let supported = "'text', 'image', 'document', 'search_result', 'tool_use', \
                                          'tool_result', 'thinking' and 'redacted_thinking'";
@@ -302,7 +310,10 @@ impl Reader {
                 (param, Files::Picture(url))
             }
             Some("file") => {
-                return Err(unsupported(&kind, "files are not kept by this server; send the picture in base64"));
+                return Err(unsupported(
+                    &kind,
+                    "files are not kept by this server; send the picture in base64",
+                ));
             }
             Some(other) => return Err(value(&kind, other, "'base64' and 'url'")),
         };
@@ -336,13 +347,19 @@ impl Reader {
                 self.leaves(content, &path, role, parts)?;
             }
             Some("base64") => {
-                return Err(unsupported(&kind, "PDF files are not read by this server; send pages as pictures"));
+                return Err(unsupported(
+                    &kind,
+                    "PDF files are not read by this server; send pages as pictures",
+                ));
             }
             Some("url") => {
                 return Err(unsupported(&kind, "documents are not fetched by this server; send their text"));
             }
             Some("file") => {
-                return Err(unsupported(&kind, "files are not kept by this server; send the document's text"));
+                return Err(unsupported(
+                    &kind,
+                    "files are not kept by this server; send the document's text",
+                ));
             }
             Some(other) => return Err(value(&kind, other, "'text' and 'content'")),
         }

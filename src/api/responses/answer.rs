@@ -172,7 +172,10 @@ impl Said {
             output: self.items.iter().enumerate().map(item).collect(),
             usage: self.end.map(|(_, usage)| wire::Usage {
                 input_tokens: usage.prompt,
-                input_tokens_details: wire::InputTokens { cached_tokens: usage.reused, cache_write_tokens: 0 },
+                input_tokens_details: wire::InputTokens {
+                    cached_tokens: usage.reused,
+                    cache_write_tokens: 0,
+                },
                 output_tokens: usage.generated,
                 output_tokens_details: wire::OutputTokens { reasoning_tokens: 0 },
                 total_tokens: usage.prompt + usage.generated,
@@ -307,10 +310,7 @@ impl Pieces {
         self.said.items.push(item);
         self.open = true;
         let Some((output_index, item)) = self.said.last() else { return };
-        send!(
-            self,
-            wire::EventKind::ItemAdded { output_index, item: item.wire(wire::Status::InProgress) }
-        );
+        send!(self, wire::EventKind::ItemAdded { output_index, item: item.wire(wire::Status::InProgress) });
         if matches!(item.kind, Kind::Message) {
             let item_id = item.id.as_str();
             send!(

@@ -46,7 +46,8 @@ impl Responses {
         refuse_unsupported(&request)?;
         let model = request.model.ok_or_else(|| missing("model"))?;
         let max_tokens = request.max_output_tokens;
-        let max_tokens = max_tokens.map(|most| integer("max_output_tokens", most, 1, i64::MAX)).transpose()?;
+        let max_tokens =
+            max_tokens.map(|most| integer("max_output_tokens", most, 1, i64::MAX)).transpose()?;
         let sampling = SamplingFields {
             temperature: request.temperature,
             top_p: request.top_p,
