@@ -724,3 +724,75 @@ async fn an_answer_goes_on_behind_its_end_where_that_is_asked_for() {
     let (status, error) = server.refuse(&request).await;
     assert_eq!((status, error["param"].as_str()), (400, Some("ignore_eos")));
 }
+
+/// An HTTP server of three paths: a picture, a way to another host, and a canary.
+async fn elsewhere(file: Vec<u8>) -> (u16, std::sync::Arc<std::sync::Mutex<Vec<String>>>) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let paths = std::sync::Arc::clone(&asked);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+            let answer = match path.as_str() {
+                "/picture" => {
+                    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", file.len());
+                    [head.into_bytes(), file.clone()].concat()
+                }
+                "/away" => format!("HTTP/1.1 302 Found\r\nlocation: http://localhost:{port}/picture\r\ncontent-length: 0\r\n\r\n").into(),
+                _ => b"HTTP/1.1 404 Not Found\r\ncontent-length: 6\r\n\r\nsecret".to_vec(),
+            };
+            paths.lock().unwrap().push(path);
+            stream.write_all(&answer).await.unwrap();
+        }
+    });
+    (port, asked)
+}
+
+#[tokio::test]
+async fn pictures_are_fetched_from_where_the_operator_says_and_nowhere_else() {
+    let name = "square_56x56.png";
+    let (port, asked) = elsewhere(std::fs::read(fixtures().join("inputs").join(name)).unwrap()).await;
+    let here = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let ask = |url: &str, text: &str| {
+        let content = json!([image_part(url), {"type": "text", "text": text}]);
+        json!({"model": "llava", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 6})
+    };
+    let closed = start(Settings::default()).await;
+    let (status, error) = closed.refuse(&ask(&here("/picture"), "what is it?")).await;
+    assert_eq!((status, &error["code"]), (400, &json!("invalid_image_url")));
+    assert!(error["message"].as_str().unwrap().contains("send the picture as a data URL"), "{error}");
+
+    let policy = format!("127.0.0.1:{port},images.example").parse().unwrap();
+    let server = start(Settings { fetch: Some(policy), ..Settings::default() }).await;
+    let sent = server.ask(&ask(&data_url(name), "what is it?")).await;
+    let fetched = server.ask(&ask(&here("/picture"), "what is it?")).await;
+    assert_eq!(fetched["choices"], sent["choices"]);
+    assert_eq!(fetched["usage"]["prompt_tokens"], sent["usage"]["prompt_tokens"]);
+    assert_eq!(*asked.lock().unwrap(), ["/picture"]);
+    for (url, part) in [
+        (here("/away"), "fetches nothing from there"),
+        (here("/missing"), "answered 404"),
+        (format!("http://localhost:{port}/picture"), "fetches nothing from there"),
+        (format!("http://user@127.0.0.1:{port}/picture"), "fetches nothing from there"),
+        ("http://169.254.169.254/latest/meta-data".into(), "fetches nothing from there"),
+        ("https://other.example/a.png".into(), "fetches nothing from there"),
+        ("file:///etc/passwd".into(), "file URLs are not fetched"),
+    ] {
+        let (status, error) = server.refuse(&ask(&url, "what is it?")).await;
+        let message = error["message"].as_str().unwrap();
+        assert_eq!((status, &error["code"]), (400, &json!("invalid_image_url")), "{url}");
+        assert!(
+            message.contains(part) && !message.contains("secret") && !message.contains("127.0"),
+            "{url}: {message}"
+        );
+    }
+    // What a text mentions is not fetched.
+    server.ask(&words(&format!("![a picture]({}) and {}", here("/canary"), here("/canary")))).await;
+    assert_eq!(*asked.lock().unwrap(), ["/picture", "/away", "/missing"]);
+}

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
 use percept_models::{Footprint, MediaSize, VideoInfo};
 
 use super::parse::{Files, MediaRef};
 use crate::{
     api::{ApiError, App},
     engine::{Key, Pin},
-    media::{self, FetchError, File, Header, MediaLimits},
+    media::{self, FetchError, File, Header, MediaLimits, remote::Fetcher},
     request::{InvalidRequest, Media, Source},
     router::{ChatModel, Served},
     text::TextModel,
@@ -52,6 +53,7 @@ pub(super) async fn open(
     if media.is_empty() {
         return Ok(Vec::new());
     }
+    let media = try_join_all(media.into_iter().map(async |medium| fetch(app, medium).await)).await?;
     let mut reader = Reader { limits: app.config.media, video: model.video(), pixels: 0, frames: 0 };
     let opened = app.decoders.run(move || {
         let mut opened = Vec::with_capacity(media.len());
@@ -63,6 +65,12 @@ pub(super) async fn open(
                 Files::Base64(data) => {
                     opened.push(reader.picture(medium.param, |most| media::read_base64(&data, most))?);
                 }
+                Files::Fetched(file) => opened.push(reader.picture(medium.param, |_| Ok(file))?),
+                Files::FetchedFrames { files, rate } => {
+                    let video = reader.count(&medium.param, files.len())?;
+                    let files = files.into_iter().map(Ok);
+                    opened.extend(reader.moments(&medium.param, files, video, rate)?);
+                }
                 Files::Frames { urls, rate } => opened.extend(reader.frames(&medium.param, urls, rate)?),
                 Files::Video { url, rate } => opened.extend(reader.video(&medium.param, &url, rate)?),
             }
@@ -70,6 +78,36 @@ pub(super) async fn open(
         Ok::<_, InvalidRequest>(opened)
     });
     Ok(opened.await.map_err(|error| ApiError::internal(&error))??)
+}
+
+/// Fetches the files of a medium that are elsewhere, where this server may.
+async fn fetch(app: &App, medium: MediaRef) -> Result<MediaRef, ApiError> {
+    let MediaRef { param, files } = medium;
+    let limits = app.config.media;
+    let file = async |param: String, url: String| {
+        let file = match Fetcher::is_remote(&url) {
+            true => app.fetcher.fetch(&url, limits.image_bytes).await,
+            false => media::read_url(&url, limits.image_bytes),
+        };
+        file.map_err(|error| InvalidRequest::PictureUrl { param, error })
+    };
+    let files = match files {
+        Files::Picture(url) if Fetcher::is_remote(&url) => Files::Fetched(file(param.clone(), url).await?),
+        Files::Frames { urls, rate } if urls.iter().any(|url| Fetcher::is_remote(url)) => {
+            // Before any of so many is fetched; what the model says to videos comes later.
+            if urls.len() > limits.video_frames {
+                let (found, limit) = (urls.len().to_string(), limits.video_frames);
+                return Err(
+                    InvalidRequest::ArrayTooLong { param, items: "frames of videos", found, limit }.into()
+                );
+            }
+            let frames = urls.into_iter().enumerate();
+            let files = frames.map(|(index, url)| file(format!("{param}[{index}]"), url));
+            Files::FetchedFrames { files: try_join_all(files).await?, rate }
+        }
+        other => other,
+    };
+    Ok(MediaRef { param, files })
 }
 
 /// Reads files of a request, and counts what they take together.

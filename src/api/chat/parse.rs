@@ -12,7 +12,7 @@ use crate::{
             tools::{Call, Called, MOST_TOOLS},
         },
     },
-    media::MediaLimits,
+    media::{File, MediaLimits},
     request::{InvalidRequest, Sampling},
     text::{self, Conversation, Message, Part, Role, TextModel},
 };
@@ -92,8 +92,12 @@ pub(in crate::api) enum Files {
     Picture(String),
     /// A picture in base64.
     Base64(String),
+    /// A picture that was fetched.
+    Fetched(File),
     /// A video: a picture behind each URL, so many a second.
     Frames { urls: Vec<String>, rate: f64 },
+    /// A video of pictures of which some were fetched, so many a second.
+    FetchedFrames { files: Vec<File>, rate: f64 },
     /// A video: pictures in one URL, so many a second.
     Video { url: String, rate: f64 },
 }
