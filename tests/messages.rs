@@ -155,7 +155,7 @@ async fn a_stream_has_the_events_that_clients_check() {
     let events = stream(&server, &golden_message(case)).await;
     let names: Vec<_> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     let (first, rest) = names.split_at(3);
-    assert_eq!(first, ["message_start", "content_block_start", "ping"]);
+    assert_eq!(first, ["message_start", "ping", "content_block_start"]);
     let (deltas, last) = rest.split_at(rest.len() - 3);
     assert_eq!(last, ["content_block_stop", "message_delta", "message_stop"]);
     assert!(deltas.len() > 3 && deltas.iter().all(|name| *name == "content_block_delta"), "{names:?}");
@@ -171,7 +171,7 @@ async fn a_stream_has_the_events_that_clients_check() {
         "output_tokens": 0,
     });
     assert_eq!(message["usage"], usage);
-    assert_eq!(events[1]["content_block"], json!({"type": "text", "text": ""}));
+    assert_eq!(events[2]["content_block"], json!({"type": "text", "text": ""}));
     for event in &events[3..names.len() - 3] {
         assert_eq!(event["index"], 0);
         assert_eq!(event["delta"]["type"], "text_delta");
@@ -437,7 +437,7 @@ async fn bad_requests_are_told_with_the_path_of_the_field() {
         (
             source("image", json!({"type": "base64", "media_type": "image/png", "data": "aGVsbG8="})),
             "messages.0.content.1.source.data",
-            "image",
+            "no picture",
         ),
         (source("image", json!({"type": "url"})), "messages.0.content.1.source.url", "Field required"),
         (
@@ -706,4 +706,260 @@ async fn models_are_listed_in_both_shapes() {
     // The other shape is as it was.
     let list: Value = server.get("/v1/models").await.json().await.unwrap();
     assert_eq!(list["object"], "list");
+}
+
+fn weather() -> Value {
+    json!({
+        "name": "weather",
+        "description": "Tells the weather of a city.",
+        "input_schema": {"type": "object", "properties": {"city": {"enum": ["rome", "oslo"]}}, "required": ["city"]},
+    })
+}
+
+fn clock() -> Value {
+    json!({"type": "custom", "name": "clock", "input_schema": {"type": "object", "additionalProperties": false}})
+}
+
+/// Blocks of a streamed answer, put together as clients do it.
+fn blocks(events: &[Value]) -> Vec<Value> {
+    let mut blocks: Vec<Value> = Vec::new();
+    let (mut open, mut input) = (false, String::new());
+    for event in events {
+        match event["type"].as_str().unwrap() {
+            "content_block_start" => {
+                assert!(!open, "a block begins inside of another");
+                assert_eq!(event["index"], blocks.len());
+                let block = event["content_block"].clone();
+                assert!(block["type"] == "text" || block["input"] == json!({}), "{block}");
+                blocks.push(block);
+                (open, input) = (true, String::new());
+            }
+            "content_block_delta" => {
+                assert!(open && event["index"] == blocks.len() - 1, "{event}");
+                let block = blocks.last_mut().unwrap();
+                match event["delta"]["type"].as_str().unwrap() {
+                    "text_delta" => {
+                        let text = block["text"].as_str().unwrap().to_owned();
+                        block["text"] = json!(text + event["delta"]["text"].as_str().unwrap());
+                    }
+                    other => {
+                        assert_eq!(other, "input_json_delta");
+                        input += event["delta"]["partial_json"].as_str().unwrap();
+                    }
+                }
+            }
+            "content_block_stop" => {
+                open = false;
+                let block = blocks.last_mut().unwrap();
+                if block["type"] == "tool_use" {
+                    block["input"] = serde_json::from_str(&input).unwrap();
+                }
+            }
+            _ => {}
+        }
+    }
+    assert!(!open, "a block does not end");
+    blocks
+}
+
+#[tokio::test]
+async fn functions_are_called_as_they_may_be() {
+    let server = start(Settings { max_sequences: Some(32), ..Settings::default() }).await;
+    for (choice, names, most) in [
+        (json!({"type": "any"}), &["weather", "clock"][..], 128),
+        (json!({"type": "any", "disable_parallel_tool_use": true}), &["weather", "clock"], 1),
+        (json!({"type": "tool", "name": "weather"}), &["weather"], 1),
+        (json!({"type": "tool", "name": "clock"}), &["clock"], 1),
+    ] {
+        for seed in 0..3 {
+            let mut body = say(&json!("what is the weather in rome and oslo?"));
+            (body["tools"], body["tool_choice"]) = (json!([weather(), clock()]), choice.clone());
+            (body["seed"], body["temperature"], body["max_tokens"]) = (json!(seed), json!(1), json!(400));
+            let answer = ask(&server, &body).await;
+            assert_eq!(
+                (&answer["stop_reason"], &answer["stop_sequence"]),
+                (&json!("tool_use"), &Value::Null),
+                "{answer}"
+            );
+            let calls = answer["content"].as_array().unwrap();
+            assert!((1..=most).contains(&calls.len()), "{answer}");
+            for call in calls {
+                assert_eq!(call["type"], "tool_use", "{answer}");
+                assert!(call["id"].as_str().unwrap().starts_with("toolu_"));
+                let name = call["name"].as_str().unwrap();
+                assert!(names.contains(&name), "{name}");
+                match name {
+                    "weather" => {
+                        assert!(call["input"]["city"] == "rome" || call["input"]["city"] == "oslo", "{call}")
+                    }
+                    _ => assert_eq!(call["input"], json!({})),
+                }
+            }
+            let events = stream(&server, &body).await;
+            let streamed = blocks(&events);
+            assert_eq!(streamed.len(), calls.len());
+            for (streamed, whole) in streamed.iter().zip(calls) {
+                assert_eq!((&streamed["name"], &streamed["input"]), (&whole["name"], &whole["input"]));
+            }
+            assert_eq!(events[events.len() - 2]["delta"]["stop_reason"], "tool_use");
+        }
+    }
+    // A call that is cut off has no input, and says why.
+    let mut body = say(&json!("what is the weather?"));
+    (body["tools"], body["tool_choice"]) = (json!([weather()]), json!({"type": "any"}));
+    body["max_tokens"] = json!(1);
+    let answer = ask(&server, &body).await;
+    assert_eq!(answer["stop_reason"], "max_tokens");
+    assert_eq!(answer["usage"]["output_tokens"], 1);
+    server.idle().await;
+}
+
+/// What conversations with functions become is told by chat.
+#[tokio::test]
+async fn calls_and_results_become_the_prompt_that_they_should() {
+    let server = start(Settings::default()).await;
+    let parameters = weather()["input_schema"].clone();
+    let described = json!({"type": "function", "function": {
+        "name": "weather",
+        "description": "Tells the weather of a city.",
+        "parameters": parameters,
+    }});
+    let call = |id: &str, city: &str| json!({"type": "tool_use", "id": id, "name": "weather", "input": {"city": city}});
+    let result =
+        |id: &str, content: Value| json!({"type": "tool_result", "tool_use_id": id, "content": content});
+    let mut body = say(&json!(""));
+    body["tools"] = json!([weather()]);
+    body["tool_choice"] = json!({"type": "auto"});
+    body["messages"] = json!([
+        {"role": "user", "content": "what is the weather?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "let me see"}, call("toolu_1", "rome"), call("toolu_2", "oslo")]},
+        {"role": "user", "content": [
+            result("toolu_1", json!("sunny")),
+            {"type": "tool_result", "tool_use_id": "toolu_2", "content": [{"type": "text", "text": "no"}], "is_error": true},
+            {"type": "text", "text": "and?"},
+        ]},
+    ]);
+    let called = |id: &str, city: &str| json!({"id": id, "type": "function", "function": {"name": "weather", "arguments": json!({"city": city}).to_string()}});
+    let mut chat = words("");
+    (chat["tools"], chat["temperature"]) = (json!([described]), json!(0));
+    chat["messages"] = json!([
+        {"role": "user", "content": "what is the weather?"},
+        {"role": "assistant", "content": "let me see", "tool_calls": [called("toolu_1", "rome"), called("toolu_2", "oslo")]},
+        {"role": "tool", "tool_call_id": "toolu_1", "content": "sunny"},
+        {"role": "tool", "tool_call_id": "toolu_2", "content": "Error:\nno"},
+        {"role": "user", "content": "and?"},
+    ]);
+    let chat = server.ask(&chat).await;
+    let answer = ask(&server, &body).await;
+    assert_eq!(answer["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
+    assert_eq!(count(&server, &body).await, chat["usage"]["prompt_tokens"]);
+    let text = chat["choices"][0]["message"]["content"].as_str().unwrap_or_default();
+    assert_eq!(answer["content"][0]["text"].as_str().unwrap_or_default(), text);
+
+    // A turn of the model's that goes on.
+    let mut body = say(&json!("hello"));
+    body["messages"] =
+        json!([{"role": "user", "content": "hello"}, {"role": "assistant", "content": "the answer is"}]);
+    let mut chat = words("");
+    (chat["messages"], chat["temperature"]) = (body["messages"].clone(), json!(0));
+    (chat["continue_final_message"], chat["add_generation_prompt"]) = (json!(true), json!(false));
+    let chat = server.ask(&chat).await;
+    let answer = ask(&server, &body).await;
+    assert_eq!(answer["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
+    assert_eq!(answer["content"][0]["text"], chat["choices"][0]["message"]["content"]);
+}
+
+#[tokio::test]
+async fn an_answer_has_the_form_that_was_asked_for() {
+    let server = start(Settings::default()).await;
+    let schema = json!({
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "sure": {"type": "boolean"}},
+        "required": ["colour", "sure"],
+        "additionalProperties": false,
+    });
+    for format in ["output_config", "output_format"] {
+        let mut body = say(&json!("which colour?"));
+        let form = json!({"type": "json_schema", "schema": schema});
+        body[format] = if format == "output_config" { json!({"format": form}) } else { form };
+        (body["temperature"], body["max_tokens"]) = (json!(1), json!(100));
+        let answer = ask(&server, &body).await;
+        assert_eq!(answer["stop_reason"], "end_turn", "{answer}");
+        let found: Value = serde_json::from_str(answer["content"][0]["text"].as_str().unwrap()).unwrap();
+        assert!(found["colour"] == "red" || found["colour"] == "green", "{found}");
+        assert!(found["sure"].is_boolean(), "{found}");
+    }
+}
+
+#[tokio::test]
+async fn bad_functions_and_results_are_told_with_the_path_of_the_field() {
+    let server = start(Settings::default()).await;
+    let with = |fields: Value| {
+        let mut body = say(&json!("hello"));
+        for (field, value) in fields.as_object().unwrap() {
+            body[field] = value.clone();
+        }
+        body
+    };
+    let tool = |tool: Value| with(json!({"tools": [tool]}));
+    let chosen = |choice: Value| with(json!({"tools": [weather()], "tool_choice": choice}));
+    let call = json!({"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}]});
+    let after = |blocks: Value| {
+        with(
+            json!({"messages": [{"role": "user", "content": "a"}, call, {"role": "user", "content": blocks}]}),
+        )
+    };
+    let result = json!({"type": "tool_result", "tool_use_id": "toolu_2", "content": "a"});
+    for (body, path, words) in [
+        (tool(json!({"name": "f"})), "tools.0.input_schema", "Field required"),
+        (tool(json!({"input_schema": {}})), "tools.0.name", "Field required"),
+        (tool(json!({"name": "a b", "input_schema": {}})), "tools.0.name", "letters"),
+        (tool(json!({"name": "f", "input_schema": []})), "tools.0.input_schema", "expected an object"),
+        (
+            tool(json!({"type": "web_search_20250305", "name": "web_search"})),
+            "tools.0.type",
+            "no tools of its own",
+        ),
+        (with(json!({"tools": [weather(), weather()]})), "tools.1.name", "differ"),
+        (with(json!({"tools": vec![weather(); 129]})), "tools", "128"),
+        (with(json!({"tool_choice": {"type": "any"}})), "tools", "Field required"),
+        (chosen(json!({"type": "tool"})), "tool_choice.name", "Field required"),
+        (chosen(json!({"type": "tool", "name": "g"})), "tool_choice.name", "weather"),
+        (chosen(json!({})), "tool_choice.type", "Field required"),
+        (
+            with(json!({"output_config": {"format": {"type": "xml"}}})),
+            "output_config.format.type",
+            "json_schema",
+        ),
+        (
+            with(json!({"output_config": {"format": {"type": "json_schema"}}})),
+            "output_config.format.schema",
+            "Field required",
+        ),
+        (after(json!([result])), "messages.2.content.0.tool_use_id", "toolu_2"),
+        (after(json!([{"type": "tool_result"}])), "messages.2.content.0.tool_use_id", "Field required"),
+        (
+            after(json!([{"type": "tool_use", "id": "x", "name": "f", "input": {}}])),
+            "messages.2.content.0.type",
+            "only the assistant",
+        ),
+        (
+            with(
+                json!({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "x", "name": "f", "input": "a"}]}]}),
+            ),
+            "messages.0.content.0.input",
+            "expected an object",
+        ),
+        (
+            with(json!({"messages": [{"role": "user", "content": "a"}, call]})),
+            "messages",
+            "send their results",
+        ),
+    ] {
+        let (status, kind, message) = error(server.post_to(PATH, &body).await).await;
+        assert_eq!((status, kind.as_str()), (400, "invalid_request_error"), "{path}: {message}");
+        assert!(message.starts_with(&format!("{path}: ")), "{path}: {message}");
+        assert!(message.contains(words), "{path}: {message}");
+    }
+    server.idle().await;
 }

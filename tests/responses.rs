@@ -303,9 +303,16 @@ async fn bad_requests_are_told_with_the_path_of_the_field() {
             "array_above_max_length",
             "metadata",
         ),
-        (with("tools", json!([{"type": "web_search"}])), "unsupported_parameter", "tools"),
-        (with("tool_choice", json!("required")), "unsupported_parameter", "tool_choice"),
-        (with("text", json!({"format": {"type": "json_object"}})), "unsupported_parameter", "text.format"),
+        (with("tools", json!([{"type": "web_search"}])), "unsupported_parameter", "tools[0].type"),
+        (with("tools", json!([{"type": "function"}])), "missing_required_parameter", "tools[0].name"),
+        (with("tool_choice", json!("required")), "missing_required_parameter", "tools"),
+        (with("tool_choice", json!("some")), "invalid_value", "tool_choice"),
+        (with("tool_choice", json!({"type": "function", "name": "f"})), "invalid_value", "tool_choice.name"),
+        (
+            with("text", json!({"format": {"type": "json_schema", "schema": {}}})),
+            "missing_required_parameter",
+            "text.format.name",
+        ),
         (with("text", json!({"format": {"type": "xml"}})), "invalid_value", "text.format.type"),
         (with("include", json!(["message.output_text.logprobs"])), "unsupported_parameter", "include"),
         (with("top_logprobs", json!(2)), "unsupported_parameter", "top_logprobs"),
@@ -324,7 +331,16 @@ async fn bad_requests_are_told_with_the_path_of_the_field() {
         (item(json!({"role": "user"})), "missing_required_parameter", "input[1].content"),
         (item(json!({"role": "user", "content": []})), "empty_array", "input[1].content"),
         (item(json!({"type": "item_reference", "id": "x"})), "unsupported_parameter", "input[1].type"),
-        (item(json!({"type": "function_call", "name": "f"})), "unsupported_parameter", "input[1].type"),
+        (
+            item(json!({"type": "function_call", "name": "f"})),
+            "missing_required_parameter",
+            "input[1].call_id",
+        ),
+        (
+            item(json!({"type": "function_call_output", "call_id": "c"})),
+            "missing_required_parameter",
+            "input[1].output",
+        ),
         (item(json!({"type": "thing"})), "invalid_value", "input[1].type"),
         (part(json!({"type": "text", "text": "a"})), "invalid_value", "input[0].content[0].type"),
         (part(json!({"text": "a"})), "missing_required_parameter", "input[0].content[0].type"),
@@ -382,4 +398,117 @@ async fn leaving_a_stream_ends_it() {
         drop(response);
     }
     server.idle().await;
+}
+
+fn weather() -> Value {
+    json!({
+        "type": "function",
+        "name": "weather",
+        "description": "Tells the weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["rome", "oslo"]}}, "required": ["city"]},
+        "strict": true,
+    })
+}
+
+#[tokio::test]
+async fn functions_are_called_as_they_may_be() {
+    let server = start(Settings::default()).await;
+    let clock = json!({"type": "function", "name": "clock", "parameters": null});
+    for (choice, names) in [
+        (json!("required"), &["weather", "clock"][..]),
+        (json!({"type": "function", "name": "weather"}), &["weather"]),
+        (
+            json!({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "clock"}]}),
+            &["clock"],
+        ),
+    ] {
+        for seed in 0..3 {
+            let mut body = say(&json!("what is the weather in rome?"));
+            (body["tools"], body["tool_choice"]) = (json!([weather(), clock]), choice.clone());
+            (body["seed"], body["temperature"], body["max_output_tokens"]) =
+                (json!(seed), json!(1), json!(400));
+            body["parallel_tool_calls"] = json!(false);
+            let answer = ask(&server, &body).await;
+            assert_eq!((&answer["status"], &answer["tool_choice"]), (&json!("completed"), &choice));
+            assert_eq!(answer["tools"][0]["name"], "weather");
+            let [call] = &answer["output"].as_array().unwrap()[..] else { panic!("{answer}") };
+            assert_eq!((&call["type"], &call["status"]), (&json!("function_call"), &json!("completed")));
+            assert!(call["id"].as_str().unwrap().starts_with("fc_"));
+            assert!(call["call_id"].as_str().unwrap().starts_with("call_"));
+            let name = call["name"].as_str().unwrap();
+            assert!(names.contains(&name), "{name}");
+            let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+            assert!(name == "clock" || arguments["city"] == "rome" || arguments["city"] == "oslo", "{call}");
+
+            let events = stream(&server, &body).await;
+            let kinds: Vec<_> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+            assert_eq!(kinds[2], "response.output_item.added");
+            assert_eq!(events[2]["item"]["arguments"], "");
+            let last =
+                ["response.function_call_arguments.done", "response.output_item.done", "response.completed"];
+            assert_eq!(kinds[kinds.len() - 3..], last);
+            let deltas = &events[3..events.len() - 3];
+            assert!(deltas.iter().all(|event| event["type"] == "response.function_call_arguments.delta"));
+            let joined: String = deltas.iter().map(|event| event["delta"].as_str().unwrap()).collect();
+            assert_eq!(json!(joined), call["arguments"]);
+            assert_eq!(events[events.len() - 2]["item"]["arguments"], call["arguments"]);
+        }
+    }
+    server.idle().await;
+}
+
+/// What conversations with functions become is told by chat.
+#[tokio::test]
+async fn calls_and_outputs_become_the_prompt_that_they_should() {
+    let server = start(Settings::default()).await;
+    let call = |id: &str, arguments: &str| json!({"type": "function_call", "id": "fc_1", "call_id": id, "name": "weather", "arguments": arguments, "status": "completed"});
+    let output =
+        |id: &str, output: Value| json!({"type": "function_call_output", "call_id": id, "output": output});
+    let mut body = say(&json!([
+        {"role": "user", "content": "what is the weather?"},
+        {"role": "assistant", "content": "let me see"},
+        call("call_1", r#"{"city": "rome"}"#),
+        call("call_2", r#"{"city": "oslo"}"#),
+        output("call_1", json!("sunny")),
+        output("call_2", json!([{"type": "input_text", "text": "rain"}])),
+    ]));
+    body["tools"] = json!([weather()]);
+    let called = |id: &str, arguments: &str| json!({"id": id, "type": "function", "function": {"name": "weather", "arguments": arguments}});
+    let mut chat = words("");
+    chat["temperature"] = json!(0);
+    chat["messages"] = json!([
+        {"role": "user", "content": "what is the weather?"},
+        {
+            "role": "assistant",
+            "content": "let me see",
+            "tool_calls": [called("call_1", r#"{"city": "rome"}"#), called("call_2", r#"{"city": "oslo"}"#)],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+        {"role": "tool", "tool_call_id": "call_2", "content": "rain"},
+    ]);
+    let mut function = weather();
+    let function = function.as_object_mut().unwrap();
+    function.remove("type");
+    chat["tools"] = json!([{"type": "function", "function": function}]);
+    let chat = server.ask(&chat).await;
+    let answer = ask(&server, &body).await;
+    assert_eq!(answer["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
+}
+
+#[tokio::test]
+async fn an_answer_has_the_form_that_was_asked_for() {
+    let server = start(Settings::default()).await;
+    let format = json!({"type": "json_schema", "name": "a", "strict": true, "schema": {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}},
+        "required": ["colour"],
+        "additionalProperties": false,
+    }});
+    let mut body = say(&json!("which colour?"));
+    body["text"] = json!({"format": format});
+    (body["temperature"], body["max_output_tokens"]) = (json!(1), json!(100));
+    let answer = ask(&server, &body).await;
+    assert_eq!((&answer["status"], &answer["text"]["format"]), (&json!("completed"), &format));
+    let found: Value = serde_json::from_str(said(&answer).as_str().unwrap()).unwrap();
+    assert!(found["colour"] == "red" || found["colour"] == "green", "{found}");
 }

@@ -217,6 +217,7 @@ fn the_api_document_names_every_field() {
     let messages_fields: Vec<&str> = messages::HARMLESS
         .iter()
         .chain(messages::HARMLESS_IN_BLOCKS)
+        .chain(messages::HARMLESS_IN_TOOLS)
         .flat_map(|name| name.split('.'))
         .collect();
     let responses_fields: Vec<&str> = responses::HARMLESS

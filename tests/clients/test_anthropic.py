@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 
 import anthropic
 import httpx
@@ -203,6 +204,67 @@ def test_a_full_queue_is_overloaded():
         assert caught.value.status_code == 529
         assert caught.value.body["error"]["type"] == "overloaded_error"
         assert int(caught.value.response.headers["retry-after"]) >= 1
+
+
+WEATHER = {
+    "name": "weather",
+    "description": "Tells the weather of a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["rome", "oslo"]}},
+        "required": ["city"],
+    },
+}
+
+
+def about_weather(**more):
+    messages = [{"role": "user", "content": "what is the weather in rome?"}]
+    asked = {"tools": [WEATHER], "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
+    return {"model": "llava", "messages": messages, "max_tokens": 300} | asked | more
+
+
+def test_tools_and_their_results(client):
+    body = about_weather(extra_body={"seed": 3})
+    message = client.messages.create(**body)
+    assert message.stop_reason == "tool_use"
+    [call] = message.content
+    assert (call.type, call.name) == ("tool_use", "weather")
+    assert call.input["city"] in ("rome", "oslo")
+    # As every loop over tools does it.
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
+    turns = [{"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
+    again = client.messages.create(**body | {"messages": body["messages"] + turns})
+    assert again.usage.input_tokens > message.usage.input_tokens
+    with client.messages.stream(**body) as stream:
+        [streamed] = stream.get_final_message().content
+    assert (streamed.name, streamed.input) == (call.name, call.input)
+
+
+def test_prefill(client):
+    body = {"model": "llava", "max_tokens": 6, "extra_body": {"temperature": 0}}
+    user = {"role": "user", "content": "hello"}
+    plain = client.messages.create(messages=[user], **body)
+    turns = [user, {"role": "assistant", "content": "the answer is"}]
+    begun = client.messages.create(messages=turns, **body)
+    assert begun.usage.input_tokens > plain.usage.input_tokens
+    assert begun.content[0].text != plain.content[0].text
+
+
+def test_structured_output(client):
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"type": "string", "enum": ["red", "green"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    form = {"format": {"type": "json_schema", "schema": schema}}
+    message = client.messages.create(
+        model="llava",
+        messages=[{"role": "user", "content": "which colour?"}],
+        max_tokens=100,
+        extra_body={"output_config": form},
+    )
+    assert json.loads(message.content[0].text)["colour"] in ("red", "green")
 
 
 @MODELS

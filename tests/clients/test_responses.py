@@ -1,6 +1,10 @@
 """The Responses API of the unmodified openai package."""
 
+import json
+from typing import Literal
+
 import openai
+import pydantic
 import pytest
 from test_openai import CASES, data_url
 
@@ -74,6 +78,47 @@ def test_an_answer_goes_back_into_the_conversation(client):
     )
     assert (answer.instructions, answer.metadata) == ("be brief", {"a": "b"})
     assert answer.usage.input_tokens > first.usage.total_tokens
+
+
+WEATHER = {
+    "type": "function",
+    "name": "weather",
+    "description": "Tells the weather of a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["rome", "oslo"]}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+
+
+def test_functions_and_their_outputs(client):
+    question = {"role": "user", "content": "what is the weather in rome?"}
+    asked = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    asked |= {"model": "llava", "max_output_tokens": 300, "extra_body": {"seed": 3}}
+    answer = client.responses.create(input=[question], **asked)
+    [call] = answer.output
+    assert (answer.status, call.type, call.name) == ("completed", "function_call", "weather")
+    assert json.loads(call.arguments)["city"] in ("rome", "oslo")
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    again = client.responses.create(input=[question, call.model_dump(exclude_none=True), output], **asked)
+    assert again.usage.input_tokens > answer.usage.input_tokens
+    with client.responses.stream(input=[question], **asked) as stream:
+        [streamed] = stream.get_final_response().output
+    assert (streamed.name, streamed.arguments) == (call.name, call.arguments)
+
+
+def test_parsed_answers(client):
+    class Answer(pydantic.BaseModel):
+        city: Literal["rome", "oslo"]
+        warm: bool
+
+    answer = client.responses.parse(
+        model="llava", input="what is the weather in rome?", text_format=Answer, max_output_tokens=200
+    )
+    assert isinstance(answer.output_parsed, Answer)
 
 
 @pytest.mark.parametrize(

@@ -300,9 +300,13 @@ fn toolbox(
         other => Err(value(path, other, "'auto' and 'required'")),
     };
     let choice = match choice {
-        wire::ToolChoice::Word(word) if word == "none" => return Ok(None),
-        wire::ToolChoice::Word(word) => required("tool_choice", word)
-            .map_err(|_| value("tool_choice", word, "'none', 'auto', 'required' and an object"))?,
+        wire::ToolChoice::Word(word) => match word.as_str() {
+            "none" => return Ok(None),
+            "auto" | "required" => required("tool_choice", word)?,
+            other => {
+                return Err(value("tool_choice", other, "'none', 'auto', 'required' and an object"));
+            }
+        },
         wire::ToolChoice::Which(which) => match which.kind.as_deref() {
             Some("function") => text::ToolChoice::Named(named(&which.name, "tool_choice.name")?),
             Some("allowed_tools") => {

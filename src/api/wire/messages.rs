@@ -244,7 +244,7 @@ pub struct MediaSource {
     pub media_type: Option<String>,
     /// The file in base64, or the text.
     pub data: Option<String>,
-    /// A data URL; others are refused.
+    /// A URL of a picture.
     pub url: Option<String>,
     /// Texts and pictures.
     pub content: Option<Content>,

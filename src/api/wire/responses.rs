@@ -339,6 +339,8 @@ pub struct Response<'a> {
     /// As asked.
     pub tool_choice: EchoedChoice<'a>,
     /// As asked.
+    // The type's schema is that of a request, where more may be absent.
+    #[schemars(with = "Vec<Value>")]
     pub tools: &'a [Tool],
     /// As asked.
     pub top_p: Option<f64>,
@@ -393,6 +395,7 @@ pub struct Reasoning {
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct OutputText<'a> {
     /// Its format.
+    #[schemars(with = "Value")]
     pub format: &'a TextFormat,
 }
 
@@ -403,7 +406,7 @@ pub enum EchoedChoice<'a> {
     /// A word.
     Word(&'a str),
     /// Which.
-    Which(&'a Which),
+    Which(#[schemars(with = "Value")] &'a Which),
 }
 
 /// What the model says or calls.
