@@ -70,7 +70,7 @@ browser() {
 # What others run: rules for alerts do what their tests say, and files are what their readers expect.
 deploy() {
     local promtool
-    promtool=$(promtool)
+    promtool=$(find_promtool)
     (
         cd deploy/prometheus
         "$promtool" check rules alerts.yaml
@@ -81,8 +81,8 @@ deploy() {
 }
 
 # Prometheus' tool: the one on the machine, else Debian's, of whose package nothing else is wanted.
-promtool() {
-    command -v promtool && return
+find_promtool() {
+    type -P promtool && return
     local folder="$TOOLS/promtool"
     if [ ! -x "$folder/usr/bin/promtool" ]; then
         mkdir -p "$folder"

@@ -182,7 +182,8 @@ fn names_say_something() {
 /// Words in backticks and link targets that look like paths exist, in every document.
 #[test]
 fn paths_in_documents_exist() {
-    let known = ["src", "models", "kernels", "tests", "benches", "scripts", "docs", "ui", "assets", "deploy", ".ci"];
+    let known =
+        ["src", "models", "kernels", "tests", "benches", "scripts", "docs", "ui", "assets", "deploy", ".ci"];
     let generated = ["models/<name>/"];
     let mut checked = 0;
     for (name, text) in sources(&["."], ".md") {
@@ -257,10 +258,7 @@ fn options_in_documents_exist() {
             if of_other_commands.contains(&option) {
                 continue;
             }
-            assert!(
-                help.contains(option),
-                "{name} names {option}, which no command of percept has"
-            );
+            assert!(help.contains(option), "{name} names {option}, which no command of percept has");
             checked += 1;
         }
     }
