@@ -89,7 +89,8 @@ find_promtool() {
         (
             cd "$folder"
             rm -f prometheus_*.deb
-            apt-get download --quiet prometheus >&2
+            apt-get download --quiet prometheus >&2 ||
+                { apt-get update -qq >&2 && apt-get download --quiet prometheus >&2; }
             dpkg --fsys-tarfile prometheus_*.deb | tar --extract ./usr/bin/promtool
             rm prometheus_*.deb
         )
