@@ -70,7 +70,7 @@ browser() {
 # What others run: rules for alerts do what their tests say, and files are what their readers expect.
 deploy() {
     local promtool
-    promtool=$(promtool)
+    promtool=$(find_promtool)
     (
         cd deploy/prometheus
         "$promtool" check rules alerts.yaml
@@ -81,15 +81,16 @@ deploy() {
 }
 
 # Prometheus' tool: the one on the machine, else Debian's, of whose package nothing else is wanted.
-promtool() {
-    command -v promtool && return
+find_promtool() {
+    type -P promtool && return
     local folder="$TOOLS/promtool"
     if [ ! -x "$folder/usr/bin/promtool" ]; then
         mkdir -p "$folder"
         (
             cd "$folder"
             rm -f prometheus_*.deb
-            apt-get download --quiet prometheus >&2
+            apt-get download --quiet prometheus >&2 ||
+                { apt-get update -qq >&2 && apt-get download --quiet prometheus >&2; }
             dpkg --fsys-tarfile prometheus_*.deb | tar --extract ./usr/bin/promtool
             rm prometheus_*.deb
         )

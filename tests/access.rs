@@ -91,21 +91,13 @@ async fn every_route_but_the_public_ones_needs_a_key() {
             let method: Method = method.to_uppercase().parse().unwrap();
             for spelling in &spellings {
                 let request = || Client::new().request(method.clone(), server.path(spelling));
-                let status = request().send().await.unwrap().status();
-                let wrong = request().bearer_auth("sk-percept-0").send().await.unwrap().status();
+                let status = request().send().await.unwrap().status().as_u16();
+                let wrong = request().bearer_auth("sk-percept-0").send().await.unwrap().status().as_u16();
                 if PUBLIC.contains(&path.as_str()) {
-                    assert_eq!(
-                        (status, wrong),
-                        (200.try_into().unwrap(), 200.try_into().unwrap()),
-                        "{spelling}"
-                    );
+                    assert_eq!((status, wrong), (200, 200), "{spelling}");
                     continue;
                 }
-                assert_eq!(
-                    (status, wrong),
-                    (401.try_into().unwrap(), 401.try_into().unwrap()),
-                    "{method} {spelling}"
-                );
+                assert_eq!((status, wrong), (401, 401), "{method} {spelling}");
                 let right = request().bearer_auth(&key).send().await.unwrap().status();
                 assert!(![401, 403, 404, 405].contains(&right.as_u16()), "{method} {spelling}: {right}");
                 checked += 1;
