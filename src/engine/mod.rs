@@ -888,6 +888,7 @@ mod tests {
             sampling: Sampling::greedy(),
             limits: request::Limits { tokens, stops: Arc::new([]) },
             readout: Readout::Answer,
+            constraint: None,
         };
         engine.submit(request).unwrap()
     }
