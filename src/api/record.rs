@@ -243,7 +243,7 @@ pub(super) struct Ending {
 }
 
 impl Ending {
-    /// The end of a request whose body is counted in `request`.
+    /// The end of a request whose body is counted in `tally`.
     pub(super) fn new(record: &Record, request: &Request, path: String, tally: Tally) -> Self {
         let client_id = request.headers().get(CLIENT_ID).and_then(|id| id.to_str().ok());
         let client_id =
