@@ -405,7 +405,12 @@ fn weather() -> Value {
         "type": "function",
         "name": "weather",
         "description": "Tells the weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"enum": ["rome", "oslo"]}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["rome", "oslo"]}},
+            "required": ["city"],
+            "additionalProperties": false,
+        },
         "strict": true,
     })
 }

@@ -316,7 +316,8 @@ fn escaped(text: &str) -> String {
         match char {
             '\n' => pattern.push_str("\\n"),
             char => {
-                if char.is_ascii_punctuation() {
+                // Behind a backslash, angle brackets are the ends of words.
+                if char.is_ascii_punctuation() && !['<', '>'].contains(&char) {
                     pattern.push('\\');
                 }
                 pattern.push(char);

@@ -213,6 +213,7 @@ WEATHER = {
         "type": "object",
         "properties": {"city": {"type": "string", "enum": ["rome", "oslo"]}},
         "required": ["city"],
+        "additionalProperties": False,
     },
 }
 
