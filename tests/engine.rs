@@ -243,7 +243,7 @@ async fn a_picture_is_encoded_once_while_it_is_remembered() {
     // Later it is found before it is decoded: no pixels are needed.
     let pin = handle.pin(&Key::of(&3usize.to_le_bytes())).unwrap();
     let mut again = request(&[40], &[3], 5);
-    again.media[0].source = Source::Encoded(pin);
+    again.media[0].source = Source::Encoded(Arc::new(pin));
     assert_eq!(answer(handle.submit(again).unwrap()).await, Ok(expected(40, 5)));
     assert_eq!(counts.encoded.load(Relaxed) - warm_up, 2);
     assert!(handle.pin(&Key::of(b"unknown")).is_none());

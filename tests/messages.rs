@@ -798,7 +798,7 @@ async fn functions_are_called_as_they_may_be() {
                 assert!(names.contains(&name), "{name}");
                 match name {
                     "weather" => {
-                        assert!(call["input"]["city"] == "rome" || call["input"]["city"] == "oslo", "{call}")
+                        assert!(call["input"]["city"] == "rome" || call["input"]["city"] == "oslo", "{call}");
                     }
                     _ => assert_eq!(call["input"], json!({})),
                 }

@@ -10,6 +10,7 @@ use percept::config::Settings;
 use serde_json::{Value, json};
 use support::server::{Server, data_url, image_part, start, words};
 
+#[allow(clippy::needless_pass_by_value, reason = "calls read better")]
 fn with(fields: Value) -> Value {
     let mut request = words("what is the weather in rome and oslo?");
     for (field, value) in fields.as_object().unwrap() {
@@ -72,7 +73,7 @@ fn joined(pieces: &[Value], index: usize) -> (String, Vec<(String, String)>, Str
             if call["index"] == calls.len() {
                 assert_eq!(keys, ["index", "id", "type", "function"]);
                 assert!(call["id"].as_str().unwrap().starts_with("call_"));
-                assert!(ids.insert(call["id"].clone()), "an id comes twice");
+                assert!(ids.insert(call["id"].to_string()), "an id comes twice");
                 assert_eq!(function["arguments"], "");
                 calls.push((function["name"].as_str().unwrap().to_owned(), String::new()));
             } else {
@@ -184,7 +185,7 @@ async fn check_calls(server: &Server, fields: Value, names: &[&str], most: usize
                 serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
             match name {
                 "weather" => {
-                    assert!(arguments["city"] == "rome" || arguments["city"] == "oslo", "{arguments}")
+                    assert!(arguments["city"] == "rome" || arguments["city"] == "oslo", "{arguments}");
                 }
                 _ => assert_eq!(arguments, json!({})),
             }
@@ -410,15 +411,15 @@ async fn a_turn_of_the_models_goes_on() {
 async fn what_cannot_be_done_is_refused_by_name() {
     let server = start(Settings::default()).await;
     let strict = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": true, "schema": schema}}});
-    let schema = "response_format.json_schema.schema";
+    let path = "response_format.json_schema.schema";
     let deep = (0..40).fold(json!({"type": "string"}), |inner, _| json!({"oneOf": [inner]}));
     for (fields, code, param) in [
-        (strict(json!({"type": "potato"})), "invalid_value", schema),
-        (strict(json!({"not": {"type": "string"}})), "invalid_value", schema),
-        (strict(deep), "invalid_value", schema),
-        (strict(json!({"type": "string", "pattern": "(a"})), "invalid_value", schema),
-        (strict(json!(true)), "invalid_type", schema),
-        (strict(json!({"description": "x".repeat(300_000)})), "invalid_value", schema),
+        (strict(json!({"type": "potato"})), "invalid_value", path),
+        (strict(json!({"not": {"type": "string"}})), "invalid_value", path),
+        (strict(deep), "invalid_value", path),
+        (strict(json!({"type": "string", "pattern": "(a"})), "invalid_value", path),
+        (strict(json!(true)), "invalid_type", path),
+        (strict(json!({"description": "x".repeat(300_000)})), "invalid_value", path),
         (json!({"guided_regex": "(a+"}), "invalid_value", "guided_regex"),
         (json!({"guided_grammar": "start: missing"}), "invalid_value", "guided_grammar"),
         (json!({"guided_choice": []}), "empty_array", "guided_choice"),
@@ -559,7 +560,7 @@ async fn texts_go_on_without_a_conversation() {
     let ids = tokenizer.encode("three", true).unwrap().get_ids().to_vec();
     for prompt in [json!(ids), json!([ids])] {
         let (_, answer) = complete(&server, json!({"prompt": prompt})).await;
-        assert_eq!(texts(&answer), [second.clone()]);
+        assert_eq!(texts(&answer), std::slice::from_ref(&second));
     }
 
     let (_, scored) = complete(&server, json!({"prompt": "three", "logprobs": 2})).await;

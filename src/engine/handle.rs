@@ -219,7 +219,7 @@ impl Events {
                 }
             }
             Event::Finished { generated, .. } => {
-                self.work.finished(generated.saturating_sub(self.tokens) as u64)
+                self.work.finished(generated.saturating_sub(self.tokens) as u64);
             }
             Event::Failed(_) => self.work.failed(),
             Event::Started { .. } | Event::Probability(_) | Event::Aligned(_) => {}

@@ -444,7 +444,7 @@ pub fn verify(folder: &Path, noted: Option<&str>) -> Result<Report, AuditError> 
             let (line, hash) = check(&text).map_err(broken)?;
             match seq {
                 None if line.seq != 1 || line.prev != NOTHING => {
-                    removed = Some((path.clone(), line.prev.clone()))
+                    removed = Some((path.clone(), line.prev.clone()));
                 }
                 None => {}
                 Some(before) if line.seq != before + 1 || line.prev != report.head => {

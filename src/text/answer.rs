@@ -252,7 +252,6 @@ impl Answer {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "what map_err gives")]
 fn failed(_: TokenizerError) -> EngineError {
     EngineError::Text
 }

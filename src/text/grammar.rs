@@ -361,7 +361,6 @@ impl Constraint for Matching {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "what map_err gives")]
 fn failed(error: impl fmt::Display) -> ConstraintError {
     ConstraintError(shortened(&error.to_string()))
 }

@@ -65,7 +65,7 @@ pub(super) async fn open(
         for medium in media {
             match medium.files {
                 Files::Picture(url) => {
-                    opened.push(reader.picture(medium.param, |most| media::read_url(&url, most))?)
+                    opened.push(reader.picture(medium.param, |most| media::read_url(&url, most))?);
                 }
                 Files::Base64(data) => {
                     opened.push(reader.picture(medium.param, |most| media::read_base64(&data, most))?);

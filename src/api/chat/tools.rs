@@ -65,19 +65,14 @@ impl Toolbox {
             ("tool_choice", request.tool_choice.take())
         };
         let parallel = !legacy && request.parallel_tool_calls.unwrap_or(true);
-        Self::choose(
-            tools,
-            choice,
-            param,
-            Self { tools: Vec::new(), choice: ToolChoice::Auto, parallel, legacy },
-        )
+        Self::choose(tools, choice, param, (parallel, legacy))
     }
 
     fn choose(
         tools: Vec<Tool>,
         choice: Option<wire::ToolChoice>,
         param: &str,
-        base: Self,
+        (parallel, legacy): (bool, bool),
     ) -> Result<Option<Self>, InvalidRequest> {
         let known = |name: &str, path: &str| {
             if tools.iter().any(|tool| tool.name == name) {
@@ -149,7 +144,7 @@ impl Toolbox {
             Some(names) => tools.into_iter().filter(|tool| names.contains(&tool.name)).collect(),
             None => tools,
         };
-        Ok((!tools.is_empty()).then_some(Self { tools, choice, ..base }))
+        Ok((!tools.is_empty()).then_some(Self { tools, choice, parallel, legacy }))
     }
 
     /// What an answer with these may be; a text in `form`, where there is one.
