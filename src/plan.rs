@@ -175,11 +175,11 @@ impl Row {
             ("KV cache", kv_cache.and_then(bytes)),
             ("a token", bytes(self.token_bytes)),
             ("a picture of 1024x1024", seen(Some(medium.clone()))),
-            ("a window of 30 s", heard(Some(medium))),
+            ("a window of sound", heard(Some(medium))),
             ("context", context),
             ("sequences at once", count(sequences)),
             (&format!("  with a picture and {ORDINARY_TEXT} tokens"), seen(count(at_once))),
-            ("  with a window of 30 s", heard(count(at_once))),
+            ("  with a window of sound", heard(count(at_once))),
         ]
         .map(|(name, cell)| (name.to_owned(), cell))
         .into()

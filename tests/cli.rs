@@ -472,7 +472,7 @@ fn the_table_of_a_plan_is_that_of_the_log() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}");
     let (table, last) = text.trim_end().rsplit_once('\n').unwrap();
-    for line in ["sees", "weights", "KV cache", "a window of 30 s", "with a picture and 500 tokens"] {
+    for line in ["sees", "weights", "KV cache", "a window of sound", "with a picture and 500 tokens"] {
         assert!(table.contains(line), "{line}: {text}");
     }
     assert!(

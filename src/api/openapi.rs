@@ -556,7 +556,9 @@ const ERRORS: &[(&str, &str)] = &[
 /// The same of the Anthropic API.
 const ANTHROPIC_ERRORS: &[(&str, &str)] = &[
     ("400", "A field is wrong, or asks for what this server does not do; the message begins with its path."),
-    ("404", "There is no such model."),
+    ("401", "There is no key, or one that is nobody's."),
+    ("403", "The key is for other parts of the API; or the request is for another server."),
+    ("404", "There is no such model, or the key may not use it."),
     ("408", "The body came too slowly."),
     ("413", "The body is too large; the message names the limit."),
     ("415", "The body has another type than it must have, or it is compressed."),
