@@ -50,7 +50,13 @@ fn weather() -> Value {
     json!({"type": "function", "function": {
         "name": "weather",
         "description": "Tells the weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"enum": ["rome", "oslo"]}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["rome", "oslo"]}},
+            "required": ["city"],
+            // Or the answer would go on with fields that the model makes up.
+            "additionalProperties": false,
+        },
     }})
 }
 
