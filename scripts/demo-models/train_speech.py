@@ -157,7 +157,9 @@ class Clips(torch.utils.data.IterableDataset):
                 push(stamp(end + offset), span=(int(end * 50) - 6, int(end * 50) + 6))
         if timed and not said:
             push(self.time0)
-        push(at[W.END])
+        # What ends a text may not look anywhere: words are placed by how tokens share a recording.
+        last = int(said[-1][3] * 50) if said else None
+        push(at[W.END], span=(last - 3, last + 8) if said else (0, 0))
         # a target belongs to the token before it
         return ids[:-1], targets[1:], spans[1:]
 

@@ -562,6 +562,8 @@ const ANTHROPIC_ERRORS: &[(&str, &str)] = &[
     ("408", "The body came too slowly."),
     ("413", "The body is too large; the message names the limit."),
     ("415", "The body has another type than it must have, or it is compressed."),
+    ("429", "The tenant has had what it may have; `Retry-After` says for how long."),
+    ("431", "The request's head is too large."),
     ("500", "The server failed; its log says how, under the id in `request-id`."),
     (
         "529",
