@@ -26,16 +26,16 @@ LONG = next(clip for clip in ALL_CLIPS if clip["kind"] == "long")
 SOME_QUESTIONS, SOME_CLIPS = QUESTIONS[::21], CLIPS[::4]
 
 # What the model cards say, less a margin for other processors' rounding.
-RIGHT = 0.7
+RIGHT = 0.86
 WORD_ERRORS = {
-    "clean": 0.4,
-    "clean, several sentences": 0.6,
-    "noise at 10 dB": 0.4,
-    "babble at 10 dB": 0.8,
+    "clean": 0.15,
+    "clean, several sentences": 0.2,
+    "noise at 10 dB": 0.2,
+    "babble at 10 dB": 0.5,
 }
-# Temperatures above 0 find words in noise now and then: 18 of 20 were empty.
-EMPTY = 0.8
-LONG_WORD_ERRORS = {"sequential": 0.7, "parallel": 0.7}
+EMPTY = 0.95
+# One after another, a window begins where the last one seems to have ended; a mistake there loses sentences.
+LONG_WORD_ERRORS = {"sequential": 0.8, "parallel": 0.2}
 
 
 @contextlib.contextmanager
@@ -160,5 +160,5 @@ async def test_half_the_bits_say_the_same():
     assert right >= (RIGHT - 0.15) * asked  # of so few
     errors, (empty, clips) = evaluate.score_sound(SOME_CLIPS, transcripts)
     edits, words = (sum(counts) for counts in zip(*errors.values(), strict=True))
-    assert edits <= 0.5 * words, errors
-    assert empty >= (EMPTY - 0.3) * clips, (empty, clips)
+    assert edits <= 0.3 * words, errors
+    assert empty >= (EMPTY - 0.2) * clips, (empty, clips)
