@@ -153,6 +153,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_several")]
     pub allowed_host: Vec<String>,
     /// An origin of web pages that may ask the server from a browser, such as https://app.example.com; may be repeated
+    #[allow(rustdoc::bare_urls, reason = "it is read in a terminal")]
     #[arg(long, value_name = "ORIGIN", help_heading = "Access and operation")]
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_several")]
     pub cors_origin: Vec<String>,
