@@ -87,9 +87,13 @@ impl Sampler {
 
     /// Finds out what may be drawn next for these, which can take milliseconds. Done again, it costs nothing.
     pub(super) fn prepare(&mut self, ids: &[SeqId]) {
+        let constrained = self.states.iter_mut().filter(|(_, state)| state.constraint.is_some());
         let states: Vec<&mut State> =
-            self.states.iter_mut().filter(|(id, _)| ids.contains(id)).map(|(_, state)| state).collect();
-        states.into_par_iter().for_each(State::prepare);
+            constrained.filter(|(id, _)| ids.contains(id)).map(|(_, state)| state).collect();
+        // It is asked at every step: threads are woken only where there is something to find out.
+        if !states.is_empty() {
+            states.into_par_iter().for_each(State::prepare);
+        }
     }
 
     /// Draws a token for each row of `logits`; says why where there is none.

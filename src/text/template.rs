@@ -1,6 +1,9 @@
 //! The checkpoint's own chat template: messages to one text with placeholders.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use minijinja::{
     Environment, Error, ErrorKind, Value, context,
@@ -289,13 +292,13 @@ impl ChatTemplate {
         let has_tools = |message: &Message| message.role == Role::Tool || !message.calls.is_empty();
         let (messages, tools) = match self.calls {
             None if !tools.is_empty() || messages.iter().any(has_tools) => {
-                (tools::described(messages, tools, self.takes_system), &[][..])
+                (Cow::Owned(tools::described(messages, tools, self.takes_system)), &[][..])
             }
-            _ => (messages.clone(), tools.as_slice()),
+            _ => (Cow::Borrowed(messages), tools.as_slice()),
         };
         self.go_on(&messages, tools, *continues).or_else(|error| {
             let regular = regular(&messages);
-            if regular == messages { Err(error) } else { self.go_on(&regular, tools, *continues) }
+            if regular == *messages { Err(error) } else { self.go_on(&regular, tools, *continues) }
         })
     }
 

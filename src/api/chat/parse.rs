@@ -128,14 +128,7 @@ impl Chat {
             guided_choice: request.guided_choice.take(),
             guided_grammar: request.guided_grammar.take(),
         })?;
-        let called = toolbox.as_ref().map(|toolbox| CallStyle {
-            legacy: toolbox.legacy,
-            named: matches!(toolbox.choice, text::ToolChoice::Named(_)),
-        });
-        let constrained = match &toolbox {
-            Some(toolbox) => Some(toolbox.grammar(form)?),
-            None => form,
-        };
+        let (constrained, called) = Toolbox::bind(toolbox.as_ref(), form)?;
         let ignore_eos = request.ignore_eos.unwrap_or(false);
         check_end(ignore_eos, constrained.as_ref())?;
         let count = integer("n", request.n.unwrap_or(1), 1, MOST_ANSWERS)? as usize;

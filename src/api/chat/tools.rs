@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
+use super::parse::CallStyle;
 use crate::{
     api::{
         check::{missing, unsupported, value},
@@ -147,8 +148,19 @@ impl Toolbox {
         Ok((!tools.is_empty()).then_some(Self { tools, choice, parallel, legacy }))
     }
 
-    /// What an answer with these may be; a text in `form`, where there is one.
-    pub(in crate::api) fn grammar(&self, form: Option<Constrained>) -> Result<Constrained, InvalidRequest> {
+    /// What an answer may be with these functions, where there are any, and how their calls are told; a text in `form`,
+    /// where there is one.
+    pub(in crate::api) fn bind(
+        toolbox: Option<&Self>,
+        form: Option<Constrained>,
+    ) -> Result<(Option<Constrained>, Option<CallStyle>), InvalidRequest> {
+        let Some(toolbox) = toolbox else { return Ok((form, None)) };
+        let style =
+            CallStyle { legacy: toolbox.legacy, named: matches!(toolbox.choice, ToolChoice::Named(_)) };
+        Ok((Some(toolbox.grammar(form)?), Some(style)))
+    }
+
+    fn grammar(&self, form: Option<Constrained>) -> Result<Constrained, InvalidRequest> {
         let text = match form {
             None => None,
             Some(Constrained { grammar: Grammar::Json { schema, strict }, .. }) => Some((schema, strict)),

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use crate::{
     api::{
         chat::{
-            Bare, CallStyle, Chat, Constrained, Files, MediaRef, SamplingFields, Toolbox, check_count,
-            stop_texts, tool, type_error,
+            Bare, Chat, Constrained, Files, MediaRef, SamplingFields, Toolbox, check_count, stop_texts, tool,
+            type_error,
         },
         check::{decimal, integer, missing, unsupported, value},
         wire::{Items, Object, messages as wire, tools},
@@ -46,14 +46,7 @@ impl Messages {
         let stops = stop_texts("stop_sequences", stops)?;
         let stream = request.stream.unwrap_or(false);
         let Asked { model, conversation, media, toolbox, form, cache } = Asked::parse(request, limits)?;
-        let called = toolbox.as_ref().map(|toolbox| CallStyle {
-            legacy: false,
-            named: matches!(toolbox.choice, text::ToolChoice::Named(_)),
-        });
-        let constrained = match toolbox {
-            Some(toolbox) => Some(toolbox.grammar(form)?),
-            None => form,
-        };
+        let (constrained, called) = Toolbox::bind(toolbox.as_ref(), form)?;
         let bare = Bare {
             sampling,
             max_tokens: Some(max_tokens),

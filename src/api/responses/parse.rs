@@ -6,7 +6,7 @@ use crate::{
     api::{
         ApiError,
         chat::{
-            Bare, CallStyle, Chat, Constrained, Files, MediaRef, SamplingFields, Toolbox, call, check_count,
+            Bare, Chat, Constrained, Files, MediaRef, SamplingFields, Toolbox, call, check_count,
             named_schema, stops, tool,
         },
         check::{integer, missing, unsupported, value},
@@ -74,14 +74,8 @@ impl Responses {
         let format =
             format.unwrap_or_else(|| wire::TextFormat { kind: Some("text".into()), ..Default::default() });
         let form = form(&format)?;
-        let called = toolbox.as_ref().map(|toolbox| CallStyle {
-            legacy: false,
-            named: matches!(toolbox.choice, text::ToolChoice::Named(_)),
-        });
-        let (constrained, called_tools) = match toolbox {
-            Some(toolbox) => (Some(toolbox.grammar(form)?), toolbox.tools),
-            None => (form, Vec::new()),
-        };
+        let (constrained, called) = Toolbox::bind(toolbox.as_ref(), form)?;
+        let called_tools = toolbox.map(|toolbox| toolbox.tools).unwrap_or_default();
         let Entries(metadata) = request.metadata.unwrap_or_default();
         Ok(Self {
             chat: Chat {
