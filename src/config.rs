@@ -29,6 +29,7 @@ use crate::{
     operations::{Names, OperationsConfig, Price},
     router::{Alias, Aliases, HOSTED, NameError},
     server::{ModelConfig, ServerConfig},
+    store::{Bucket, StoreConfig},
 };
 
 /// Samples of a recording that stay in memory: ten minutes, 19 MB. Longer ones go to the disk.
@@ -173,10 +174,35 @@ pub struct Settings {
     #[arg(long, value_name = "CURRENCY", help_heading = "Access and operation")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub currency: Option<String>,
+    /// The address of a collector of traces that speaks OTLP over HTTP, such as http://localhost:4318: it is told of each
+    /// request, how long its stages took and what it used, and nothing of its content
+    #[allow(rustdoc::bare_urls, reason = "it is read in a terminal")]
+    #[arg(long, value_name = "URL", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<String>,
     /// Give the figures of /metrics vLLM's names as well, for dashboards that are made for it
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", help_heading = "Access and operation")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vllm_metrics: Option<bool>,
+
+    /// A folder for files and batches, so that there are /v1/files and /v1/batches: what clients upload, and what batches
+    /// make of it, stays there until it is deleted or expires. Each server has one of its own
+    #[arg(long, value_name = "FOLDER", help_heading = "Files and batches")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<PathBuf>,
+    /// Keep the contents of files in a bucket instead: s3://BUCKET/PREFIX, with AWS_ENDPOINT_URL, AWS_REGION,
+    /// AWS_ACCESS_KEY_ID and so on in the environment; the folder then has what is known of them
+    #[arg(long, value_name = "URL", help_heading = "Files and batches")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files_bucket: Option<Text<Bucket>>,
+    /// Most bytes of a file [default: 512MB]
+    #[arg(long, value_name = "SIZE", help_heading = "Files and batches")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_file_bytes: Option<Text<Size>>,
+    /// Most requests of batches that are answered at once; all others go first [default: 16]
+    #[arg(long, value_name = "COUNT", help_heading = "Files and batches")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_requests: Option<u32>,
 
     /// Memory for weights and caches: a share of what is free, such as 0.8, or a size, such as 20GiB [default: 0.5]
     #[arg(long, value_name = "SHARE_OR_SIZE", help_heading = "Memory and batching")]
@@ -422,6 +448,17 @@ pub enum ConfigError {
         /// The text.
         name: String,
     },
+    /// Contents of files have a place, but what is known of them has none.
+    #[error(
+        "files_bucket is for the contents of files: give a folder for what is known of them with files, too"
+    )]
+    BucketAlone,
+    /// A text is no address of a collector.
+    #[error("otlp {url} is no address of a collector: write it as http://localhost:4318")]
+    Collector {
+        /// The text.
+        url: String,
+    },
     /// A price makes no sense.
     #[error("price_per_hour must be a number of at least 0, such as 1.25")]
     Price,
@@ -480,6 +517,7 @@ impl Settings {
             budget: self.memory.as_ref().map(|budget| budget.value),
             api: self.api(host)?,
             operations: self.operations()?,
+            store: self.store()?,
             insecure_no_keys: self.insecure_no_keys.unwrap_or(false),
             address: (host, self.port.unwrap_or(8000)).into(),
             drain: Duration::from_secs(self.drain_seconds.unwrap_or(30).into()),
@@ -539,6 +577,7 @@ impl Settings {
             audit: self.audit.clone(),
             audit_months: self.audit_months,
             price: self.price_per_hour.map(price).transpose()?,
+            collector: self.otlp.clone().map(collector).transpose()?,
         })
     }
 
@@ -562,6 +601,15 @@ impl Settings {
         match self.cors_origin.iter().find(|origin| !is_origin(origin)) {
             Some(origin) => Err(ConfigError::Origin { origin: origin.clone() }),
             None => Ok(self.cors_origin.clone()),
+        }
+    }
+
+    fn store(&self) -> Result<Option<StoreConfig>, ConfigError> {
+        let bucket = self.files_bucket.as_ref().map(|bucket| bucket.value.clone());
+        match &self.files {
+            Some(folder) => Ok(Some(StoreConfig { folder: folder.clone(), bucket })),
+            None if bucket.is_some() => Err(ConfigError::BucketAlone),
+            None => Ok(None),
         }
     }
 
@@ -593,6 +641,8 @@ impl Settings {
                 },
                 ffmpeg: self.ffmpeg.clone(),
             },
+            file_bytes: size(&self.max_file_bytes, 512_000_000),
+            batch_lines: count("batch_requests", self.batch_requests, 16)?,
             strict: self.strict_params.unwrap_or(false),
             ui: !self.no_ui.unwrap_or(false),
             hosts: self.hosts(address)?,
@@ -604,6 +654,14 @@ impl Settings {
                 idle: Duration::from_secs(count("idle_seconds", self.idle_seconds, 75)? as u64),
             },
         })
+    }
+}
+
+fn collector(url: String) -> Result<String, ConfigError> {
+    let parsed = url::Url::parse(&url).ok().filter(|url| ["http", "https"].contains(&url.scheme()));
+    match parsed {
+        Some(parsed) if parsed.has_host() => Ok(url),
+        _ => Err(ConfigError::Collector { url }),
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`api`]: HTTP and JSON, and nothing else knows them
 //! - [`access`]: who may use it, and how much
 //! - [`operations`]: what is watched and kept: figures, usage, the audit log
+//! - [`store`]: what clients leave: files and batches
 //! - [`router`]: which engine a model's name means
 //! - [`media`]: files to pixels and samples, on a pool
 //! - [`text`]: conversations to tokens, tokens to text
@@ -35,4 +36,5 @@ pub mod request;
 pub mod router;
 pub mod server;
 pub mod speech;
+pub mod store;
 pub mod text;

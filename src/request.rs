@@ -2,7 +2,9 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
+use clap::ValueEnum;
 use percept_models::{Grid, SizeError};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{Key, Pin},
@@ -25,6 +27,19 @@ pub struct Request {
     pub readout: Readout,
     /// What the answer must be, where that is not free.
     pub constraint: Option<Box<dyn Constraint>>,
+}
+
+/// Who goes first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Before everyone else
+    High,
+    /// As usual
+    #[default]
+    Normal,
+    /// When nobody else wants to, as batches do
+    Low,
 }
 
 /// What may be drawn next, as far as it depends on what was drawn before. The engine knows no grammar.

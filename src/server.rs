@@ -46,6 +46,7 @@ use crate::{
     plan::{self, Member},
     router::{Aliases, ChatModel, Kind, Router, Served, Work},
     speech::{Transcriber, Vocabulary},
+    store::StoreConfig,
     text::{TextError, TextModel},
 };
 
@@ -66,6 +67,8 @@ pub struct ServerConfig {
     pub api: ApiConfig,
     /// What guards it and watches it.
     pub operations: OperationsConfig,
+    /// Where it keeps files and batches, if it does.
+    pub store: Option<StoreConfig>,
     /// Whether it may be reached from elsewhere though it has no keys.
     pub insecure_no_keys: bool,
     /// Where it listens.
@@ -454,6 +457,8 @@ pub async fn run(
 ) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
     let refreshing = Abort(tokio::spawn(refresh(Arc::clone(&app))).abort_handle());
+    // To the end: what is being answered is noted.
+    let _batches = Abort(tokio::spawn(api::run_batches(Arc::clone(&app))).abort_handle());
     tokio::select! {
         never = accept(&listener, &app, &graceful) => match never {},
         () = shutdown => {}
@@ -475,6 +480,14 @@ pub async fn run(
     }
     if let Some(audit) = &app.operations().audit {
         audit.flush();
+    }
+    if app.operations().traces.is_some() {
+        let flushed = tokio::task::spawn_blocking(move || {
+            if let Some(traces) = &app.operations().traces {
+                traces.flush();
+            }
+        });
+        drop(flushed.await);
     }
     Ok(())
 }

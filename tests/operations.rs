@@ -719,3 +719,106 @@ async fn a_drain_has_an_end() {
     server.stop().await;
     assert!(Client::new().get(server.path("/live")).send().await.is_err(), "it still listens");
 }
+
+/// A collector of traces: what it was sent, one body after another.
+async fn collector() -> (String, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (bodies, received) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let bodies = bodies.clone();
+            tokio::spawn(async move {
+                let mut bytes = Vec::new();
+                loop {
+                    let mut piece = [0; 4096];
+                    let read = connection.read(&mut piece).await.unwrap_or(0);
+                    bytes.extend_from_slice(&piece[..read]);
+                    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+                        if read == 0 {
+                            return;
+                        }
+                        continue;
+                    };
+                    let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
+                    assert!(head.starts_with("post /v1/traces "), "{head}");
+                    let length = head.split("content-length: ").nth(1).unwrap();
+                    let length: usize = length.lines().next().unwrap().trim().parse().unwrap();
+                    if bytes.len() < end + 4 + length {
+                        continue;
+                    }
+                    bodies.send(bytes[end + 4..end + 4 + length].to_vec()).unwrap();
+                    bytes.drain(..end + 4 + length);
+                    connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                }
+            });
+        }
+    });
+    (url, received)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_tell_of_requests_and_never_of_their_content() {
+    use opentelemetry_proto::tonic::{
+        collector::trace::v1::ExportTraceServiceRequest, common::v1::any_value::Value as Any, trace::v1::Span,
+    };
+    use prost::Message as _;
+
+    let (url, mut received) = collector().await;
+    let mut server = start(Settings { otlp: Some(url), ..Settings::default() }).await;
+    let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    let request = Client::new().post(server.path("/v1/chat/completions")).json(&words("zyzzyva"));
+    let answer = request.header("traceparent", format!("00-{trace}-{span}-01")).send().await.unwrap();
+    let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let answer: Value = answer.json().await.unwrap();
+    server.refuse(&json!({"model": "gone", "messages": []})).await;
+    server.stop().await;
+    let mut spans: Vec<Span> = Vec::new();
+    while let Ok(body) = received.try_recv() {
+        assert!(!body.windows(7).any(|seven| seven == b"zyzzyva"), "content is in a trace");
+        let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
+        for resource in request.resource_spans {
+            let attributes = resource.resource.unwrap().attributes;
+            assert!(attributes.iter().any(|pair| pair.key == "service.name"));
+            spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
+        }
+    }
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let attribute = |span: &Span, name: &str| {
+        let pair = span.attributes.iter().find(|pair| pair.key == name)?;
+        Some(match pair.value.clone()?.value? {
+            Any::StringValue(text) => json!(text),
+            Any::IntValue(number) => json!(number),
+            Any::DoubleValue(number) => json!(number),
+            other => panic!("{other:?}"),
+        })
+    };
+    let whole = spans.iter().find(|span| attribute(span, "percept.request.id") == Some(json!(id))).unwrap();
+    assert_eq!((hex(&whole.trace_id), hex(&whole.parent_span_id)), (trace.to_owned(), span.to_owned()));
+    assert_eq!(whole.name, "POST /v1/chat/completions");
+    for (name, value) in [
+        ("http.request.method", json!("POST")),
+        ("http.route", json!("/v1/chat/completions")),
+        ("http.response.status_code", json!(200)),
+        ("percept.outcome", json!("ok")),
+        ("gen_ai.request.model", json!("llava")),
+        ("gen_ai.usage.input_tokens", answer["usage"]["prompt_tokens"].clone()),
+        ("gen_ai.usage.output_tokens", answer["usage"]["completion_tokens"].clone()),
+    ] {
+        assert_eq!(attribute(whole, name), Some(value), "{name}");
+    }
+    let parts: Vec<&Span> = spans.iter().filter(|span| span.parent_span_id == whole.span_id).collect();
+    let names: BTreeSet<&str> = parts.iter().map(|span| span.name.as_str()).collect();
+    assert!(names.contains("prefill") && names.contains("decode"), "{names:?}");
+    for part in parts {
+        let within = whole.start_time_unix_nano..=whole.end_time_unix_nano;
+        assert!(within.contains(&part.start_time_unix_nano) && within.contains(&part.end_time_unix_nano));
+        assert_eq!(part.trace_id, whole.trace_id);
+    }
+    let refused = spans.iter().find(|span| attribute(span, "error.type").is_some()).unwrap();
+    assert_eq!(attribute(refused, "error.type"), Some(json!("model_not_found")));
+    assert_ne!(refused.trace_id, whole.trace_id);
+    let (good, _, error) =
+        percept(&["serve", llava().to_str().unwrap(), "--port", "0", "--otlp", "localhost:4318"]);
+    assert!(!good && error.contains("http://localhost:4318"), "{error}");
+}

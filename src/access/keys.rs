@@ -15,6 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use crate::request::Priority;
+
 /// How secrets begin, so that people and programs that search for lost ones know them.
 pub const KEY_PREFIX: &str = "sk-percept-";
 /// Bits of a secret are 8 times as many.
@@ -30,6 +32,8 @@ pub enum Area {
     Chat,
     /// Recordings
     Audio,
+    /// Files and batches
+    Files,
     /// The list of models, and what the API is
     Models,
     /// What the tenant itself has used
@@ -42,13 +46,14 @@ pub enum Area {
 
 impl Area {
     /// What is allowed where nothing is said: all that is the tenant's own.
-    const USUAL: [Self; 4] = [Self::Chat, Self::Audio, Self::Models, Self::Usage];
+    const USUAL: [Self; 5] = [Self::Chat, Self::Audio, Self::Files, Self::Models, Self::Usage];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
             Self::Audio => "audio",
+            Self::Files => "files",
             Self::Models => "models",
             Self::Usage => "usage",
             Self::Metrics => "metrics",
@@ -65,10 +70,14 @@ pub struct Terms {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
-    /// Parts of the API that the tenant may use [default: chat,audio,models,usage]
+    /// Parts of the API that the tenant may use [default: chat,audio,files,models,usage]
     #[arg(long, value_name = "AREAS", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<Area>>,
+    /// How soon the tenant's requests are computed, beside those of others [default: normal]
+    #[arg(long, value_name = "PRIORITY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// Requests for answers or transcripts in a minute
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +102,10 @@ pub struct Terms {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_month: Option<NonZeroU64>,
+    /// Bytes of files that are kept for the tenant
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_bytes: Option<NonZeroU64>,
     /// Money in a calendar month (UTC), by the server's --price-per-hour
     #[arg(long, value_name = "AMOUNT", value_parser = amount)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,12 +146,14 @@ impl Terms {
         Self {
             models: other.models.or(self.models),
             endpoints: other.endpoints.or(self.endpoints),
+            priority: other.priority.or(self.priority),
             requests_per_minute: other.requests_per_minute.or(self.requests_per_minute),
             tokens_per_minute: other.tokens_per_minute.or(self.tokens_per_minute),
             images_per_minute: other.images_per_minute.or(self.images_per_minute),
             audio_seconds_per_minute: other.audio_seconds_per_minute.or(self.audio_seconds_per_minute),
             audio_minutes_per_day: other.audio_minutes_per_day.or(self.audio_minutes_per_day),
             tokens_per_month: other.tokens_per_month.or(self.tokens_per_month),
+            file_bytes: other.file_bytes.or(self.file_bytes),
             money_per_month: other.money_per_month.or(self.money_per_month),
         }
     }

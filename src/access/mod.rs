@@ -138,6 +138,14 @@ impl Access {
         Some(Caller { tenant: key.tenant.clone(), key: key.id.clone(), terms, meter })
     }
 
+    /// A tenant as one that asks, by a key that it had: what is done for it later.
+    pub fn tenant(&self, name: &str, key: &str) -> Option<Caller> {
+        let mut state = self.state();
+        let terms = Arc::clone(state.known.tenants.get(name)?);
+        let meter = Arc::clone(state.meters.entry(name.to_owned()).or_default());
+        Some(Caller { tenant: name.to_owned(), key: key.to_owned(), terms, meter })
+    }
+
     /// What a tenant has used, for the time before this program began.
     pub fn meter(&self, tenant: &str) -> Arc<Meter> {
         Arc::clone(self.state().meters.entry(tenant.to_owned()).or_default())

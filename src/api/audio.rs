@@ -5,7 +5,7 @@ mod parse;
 
 use std::{
     fs,
-    io::Cursor,
+    io::{Cursor, Seek as _, SeekFrom},
     ops::ControlFlow,
     path::PathBuf,
     sync::{Arc, Weak},
@@ -13,14 +13,20 @@ use std::{
 
 use axum::{body::Body, extract::State, http::HeaderMap, response::Response};
 
+use tokio::io::{AsyncRead, AsyncWriteExt as _};
+use tokio_util::io::StreamReader;
+
 use self::parse::Ask;
 use super::{
-    ApiError, App,
+    ApiError, App, chat,
+    check::unsupported,
+    files,
     form::{Fields, Form, split},
+    json,
     models::wrong_model,
-    params::Parsed,
+    params::{Ignored, Parsed},
     record::Record,
-    wire::audio as wire,
+    wire::{Object, audio as wire},
 };
 use crate::{
     engine::Refused,
@@ -72,24 +78,22 @@ async fn respond(
     body: Body,
 ) -> Result<Response, ApiError> {
     let models = app.models()?;
-    let upload =
-        app.uploads.try_acquire().map_err(|_| Refused::Busy { waiting: MOST_UPLOADS, retry_after: 5 })?;
-    let mut form = Form::open(headers, body, app.config.sound.file_bytes)?;
-    let received = match Received::read(&mut form, models, record).await {
-        Ok(received) => received,
-        Err(error) => {
-            form.discard();
-            return Err(error);
-        }
+    let Received { request, ignored, file, model } = if json::is_json(headers) {
+        Received::from_json(app, record, models, headers, body).await?
+    } else {
+        Received::from_form(app, record, models, headers, body).await?
     };
-    drop(upload);
-    let Received { fields, file, model } = received;
-    let Parsed { value, ignored } = fields.read::<wire::AudioRequest>(wire::HARMLESS)?;
     ignored.check(app.config.strict)?;
-    let ask = Ask::parse(value, endpoint)?;
+    let kept = request.file_id.clone();
+    let ask = Ask::parse(request, endpoint)?;
     let missing = |param: &str| InvalidRequest::Missing { param: param.into() };
     let model = model.ok_or_else(|| missing("model"))?;
-    let file = file.ok_or_else(|| missing("file"))?;
+    let file = match (file, kept) {
+        (Some(_), Some(_)) => return Err(unsupported("file_id", "the recording is sent as well").into()),
+        (Some(file), None) => file,
+        (None, Some(id)) => kept_file(app, record, &id).await?,
+        (None, None) => return Err(missing("file").into()),
+    };
     let place = record.reserve(&model)?;
     let model = model.speech().ok_or_else(|| wrong_model(record, models, &model, "transcribe")).cloned()?;
     let (options, reply) = ask.resolve(&model)?;
@@ -107,9 +111,10 @@ async fn respond(
     Ok(response)
 }
 
-/// What a form had.
+/// What was asked.
 struct Received {
-    fields: Fields,
+    request: wire::AudioRequest,
+    ignored: Ignored,
     file: Option<fs::File>,
     /// One that transcribes.
     model: Option<Arc<Served>>,
@@ -118,29 +123,105 @@ struct Received {
 impl Received {
     /// Reads a form whose parts come in any order. Where the model is in front of the file, nobody sends a file for
     /// nothing: it is known before whether there is such a model and a place in its queue.
-    async fn read(form: &mut Form, models: &Router, record: &Record) -> Result<Self, ApiError> {
-        let mut received = Self { fields: Fields::default(), file: None, model: None };
-        while let Some(name) = form.part().await? {
-            let (field, _) = split(&name);
-            if let Some((param, reason)) = wire::REFUSED.iter().find(|(refused, _)| *refused == field) {
-                let (param, reason) = ((*param).into(), (*reason).into());
-                return Err(InvalidRequest::Unsupported { param, reason }.into());
-            }
-            if field == "file" {
-                if received.file.is_some() {
-                    return Err(InvalidRequest::Repeated { param: "file".into() }.into());
+    async fn from_form(
+        app: &App,
+        record: &Record,
+        models: &Router,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Self, ApiError> {
+        let upload =
+            app.uploads.try_acquire().map_err(|_| Refused::Busy { waiting: MOST_UPLOADS, retry_after: 5 })?;
+        let mut form = Form::open(headers, body, app.config.sound.file_bytes)?;
+        let (mut fields, mut file, mut model) = (Fields::default(), None, None);
+        let read = async {
+            while let Some(name) = form.part().await? {
+                let (field, _) = split(&name);
+                refuse(|refused| refused == field)?;
+                if field == "file" {
+                    if file.is_some() {
+                        return Err(InvalidRequest::Repeated { param: "file".into() }.into());
+                    }
+                    file = Some(form.file().await?);
+                    continue;
                 }
-                received.file = Some(form.file().await?);
-                continue;
+                let text = form.text(&name).await?;
+                if name == "model" && model.is_none() {
+                    model = Some(find(models, record, &text)?);
+                }
+                fields.push(&name, text);
             }
-            let text = form.text(&name).await?;
-            if name == "model" && received.model.is_none() {
-                received.model = Some(find(models, record, &text)?);
-            }
-            received.fields.push(&name, text);
+            Ok(())
+        };
+        if let Err(error) = read.await {
+            form.discard();
+            return Err(error);
         }
-        Ok(received)
+        drop(upload);
+        let Parsed { value: request, ignored } = fields.read::<wire::AudioRequest>(wire::HARMLESS)?;
+        if request.input_audio.is_some() {
+            return Err(unsupported("input_audio", "it is for requests in JSON; send 'file'").into());
+        }
+        Ok(Self { request, ignored, file, model })
     }
+
+    /// Reads JSON, with the recording in base64, as Open WebUI sends it, or with the name of a file that is kept.
+    async fn from_json(
+        app: &App,
+        record: &Record,
+        models: &Router,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Self, ApiError> {
+        let harmless = |path: &str| wire::HARMLESS.contains(&path);
+        let Parsed { value: mut request, ignored } =
+            json::read::<wire::AudioRequest>(headers, body, app.config.body_bytes, harmless).await?;
+        refuse(|refused| ignored.has(refused))?;
+        let model = request.model.as_deref().map(|name| find(models, record, name)).transpose()?;
+        let file = match request.input_audio.take() {
+            None => None,
+            Some(Object(audio)) => {
+                let param = "input_audio.data";
+                let data = audio.data.ok_or_else(|| InvalidRequest::Missing { param: param.into() })?;
+                let bytes = chat::recording(&data, app.config.sound.file_bytes)
+                    .map_err(|error| SoundError::Broken { reason: error.to_string() })
+                    .map_err(|error| InvalidRequest::Sound { param: param.into(), error })?;
+                Some(spooled(Cursor::new(bytes)).await?)
+            }
+        };
+        Ok(Self { request, ignored, file, model })
+    }
+}
+
+/// Refuses what would change the answer and is not done.
+fn refuse(is_there: impl Fn(&str) -> bool) -> Result<(), InvalidRequest> {
+    match wire::REFUSED.iter().find(|(refused, _)| is_there(refused)) {
+        Some((param, reason)) => Err(unsupported(param, *reason)),
+        None => Ok(()),
+    }
+}
+
+/// The content of a file that is kept.
+async fn kept_file(app: &App, record: &Record, id: &str) -> Result<fs::File, ApiError> {
+    let (store, owner) = files::store(app, record)?;
+    let file = files::find(store, &owner, id).await?;
+    let limit = app.config.sound.file_bytes;
+    if file.bytes > limit as u64 {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    spooled(StreamReader::new(store.content(&file.id, None).await?)).await
+}
+
+/// A file without a name of what is read, at its beginning.
+async fn spooled(mut content: impl AsyncRead + Unpin) -> Result<fs::File, ApiError> {
+    let failed =
+        |error: std::io::Error| ApiError::internal(&format!("a recording could not be kept: {error}"));
+    let mut file = tokio::fs::File::from_std(tempfile::tempfile().map_err(failed)?);
+    tokio::io::copy(&mut content, &mut file).await.map_err(failed)?;
+    file.flush().await.map_err(failed)?;
+    let mut file = file.into_std().await;
+    file.seek(SeekFrom::Start(0)).map_err(failed)?;
+    Ok(file)
 }
 
 /// A model that has room at present. A place is taken when the file is there: who sends slowly keeps none.
@@ -159,7 +240,7 @@ pub(super) async fn spoken(
     param: &str,
     file: Vec<u8>,
 ) -> Result<String, ApiError> {
-    let place = model.handle().reserve()?;
+    let place = model.handle().reserve_at(record.priority())?;
     record.also(place.work());
     let recording = record.media(decode(app, param, Cursor::new(file), Channels::Mixed)).await?;
     record.audio(recording.seconds())?;

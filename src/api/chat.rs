@@ -21,9 +21,9 @@ use self::{answer::Base, media::Opened, parse::RecordingRef, tools::tells_apart}
 pub(super) use self::{
     answer::{NEVER, usage},
     answers::Answers,
+    media::recording,
     parse::{
-        Bare, CallStyle, Chat, Files, MOST_ANSWERS, MediaRef, SamplingFields, check_count, check_end,
-        stop_texts, stops,
+        Bare, Chat, Files, MOST_ANSWERS, MediaRef, SamplingFields, check_count, check_end, stop_texts, stops,
     },
     tools::{Constrained, FormFields, Toolbox, call, form, named_schema, tool, type_error},
 };

@@ -47,6 +47,36 @@ pub enum ApiError {
         /// Its id.
         id: String,
     },
+    /// Files are not kept.
+    #[error("This server keeps no files: it was started without --files.")]
+    NoStore,
+    /// There is no such file or batch.
+    #[error("No such {what} object: {id}")]
+    NotFound {
+        /// What kind of thing.
+        what: &'static str,
+        /// Its name.
+        id: String,
+    },
+    /// It cannot be done as things are.
+    #[error("{0}")]
+    Conflict(String),
+    /// The tenant has no room for more files.
+    #[error(
+        "There is no room for this file: {used} of the {limit} bytes that your organization may keep are used."
+    )]
+    StoreFull {
+        /// Bytes of its files.
+        used: u64,
+        /// Bytes that it may have.
+        limit: u64,
+    },
+    /// The tenant has too many batches.
+    #[error("You have {limit} batches that have not ended, which is the limit.")]
+    TooManyBatches {
+        /// How many it may have.
+        limit: u64,
+    },
     /// The body is not JSON.
     #[error("We could not parse the JSON body of your request. (HINT: {0})")]
     NotJson(String),
@@ -219,6 +249,11 @@ impl ApiError {
             Self::NoSuchResponse { .. } => {
                 ("invalid_request_error", Some("previous_response_not_found"), Some("previous_response_id"))
             }
+            Self::NoStore => ("invalid_request_error", Some("files_not_kept"), None),
+            Self::NotFound { .. } => ("invalid_request_error", Some("not_found"), Some("id")),
+            Self::Conflict(_) => ("invalid_request_error", Some("conflict"), None),
+            Self::StoreFull { .. } => ("invalid_request_error", Some("storage_limit_exceeded"), Some("file")),
+            Self::TooManyBatches { .. } => ("invalid_request_error", Some("batch_limit_exceeded"), None),
             Self::NotJson(_)
             | Self::NotForm(_)
             | Self::ContentType { .. }
@@ -263,17 +298,23 @@ impl ApiError {
             | Self::NotJson(_)
             | Self::NotForm(_)
             | Self::WrongModel { .. }
+            | Self::StoreFull { .. }
             | Self::Engine(EngineError::Constraint)
             | Self::BodyCut => StatusCode::BAD_REQUEST,
             Self::BodySilent { .. } | Self::BodySlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::ContentType { .. } | Self::ContentEncoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::ModelNotFound { .. } | Self::NoSuchPath { .. } => StatusCode::NOT_FOUND,
+            Self::ModelNotFound { .. } | Self::NoSuchPath { .. } | Self::NoStore | Self::NotFound { .. } => {
+                StatusCode::NOT_FOUND
+            }
+            Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
             Self::NotAllowed(_) | Self::Host { .. } => StatusCode::FORBIDDEN,
             Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Limited(_) | Self::Refused(Refused::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limited(_) | Self::TooManyBatches { .. } | Self::Refused(Refused::Busy { .. }) => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::Connections
             | Self::Loading
             | Self::Refused(Refused::Stopped)
@@ -295,7 +336,12 @@ impl ApiError {
 
     /// Whether it is useless to try again, though the status says otherwise.
     fn is_final(&self) -> bool {
-        matches!(self, Self::Limited(Exceeded::Budget { .. } | Exceeded::TooLarge { .. }))
+        matches!(
+            self,
+            Self::Limited(Exceeded::Budget { .. } | Exceeded::TooLarge { .. })
+                | Self::Conflict(_)
+                | Self::TooManyBatches { .. }
+        )
     }
 }
 

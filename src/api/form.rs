@@ -15,7 +15,7 @@ use axum::{
 use tokio::{fs::File, io::AsyncWriteExt as _};
 
 pub(super) use self::fields::{Fields, split};
-use self::multipart::{Item, Malformed, Multipart, parameter};
+use self::multipart::{Head, Item, Malformed, Multipart, parameter};
 use super::{
     ApiError,
     body::{Pieces, header},
@@ -41,6 +41,8 @@ pub(super) struct Form {
     texts: usize,
     /// Most bytes of a file.
     limit: usize,
+    /// Of the part that was begun last.
+    head: Head,
 }
 
 impl Form {
@@ -66,24 +68,43 @@ impl Form {
             return Err(ApiError::NotForm(format!("the boundary has more than {LONGEST_BOUNDARY} bytes")));
         }
         let pieces = Pieces::open(headers, body, limit + MOST_TEXT).map_err(|error| of_file(error, limit))?;
-        Ok(Self { pieces, multipart: Multipart::new(&boundary), parts: 0, texts: 0, limit })
+        Ok(Self {
+            pieces,
+            multipart: Multipart::new(&boundary),
+            parts: 0,
+            texts: 0,
+            limit,
+            head: Head::default(),
+        })
     }
 
     /// The name of the next part; what is left of this one is skipped. `None` behind the last.
     pub(super) async fn part(&mut self) -> Result<Option<String>, ApiError> {
         loop {
             match self.item().await? {
-                Item::Part(name) => {
+                Item::Part(head) => {
                     self.parts += 1;
                     if self.parts > MOST_PARTS {
                         return Err(ApiError::NotForm(format!("it has more than {MOST_PARTS} parts")));
                     }
+                    let name = head.name.clone();
+                    self.head = head;
                     return Ok(Some(name));
                 }
                 Item::Data(_) | Item::PartEnd => {}
                 Item::End => return Ok(None),
             }
         }
+    }
+
+    /// What the client calls the file that was begun.
+    pub(super) fn filename(&self) -> Option<&str> {
+        self.head.filename.as_deref()
+    }
+
+    /// What the client says that the file is that was begun.
+    pub(super) fn mime(&self) -> Option<&str> {
+        self.head.mime.as_deref()
     }
 
     /// The text of the part `name`, which was begun.

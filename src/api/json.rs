@@ -18,6 +18,15 @@ use crate::request::InvalidRequest;
 /// Bodies up to this size are parsed at once: that takes less time than a change of threads is worth.
 const SMALL: usize = 1 << 16;
 
+/// Whether a body says that it is JSON.
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
+    header(headers, CONTENT_TYPE).is_some_and(|found| is_essence(&found))
+}
+
+fn is_essence(found: &str) -> bool {
+    found.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("application/json")
+}
+
 /// Reads and parses a body of at most `limit` bytes. Of fields that the type does not know, `harmless` says which are
 /// known all the same, by their paths, such as `messages[0].foo`.
 pub(super) async fn read<T: DeserializeOwned + Send + 'static>(
@@ -28,8 +37,7 @@ pub(super) async fn read<T: DeserializeOwned + Send + 'static>(
 ) -> Result<Parsed<T>, ApiError> {
     // A web page of anybody's can send other types, or none, without asking; JSON it cannot.
     let found = header(headers, CONTENT_TYPE).unwrap_or_else(|| "(none)".into());
-    let essence = found.split(';').next().unwrap_or("").trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
+    if !is_essence(&found) {
         let found = found.chars().take(100).collect();
         return Err(ApiError::ContentType { found, expected: "JSON with 'Content-Type: application/json'" });
     }

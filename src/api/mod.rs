@@ -1,11 +1,13 @@
 //! The HTTP API: the only code that knows JSON and status codes.
 
 mod audio;
+mod batches;
 mod body;
 mod chat;
 mod check;
 mod completions;
 mod error;
+mod files;
 mod form;
 mod guard;
 mod json;
@@ -14,6 +16,7 @@ mod messages;
 mod models;
 mod openapi;
 mod ops;
+mod page;
 mod params;
 mod record;
 mod responses;
@@ -38,12 +41,12 @@ use axum::{
     middleware::{self, Next},
     response::Response,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
-pub(crate) use self::record::Peer;
 use self::record::{Ending, Incoming, Record, TIMING, Tally, WantsTiming};
 pub use self::{audio::SoundConfig, error::ApiError, openapi::document};
+pub(crate) use self::{batches::run as run_batches, record::Peer};
 use crate::{
     access::Area,
     media::{
@@ -52,6 +55,7 @@ use crate::{
     },
     operations::{Names, Operations},
     router::Router,
+    store::Store,
 };
 
 /// What the API may take and how it behaves.
@@ -67,6 +71,10 @@ pub struct ApiConfig {
     pub media_memory: usize,
     /// What recordings may cost.
     pub sound: SoundConfig,
+    /// Most bytes of a file that is kept.
+    pub file_bytes: usize,
+    /// Most lines of batches that are answered at once.
+    pub batch_lines: usize,
     /// Whether an unknown field is an error.
     pub strict: bool,
     /// Whether there are pages for browsers.
@@ -106,19 +114,30 @@ pub struct App {
     fetcher: Fetcher,
     /// Bounds how many files are being received.
     uploads: Semaphore,
+    /// Files and batches, where they are kept.
+    kept: Option<Kept>,
     /// Empty while models are being loaded.
     models: OnceLock<Router>,
+}
+
+/// Files and batches.
+#[derive(Debug)]
+struct Kept {
+    store: Store,
+    /// Hears that there is something to do for batches.
+    changed: watch::Sender<()>,
 }
 
 impl App {
     /// An API without models yet, which everyone may use who can reach it.
     pub fn new(config: ApiConfig) -> Arc<Self> {
-        Self::guarded(config, Operations::default())
+        Self::guarded(config, Operations::default(), None)
     }
 
-    /// An API without models yet, guarded and watched.
-    pub fn guarded(config: ApiConfig, operations: Operations) -> Arc<Self> {
+    /// An API without models yet, guarded and watched; with files and batches, where there is a store for them.
+    pub fn guarded(config: ApiConfig, operations: Operations, store: Option<Store>) -> Arc<Self> {
         Arc::new(Self {
+            kept: store.map(|store| Kept { store, changed: watch::Sender::new(()) }),
             decoders: Decoders::new(config.media_memory),
             fetcher: Fetcher::new(config.fetch.clone()),
             operations,
@@ -140,9 +159,22 @@ impl App {
         &self.operations
     }
 
-    /// Says from now on that it is not ready for more.
+    /// Says from now on that it is not ready for more, and begins no more lines of batches.
     pub fn stop(&self) {
         self.stopping.store(true, Relaxed);
+        self.wake_batches();
+    }
+
+    /// Files and batches, where they are kept.
+    fn store(&self) -> Option<&Store> {
+        self.kept.as_ref().map(|kept| &kept.store)
+    }
+
+    /// Has it looked at what there is to do for batches.
+    fn wake_batches(&self) {
+        if let Some(kept) = &self.kept {
+            kept.changed.send_replace(());
+        }
     }
 
     /// Serves these models from now on. Called once.
@@ -227,12 +259,13 @@ async fn enter(
     Ok(next.run(request).await)
 }
 
-/// How a path may be written. A parameter is at its end, and takes all of the rest.
+/// How a path may be written.
 fn spellings(path: &str) -> Vec<String> {
     let bare = path.strip_prefix("/v1").unwrap_or(path);
     let bases: &[&str] = if bare == path { &[""] } else { &["", "/v1"] };
-    let ends: &[&str] = if bare.ends_with('}') { &[""] } else { &["", "/"] };
-    let bare = bare.replace('{', "{*");
+    // Names of models may have slashes.
+    let ends: &[&str] = if bare.ends_with("{model}") { &[""] } else { &["", "/"] };
+    let bare = bare.replace("{model}", "{*model}");
     bases
         .iter()
         .flat_map(|base| ends.iter().map(|end| format!("{base}{bare}{end}")).collect::<Vec<_>>())

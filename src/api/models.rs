@@ -11,18 +11,15 @@ use axum::{
 
 use super::{
     ApiError, App,
-    check::{integer, value},
     error::is_anthropic,
+    page::Page,
     record::Record,
     wire::{
         messages as anthropic,
         models::{Model, ModelList},
     },
 };
-use crate::{
-    request::InvalidRequest,
-    router::{ChatModel, Router, Served},
-};
+use crate::router::{ChatModel, Router, Served};
 
 /// Most names of a page, where a client of the Anthropic API asks for so many.
 pub(super) const MOST_LISTED: i64 = 1000;
@@ -39,55 +36,30 @@ pub(super) async fn list(
     let names = names.filter(|(served, name)| record.may_use(served, name));
     if is_anthropic(uri.path(), &headers) {
         let infos = names.map(|(served, name)| info(served, name)).collect();
-        return Ok(Json(Page::parse(uri.query().unwrap_or(""))?.of(infos)).into_response());
+        return Ok(Json(page_of(Page::parse(uri.query(), 20, MOST_LISTED)?, infos)).into_response());
     }
     let data = names.map(|(served, name)| model(served, name)).collect();
     Ok(Json(ModelList { object: "list", data }).into_response())
 }
 
-/// Which part of a list a client of the Anthropic API asks for.
-struct Page {
-    limit: usize,
-    after: Option<String>,
-    before: Option<String>,
-}
-
-impl Page {
-    fn parse(query: &str) -> Result<Self, InvalidRequest> {
-        let mut page = Self { limit: 20, after: None, before: None };
-        for (name, text) in form_urlencoded::parse(query.as_bytes()) {
-            match &*name {
-                "limit" => {
-                    let limit = text.parse().map_err(|_| value("limit", &text, "whole numbers"))?;
-                    page.limit = integer("limit", limit, 1, MOST_LISTED)? as usize;
-                }
-                "after_id" => page.after = Some(text.into_owned()),
-                "before_id" => page.before = Some(text.into_owned()),
-                _ => {}
-            }
-        }
-        Ok(page)
+/// A page of all names. Behind a name that is not there is nothing, and so is in front of it.
+fn page_of(page: Page, mut all: Vec<anthropic::ModelInfo>) -> anthropic::ModelList {
+    let place = |all: &[anthropic::ModelInfo], id: &str| all.iter().position(|info| info.id == id);
+    if let Some(after) = page.after {
+        all = place(&all, &after).map_or_else(Vec::new, |index| all.split_off(index + 1));
     }
-
-    /// Behind a name that is not there is nothing, and so is in front of it.
-    fn of(self, mut all: Vec<anthropic::ModelInfo>) -> anthropic::ModelList {
-        let place = |all: &[anthropic::ModelInfo], id: &str| all.iter().position(|info| info.id == id);
-        if let Some(after) = self.after {
-            all = place(&all, &after).map_or_else(Vec::new, |index| all.split_off(index + 1));
-        }
-        let backwards = self.before.is_some();
-        if let Some(before) = self.before {
-            all.truncate(place(&all, &before).unwrap_or(0));
-        }
-        let has_more = all.len() > self.limit;
-        if has_more && backwards {
-            all.drain(..all.len() - self.limit);
-        }
-        all.truncate(self.limit);
-        let id = |info: Option<&anthropic::ModelInfo>| info.map(|info| info.id.clone());
-        let (first_id, last_id) = (id(all.first()), id(all.last()));
-        anthropic::ModelList { data: all, has_more, first_id, last_id }
+    let backwards = page.before.is_some();
+    if let Some(before) = page.before {
+        all.truncate(place(&all, &before).unwrap_or(0));
     }
+    let has_more = all.len() > page.limit;
+    if has_more && backwards {
+        all.drain(..all.len() - page.limit);
+    }
+    all.truncate(page.limit);
+    let id = |info: Option<&anthropic::ModelInfo>| info.map(|info| info.id.clone());
+    let (first_id, last_id) = (id(all.first()), id(all.last()));
+    anthropic::ModelList { data: all, has_more, first_id, last_id }
 }
 
 /// `GET /v1/models/{id}`; an id may have slashes.

@@ -7,19 +7,19 @@ use axum::{
     body::Bytes,
     http::header::CONTENT_TYPE,
     response::{IntoResponse as _, Response},
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, delete, get, post},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{App, audio, chat, completions, messages, models, ops, responses, wire};
+use super::{App, audio, batches, chat, completions, files, messages, models, ops, responses, wire};
 use crate::access::Area;
 
 /// One thing that can be asked.
 pub(super) struct Endpoint {
     /// As the documentation writes it: below `/v1` where clients expect it there.
     pub(super) path: &'static str,
-    /// `get` or `post`.
+    /// `get`, `post` or `delete`.
     method: &'static str,
     /// A name for programs.
     id: &'static str,
@@ -165,6 +165,248 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             area: Some(Area::Audio),
             handler: post(audio::translations),
             shape: speech_shape,
+        },
+        Endpoint {
+            path: "/v1/files",
+            method: "post",
+            id: "createFile",
+            summary: "Keeps a file, for a batch or to be named in requests.",
+            description: BOTH,
+            area: Some(Area::Files),
+            handler: post(files::create),
+            shape: |schemas| {
+                let fields = schemas.request::<wire::files::FileRequest>();
+                let file = json!({
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                });
+                let body = json!({"multipart/form-data": {"schema": {"allOf": [file, fields]}}});
+                Shape { body: Some(body), ..file_shape(schemas, FILE_ERRORS_OF_UPLOADS) }
+            },
+        },
+        Endpoint {
+            path: "/v1/files",
+            method: "get",
+            id: "listFiles",
+            summary: "Lists files, the newest first.",
+            description: BOTH,
+            area: Some(Area::Files),
+            handler: get(files::list),
+            shape: |schemas| {
+                let lists = [
+                    schemas.answer::<wire::files::FileList>(),
+                    schemas.answer::<wire::files::FileMetadataList>(),
+                ];
+                let text = json!({"type": "string"});
+                let number = json!({"type": "integer", "minimum": 1, "maximum": 10_000});
+                let parameters = json!([
+                    anthropic_version(),
+                    query("limit", "Most files of a page; 1000 with `anthropic-version`.", &number),
+                    query("after", "The page behind this one.", &text),
+                    query("order", "`asc` or `desc`.", &json!({"enum": ["asc", "desc"]})),
+                    query("purpose", "Only files for this.", &text),
+                    query("after_id", "With `anthropic-version`: the page behind this one.", &text),
+                    query("before_id", "With `anthropic-version`: the page in front of it.", &text),
+                ]);
+                Shape { parameters, ..get_shape(&json!({"anyOf": lists}), FILE_ERRORS) }
+            },
+        },
+        Endpoint {
+            path: "/v1/files/{id}",
+            method: "get",
+            id: "retrieveFile",
+            summary: "Tells about a file.",
+            description: BOTH,
+            area: Some(Area::Files),
+            handler: get(files::one),
+            shape: |schemas| Shape {
+                parameters: json!([path_id(), anthropic_version()]),
+                ..file_shape(schemas, FILE_ERRORS)
+            },
+        },
+        Endpoint {
+            path: "/v1/files/{id}",
+            method: "delete",
+            id: "deleteFile",
+            summary: "Removes a file.",
+            description: "Not while a batch needs it.",
+            area: Some(Area::Files),
+            handler: delete(files::delete),
+            shape: |schemas| {
+                let answers = [
+                    schemas.answer::<wire::files::FileDeleted>(),
+                    schemas.answer::<wire::files::FileMetadataDeleted>(),
+                ];
+                let parameters = json!([path_id(), anthropic_version()]);
+                Shape { parameters, ..get_shape(&json!({"anyOf": answers}), FILE_ERRORS) }
+            },
+        },
+        Endpoint {
+            path: "/v1/files/{id}/content",
+            method: "get",
+            id: "downloadFile",
+            summary: "The content of a file.",
+            description: "",
+            area: Some(Area::Files),
+            handler: get(files::content),
+            shape: |_| Shape {
+                parameters: json!([path_id()]),
+                body: None,
+                answers: vec![(
+                    "200",
+                    "The content.",
+                    json!({"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}),
+                )],
+                errors: FILE_ERRORS,
+                envelope: Envelope::OpenAi,
+            },
+        },
+        Endpoint {
+            path: "/v1/batches",
+            method: "post",
+            id: "createBatch",
+            summary: "Answers the requests in a file, behind all others.",
+            description: "What is wrong with the file is told by the batch, not here.",
+            area: Some(Area::Files),
+            handler: post(batches::create),
+            shape: |schemas| {
+                let request = schemas.request::<wire::batches::BatchRequest>();
+                Shape {
+                    body: Some(json!({"application/json": {"schema": request}})),
+                    ..get_shape(&schemas.answer::<wire::batches::Batch>(), FILE_ERRORS_OF_UPLOADS)
+                }
+            },
+        },
+        Endpoint {
+            path: "/v1/batches",
+            method: "get",
+            id: "listBatches",
+            summary: "Lists batches, the newest first.",
+            description: "",
+            area: Some(Area::Files),
+            handler: get(batches::list),
+            shape: |schemas| {
+                let number = json!({"type": "integer", "minimum": 1, "maximum": 100});
+                let parameters = json!([
+                    query("limit", "Most batches of a page, by default 20.", &number),
+                    query("after", "The page behind this one.", &json!({"type": "string"})),
+                ]);
+                Shape { parameters, ..get_shape(&schemas.answer::<wire::batches::BatchList>(), FILE_ERRORS) }
+            },
+        },
+        Endpoint {
+            path: "/v1/batches/{id}",
+            method: "get",
+            id: "retrieveBatch",
+            summary: "Tells about a batch.",
+            description: "",
+            area: Some(Area::Files),
+            handler: get(batches::one),
+            shape: batch_shape,
+        },
+        Endpoint {
+            path: "/v1/batches/{id}/cancel",
+            method: "post",
+            id: "cancelBatch",
+            summary: "Ends a batch early. The answers that there are stay.",
+            description: "",
+            area: Some(Area::Files),
+            handler: post(batches::cancel),
+            shape: batch_shape,
+        },
+        Endpoint {
+            path: "/v1/messages/batches",
+            method: "post",
+            id: "createMessageBatch",
+            summary: "Answers many requests, behind all others, in the shapes of the Anthropic API.",
+            description: "",
+            area: Some(Area::Files),
+            handler: post(batches::create_messages),
+            shape: |schemas| {
+                let request = schemas.request::<wire::batches::MessageBatchRequest>();
+                Shape {
+                    body: Some(json!({"application/json": {"schema": request}})),
+                    envelope: Envelope::Anthropic,
+                    ..get_shape(&schemas.answer::<wire::batches::MessageBatch>(), FILE_ERRORS_OF_UPLOADS)
+                }
+            },
+        },
+        Endpoint {
+            path: "/v1/messages/batches",
+            method: "get",
+            id: "listMessageBatches",
+            summary: "Lists batches of the Anthropic API, the newest first.",
+            description: "",
+            area: Some(Area::Files),
+            handler: get(batches::list_messages),
+            shape: |schemas| {
+                let number = json!({"type": "integer", "minimum": 1, "maximum": 1000});
+                let text = json!({"type": "string"});
+                let parameters = json!([
+                    query("limit", "Most batches of a page, by default 20.", &number),
+                    query("after_id", "The page behind this one.", &text),
+                    query("before_id", "The page in front of it.", &text),
+                ]);
+                Shape {
+                    parameters,
+                    envelope: Envelope::Anthropic,
+                    ..get_shape(&schemas.answer::<wire::batches::MessageBatchList>(), FILE_ERRORS)
+                }
+            },
+        },
+        Endpoint {
+            path: "/v1/messages/batches/{id}",
+            method: "get",
+            id: "retrieveMessageBatch",
+            summary: "Tells about a batch of the Anthropic API.",
+            description: "",
+            area: Some(Area::Files),
+            handler: get(batches::one_messages),
+            shape: message_batch_shape,
+        },
+        Endpoint {
+            path: "/v1/messages/batches/{id}",
+            method: "delete",
+            id: "deleteMessageBatch",
+            summary: "Forgets a batch of the Anthropic API that has ended, and its results.",
+            description: "",
+            area: Some(Area::Files),
+            handler: delete(batches::delete_messages),
+            shape: |schemas| Shape {
+                parameters: json!([path_id()]),
+                envelope: Envelope::Anthropic,
+                ..get_shape(&schemas.answer::<wire::batches::MessageBatchDeleted>(), FILE_ERRORS)
+            },
+        },
+        Endpoint {
+            path: "/v1/messages/batches/{id}/cancel",
+            method: "post",
+            id: "cancelMessageBatch",
+            summary: "Ends a batch of the Anthropic API early.",
+            description: "",
+            area: Some(Area::Files),
+            handler: post(batches::cancel_messages),
+            shape: message_batch_shape,
+        },
+        Endpoint {
+            path: "/v1/messages/batches/{id}/results",
+            method: "get",
+            id: "messageBatchResults",
+            summary: "What became of each request of a batch of the Anthropic API that has ended: a line each.",
+            description: "",
+            area: Some(Area::Files),
+            handler: get(batches::results),
+            shape: |schemas| {
+                let line = schemas.answer::<wire::batches::ResultLine<'_>>();
+                Shape {
+                    parameters: json!([path_id()]),
+                    body: None,
+                    answers: vec![("200", "The results.", json!({"application/x-jsonl": {"schema": line}}))],
+                    errors: FILE_ERRORS,
+                    envelope: Envelope::Anthropic,
+                }
+            },
         },
         Endpoint {
             path: "/v1/models",
@@ -424,6 +666,34 @@ fn speech_shape(schemas: &mut Schemas) -> Shape {
     }
 }
 
+/// Errors of what asks about files and batches, and of what sends one.
+const FILE_ERRORS: &[&str] = &["400", "401", "403", "404", "409", "429", "500"];
+const FILE_ERRORS_OF_UPLOADS: &[&str] =
+    &["400", "401", "403", "404", "408", "413", "415", "429", "431", "500"];
+
+fn path_id() -> Value {
+    json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string"}})
+}
+
+fn file_shape(schemas: &mut Schemas, errors: &'static [&'static str]) -> Shape {
+    let answers =
+        [schemas.answer::<wire::files::FileObject>(), schemas.answer::<wire::files::FileMetadata>()];
+    get_shape(&json!({"anyOf": answers}), errors)
+}
+
+fn batch_shape(schemas: &mut Schemas) -> Shape {
+    let parameters = json!([path_id()]);
+    Shape { parameters, ..get_shape(&schemas.answer::<wire::batches::Batch>(), FILE_ERRORS) }
+}
+
+fn message_batch_shape(schemas: &mut Schemas) -> Shape {
+    Shape {
+        parameters: json!([path_id()]),
+        envelope: Envelope::Anthropic,
+        ..get_shape(&schemas.answer::<wire::batches::MessageBatch>(), FILE_ERRORS)
+    }
+}
+
 fn state_shape(schemas: &mut Schemas) -> Shape {
     let content = json!({"application/json": {"schema": schemas.answer::<wire::ops::State>()}});
     Shape {
@@ -539,8 +809,9 @@ const ERRORS: &[(&str, &str)] = &[
     ("400", "A field is wrong, or asks for what this server does not do; `param` names it."),
     ("401", "The request has no key, or one that is nobody's, where the server wants keys."),
     ("403", "The key may not be used for this, or the server is not called so."),
-    ("404", "There is no such model, or the key may not use it."),
+    ("404", "There is no such model, file or batch, or the key may not use it."),
     ("408", "The body came too slowly."),
+    ("409", "It cannot be done as things are; the message says why."),
     ("413", "The body is too large; the message names the limit."),
     ("415", "The body has another type than it must have, or it is compressed."),
     (
@@ -558,8 +829,9 @@ const ANTHROPIC_ERRORS: &[(&str, &str)] = &[
     ("400", "A field is wrong, or asks for what this server does not do; the message begins with its path."),
     ("401", "There is no key, or one that is nobody's."),
     ("403", "The key is for other parts of the API; or the request is for another server."),
-    ("404", "There is no such model, or the key may not use it."),
+    ("404", "There is no such model or batch, or the key may not use it."),
     ("408", "The body came too slowly."),
+    ("409", "It cannot be done as things are; the message says why."),
     ("413", "The body is too large; the message names the limit."),
     ("415", "The body has another type than it must have, or it is compressed."),
     ("429", "The tenant has had what it may have; `Retry-After` says for how long."),

@@ -41,6 +41,11 @@ impl Ignored {
         }
     }
 
+    /// Whether a field had no effect.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.names.iter().any(|ignored| ignored == name)
+    }
+
     /// Refuses an unknown field, where the server is strict.
     pub(super) fn check(&self, strict: bool) -> Result<(), ApiError> {
         match &self.unknown {

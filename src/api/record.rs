@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,9 @@ use axum::{
 };
 use http_body::{Frame, SizeHint};
 use jiff::Timestamp;
+use opentelemetry::{Context, propagation::TextMapPropagator as _};
+use opentelemetry_http::HeaderExtractor;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use sha2::{Digest as _, Sha256};
 use tracing::{debug, info};
 
@@ -25,6 +28,7 @@ use crate::{
     access::{Caller, Rate, hex},
     engine::{Figures, Place, Work},
     operations::{Entry, Outcome, Timing},
+    request::Priority,
     router::{Router, Served},
 };
 
@@ -53,6 +57,8 @@ struct Facts {
     caller: Option<Caller>,
     endpoint: Option<String>,
     routine: bool,
+    /// The highest that it may have.
+    priority: Priority,
     model: Option<Arc<Served>>,
     work: Option<Work>,
     /// What was computed for it besides, by other engines.
@@ -89,13 +95,24 @@ impl Record {
             began: Instant::now(),
             time: Timestamp::now(),
             peer: peer.map(|Peer(address)| address),
-            facts: Mutex::default(),
+            facts: Mutex::new(Facts { priority: Priority::High, ..Facts::default() }),
         }))
     }
 
     /// Whose request it is, where that is known.
     pub(super) fn caller(&self) -> Option<Caller> {
         self.facts().caller.clone()
+    }
+
+    /// How soon it is computed: by its tenant's terms, and later still if it is of a batch.
+    pub(super) fn priority(&self) -> Priority {
+        let facts = self.facts();
+        let usual = facts.caller.as_ref().and_then(|caller| caller.terms.priority).unwrap_or_default();
+        usual.max(facts.priority)
+    }
+
+    pub(super) fn is_at(&self, priority: Priority) {
+        self.facts().priority = priority;
     }
 
     pub(super) fn came_from(&self, caller: Caller) {
@@ -143,7 +160,7 @@ impl Record {
     /// # Errors
     /// When there is none.
     pub(super) fn reserve(&self, served: &Served) -> Result<Place, ApiError> {
-        let place = served.handle.reserve()?;
+        let place = served.handle.reserve_at(self.priority())?;
         self.facts().work = Some(place.work());
         Ok(place)
     }
@@ -240,6 +257,8 @@ pub(super) struct Ending {
     sent: bool,
     request: Tally,
     response: Tally,
+    /// The trace that it is part of.
+    trace: Context,
 }
 
 impl Ending {
@@ -256,6 +275,7 @@ impl Ending {
             status: None,
             error: None,
             sent: false,
+            trace: trace(request.headers()),
             response: tally.another(),
             request: tally,
         }
@@ -276,7 +296,7 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let Self { record, method, path, client_id, status, error, sent, request, response } = &*self;
+        let Self { record, method, path, client_id, status, error, sent, request, response, trace } = &*self;
         let Record(shared) = record;
         let timing = record.timing();
         let operations = &shared.app.operations;
@@ -330,8 +350,16 @@ impl Drop for Ending {
             model = entry.model,
             "request"
         );
+        if let Some(traces) = &operations.traces {
+            traces.request(trace, &entry, &timing);
+        }
         operations.ended(caller.as_ref(), entry, admitted);
     }
+}
+
+/// The trace that a request is part of, where its headers say so (W3C Trace Context).
+fn trace(headers: &HeaderMap) -> Context {
+    TraceContextPropagator::new().extract(&HeaderExtractor(headers))
 }
 
 /// Bytes of a body and their hash, as far as it has gone. Clones count together.
@@ -388,7 +416,7 @@ impl http_body::Body for Incoming {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        context: &mut std::task::Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
@@ -422,7 +450,7 @@ impl http_body::Body for Watched {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
+        context: &mut std::task::Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if self.remarked {
             return Poll::Ready(None);

@@ -22,6 +22,7 @@ use crate::{
     operations::Operations,
     router::{Kind, Router},
     server::{self, ServerConfig},
+    store::Store,
 };
 
 pub(super) fn run(settings: Settings, file: Option<&Path>) -> anyhow::Result<()> {
@@ -59,7 +60,8 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     let demo = config.models.iter().all(|model| matches!(model.source, Source::Embedded(_)));
     let page = config.api.ui;
-    let app = App::guarded(config.api.clone(), operations);
+    let store = config.store.as_ref().map(Store::open).transpose()?;
+    let app = App::guarded(config.api.clone(), operations, store);
     let running = tokio::spawn(server::run(listener, Arc::clone(&app), stop_signal()?, config.drain));
     let loading =
         tokio::task::spawn_blocking(move || server::load(&config, progress::bar, progress::loading));

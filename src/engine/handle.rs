@@ -17,7 +17,7 @@ use super::{
     sequence::{SeqId, together},
     work::Work,
 };
-use crate::request::{Prompt, Request};
+use crate::request::{Priority, Prompt, Request};
 
 /// What a request's owner hears.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,6 +146,7 @@ pub struct Handle {
 #[derive(Debug)]
 pub struct Place {
     handle: Handle,
+    priority: Priority,
     permit: OwnedSemaphorePermit,
     work: Work,
 }
@@ -161,21 +162,27 @@ impl Place {
     /// # Errors
     /// When the engine has stopped.
     pub fn submit(self, request: Request) -> Result<Events, Refused> {
-        let Turn { handle, number, work, .. } = self.turn();
-        handle.send(SeqId(number * MOST_PARTS), request, work, Some(self.permit))
+        let Turn { handle, priority, number, work, .. } = self.turn();
+        handle.send(SeqId::new(priority, number * MOST_PARTS), request, work, Some(self.permit))
     }
 
     /// A turn for a part of larger work, which keeps the place until all of it is done.
     pub fn turn(&self) -> Turn {
-        let number = self.handle.next.fetch_add(1, Relaxed);
-        Turn { handle: self.handle.clone(), number, parts: AtomicU64::new(0), work: self.work.clone() }
+        Turn {
+            handle: self.handle.clone(),
+            priority: self.priority,
+            number: self.handle.next.fetch_add(1, Relaxed),
+            parts: AtomicU64::new(0),
+            work: self.work.clone(),
+        }
     }
 }
 
-/// A place in line: what is submitted in it goes before all that is submitted in later ones.
+/// A place in line: what is submitted in it goes before all that is submitted in later ones of its priority.
 #[derive(Debug)]
 pub struct Turn {
     handle: Handle,
+    priority: Priority,
     number: u64,
     /// Requests so far.
     parts: AtomicU64,
@@ -191,7 +198,8 @@ impl Turn {
     /// # Errors
     /// When the engine has stopped.
     pub fn submit(&self, request: Request) -> Result<Events, Refused> {
-        let id = SeqId(self.number * MOST_PARTS + self.parts.fetch_add(1, Relaxed));
+        let number = self.number * MOST_PARTS + self.parts.fetch_add(1, Relaxed);
+        let id = SeqId::new(self.priority, number);
         self.handle.send(id, request, self.work.clone(), None)
     }
 }
@@ -235,11 +243,19 @@ impl Handle {
     /// # Errors
     /// When the queue is full or the engine takes no more requests.
     pub fn reserve(&self) -> Result<Place, Refused> {
+        self.reserve_at(Priority::default())
+    }
+
+    /// Takes a place in the queue, in front of all lower priorities.
+    ///
+    /// # Errors
+    /// When the queue is full or the engine takes no more requests.
+    pub fn reserve_at(&self, priority: Priority) -> Result<Place, Refused> {
         if self.status.draining.load(Relaxed) {
             return Err(Refused::Stopped);
         }
         let permit = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| self.busy())?;
-        Ok(Place { handle: self.clone(), permit, work: Work::default() })
+        Ok(Place { handle: self.clone(), priority, permit, work: Work::default() })
     }
 
     /// Queues a request that is ready.

@@ -56,8 +56,9 @@ pub enum Outcome {
     Failed,
 }
 
-/// First come, first served, without starvation: older sequences are served first, and when pages run out the
-/// youngest one gives up its rows and computes them again later.
+/// Of one priority it is first come, first served, without starvation: older sequences are served first, and when pages
+/// run out the youngest one gives up its rows and computes them again later. A sequence of a higher priority does not
+/// wait for one of a lower: that one gives up its rows.
 #[derive(Debug)]
 pub struct Scheduler {
     limits: Limits,
@@ -208,15 +209,31 @@ impl Scheduler {
     /// Starts waiting sequences in order, as long as all their rows have pages.
     fn admit(&mut self) {
         let mut next = 0;
-        while self.running.len() < self.limits.sequences {
-            let Some(mut sequence) = self.waiting.remove(next) else { return };
-            if self.start(&mut sequence) {
-                let at = self.running.partition_point(|other| other.id < sequence.id);
+        while let Some(mut sequence) = self.waiting.remove(next) {
+            let id = sequence.id;
+            let room = if self.running.len() < self.limits.sequences {
+                self.start(&mut sequence)
+            } else if self.is_held_up(&sequence) {
+                Room::Later
+            } else {
+                Room::None
+            };
+            if room == Room::Found {
+                let at = self.running.partition_point(|other| other.id < id);
                 self.running.insert(at, sequence);
                 next = 0;
                 continue;
             }
             self.waiting.insert(next, sequence);
+            if room == Room::None {
+                if self.running.last().is_some_and(|last| last.id.class() > id.class()) {
+                    self.preempt_youngest();
+                    continue;
+                }
+                if self.running.len() >= self.limits.sequences {
+                    return;
+                }
+            }
             // One behind it, which gave up its rows, may hold the encoded rows that it waits for.
             let holds = |sequence: &Sequence| sequence.reused.is_some();
             match self.waiting.iter().skip(next).position(holds) {
@@ -226,10 +243,15 @@ impl Scheduler {
         }
     }
 
-    fn start(&mut self, sequence: &mut Sequence) -> bool {
+    /// Whether a sequence waits for encoded rows that others hold.
+    fn is_held_up(&self, sequence: &Sequence) -> bool {
+        sequence.reused.is_none() && self.encoded + sequence.media_rows() > self.limits.encoded
+    }
+
+    fn start(&mut self, sequence: &mut Sequence) -> Room {
         let fresh = sequence.reused.is_none();
-        if fresh && self.encoded + sequence.media_rows() > self.limits.encoded {
-            return false;
+        if self.is_held_up(sequence) {
+            return Room::Later;
         }
         // The last row is always computed: its logits are needed.
         let reusable = (sequence.tokens.len() - 1).min(sequence.reusable) / self.page_size;
@@ -243,7 +265,7 @@ impl Scheduler {
         let seen: Vec<usize> = seen.collect();
         // What another is about to write is found there soon.
         if seen.iter().any(|&memory| self.is_being_written(sequence.memories[memory].key)) {
-            return false;
+            return Room::Later;
         }
         let known: Vec<Vec<Page>> =
             seen.iter().map(|&memory| self.find(&sequence.memories[memory])).collect();
@@ -256,7 +278,7 @@ impl Scheduler {
         // Room to grow for those that run, or the newcomer would soon be thrown out again.
         let spare = self.running.len().min(self.pages.total() / 100 + 1);
         if self.pages.available() < wanted + revived + spare {
-            return false;
+            return Room::None;
         }
         for &page in known_pages() {
             self.pages.share(page);
@@ -274,7 +296,7 @@ impl Scheduler {
             self.encoded += sequence.media_rows();
             sequence.reused = Some(sequence.computed);
         }
-        true
+        Room::Found
     }
 
     fn is_being_written(&self, key: Key) -> bool {
@@ -415,6 +437,17 @@ impl Scheduler {
     }
 }
 
+/// Whether a sequence can start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// It has.
+    Found,
+    /// When those that run have got further.
+    Later,
+    /// When one of those that run gives up its rows.
+    None,
+}
+
 /// Encoding that a step has taken on.
 struct Encoding {
     rows: usize,
@@ -455,13 +488,17 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::engine::{pages::Key, sequence::Span};
+    use crate::{
+        engine::{pages::Key, sequence::Span},
+        request::Priority,
+    };
 
     const STOP: u32 = 0;
 
     #[derive(Debug, Clone)]
     struct Asked {
         arrives: usize,
+        priority: Priority,
         prompt: Vec<u32>,
         /// Length and content of a medium in front of the prompt.
         medium: Option<(usize, u8)>,
@@ -485,15 +522,16 @@ mod tests {
         // Few tokens, so that prompts begin alike.
         let prompt = vec(1u32..4, 1..20);
         let asked = (
-            0usize..30,
+            (0usize..30, prop::sample::select(vec![Priority::High, Priority::Normal, Priority::Low])),
             prompt,
             prop::option::of((1usize..8, 0u8..2)),
             (prop::option::of(0u8..3), vec((0usize..20, 0u8..3), 0..4)),
             1usize..12,
             prop::option::of(0usize..40),
         )
-            .prop_map(|(arrives, prompt, medium, (heard, pictures), answer, leaves)| Asked {
+            .prop_map(|((arrives, priority), prompt, medium, (heard, pictures), answer, leaves)| Asked {
                 arrives,
+                priority,
                 prompt,
                 medium,
                 heard,
@@ -523,7 +561,11 @@ mod tests {
             self.prompt.len() + self.medium.map_or(0, |(rows, _)| rows) + self.pictures.len()
         }
 
-        fn sequence(&self, id: usize) -> Sequence {
+        fn name(&self, number: usize) -> SeqId {
+            SeqId::new(self.priority, number as u64)
+        }
+
+        fn sequence(&self, number: usize) -> Sequence {
             let mut tokens = Vec::new();
             let mut media = Vec::new();
             let span = |rows, memory, kind: &[u8], content| {
@@ -547,7 +589,7 @@ mod tests {
                 tokens.push(token);
             }
             let most = tokens.len() + self.answer;
-            Sequence::new(SeqId(id as u64), tokens, media, most, Arc::new([STOP]))
+            Sequence::new(self.name(number), tokens, media, most, Arc::new([STOP]))
         }
     }
 
@@ -607,12 +649,12 @@ mod tests {
             assert!(step < patience, "somebody starves");
             while arrived < asked.len() && asked[arrived].arrives <= step {
                 scheduler.submit(asked[arrived].sequence(arrived));
-                answers.insert(SeqId(arrived as u64), Vec::new());
+                answers.insert(asked[arrived].name(arrived), Vec::new());
                 arrived += 1;
             }
             for (index, asked) in asked.iter().enumerate().take(arrived) {
                 if asked.leaves.is_some_and(|after| asked.arrives + after == step) {
-                    scheduler.remove(SeqId(index as u64));
+                    scheduler.remove(asked.name(index));
                     scheduler.check();
                 }
             }
@@ -688,7 +730,8 @@ mod tests {
                         if reason == FinishReason::Stop {
                             answer.push(STOP);
                         }
-                        let alone = self::answer(asked[id.0 as usize]);
+                        let place = (0..asked.len()).find(|&place| asked[place].name(place) == id).unwrap();
+                        let alone = self::answer(asked[place]);
                         assert_eq!(*answer, alone);
                         assert_eq!(generated, alone.len());
                         finished += 1;
@@ -774,6 +817,43 @@ mod tests {
         scheduler.submit(Sequence::new(SeqId(1), prompt, Vec::new(), 14, Arc::new([])));
         // Two pages of three: the last row must be computed for its logits.
         assert_eq!(scheduler.schedule().parts, [(SeqId(1), 4)]);
+    }
+
+    #[test]
+    fn a_higher_priority_takes_the_place_of_a_lower_at_once() {
+        let limits = Limits { sequences: 2, rows: 16, chunk: 8, encoded: 8, spare: 0, encode: 8 };
+        let ask = |priority, number, media: Vec<Span>| {
+            Sequence::new(SeqId::new(priority, number), vec![number as u32 + 1; 8], media, 16, Arc::new([]))
+        };
+        let picture = |key: &[u8]| vec![Span { rows: 0..6, grid: None, memory: 0, key: Key::of(key) }];
+        // Two rows of two places; and pages for two of three.
+        for (sequences, pages) in [(2, 30), (4, 8)] {
+            let mut scheduler = Scheduler::new(Limits { sequences, ..limits }, pages, 4);
+            let mut step = |arrivals: Vec<Sequence>| {
+                arrivals.into_iter().for_each(|sequence| scheduler.submit(sequence));
+                let plan = scheduler.schedule();
+                scheduler.check();
+                let drawing = plan.parts.iter().filter(|part| scheduler.draws(**part)).count();
+                scheduler.complete(&plan.parts, vec![Some(3); drawing]);
+                plan.parts.iter().map(|part| part.0).collect::<Vec<_>>()
+            };
+            let low = [0, 1].map(|number| SeqId::new(Priority::Low, number));
+            let normal = SeqId::new(Priority::Normal, 5);
+            let both = step(low.iter().map(|id| ask(Priority::Low, id.0 & 7, Vec::new())).collect());
+            assert_eq!(both, low);
+            assert_eq!(step(vec![ask(Priority::Normal, 5, Vec::new())]), [normal, low[0]], "{sequences}");
+            // Of one priority, those that run stay.
+            assert_eq!(step(vec![ask(Priority::Normal, 4, Vec::new())])[0], SeqId::new(Priority::Normal, 4));
+            let highest = step(vec![ask(Priority::High, 9, Vec::new()), ask(Priority::High, 8, Vec::new())]);
+            assert_eq!(highest[..2], [8, 9].map(|number| SeqId::new(Priority::High, number)));
+        }
+        // Who holds encoded rows keeps its place: giving it up would not help.
+        let mut scheduler = Scheduler::new(Limits { sequences: 1, ..limits }, 30, 4);
+        scheduler.submit(ask(Priority::Low, 0, picture(b"a")));
+        scheduler.schedule();
+        scheduler.submit(ask(Priority::High, 1, picture(b"b")));
+        scheduler.schedule();
+        assert_eq!((scheduler.preemptions(), scheduler.running()), (0, 1));
     }
 
     /// One that comes late with an early name waits in front of one that gave up its rows and holds what it needs.

@@ -6,10 +6,27 @@ use super::{
     Grid,
     pages::{Key, Page},
 };
+use crate::request::Priority;
 
 /// Names a sequence. Smaller ones go first; requests that are accepted later have larger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId(pub u64);
+
+impl SeqId {
+    /// Bits of a name below the priority's.
+    const BITS: u32 = 60;
+
+    /// A name of this priority, in the order of `number`, which has [`Self::BITS`] bits.
+    pub fn new(priority: Priority, number: u64) -> Self {
+        debug_assert!(number >> Self::BITS == 0);
+        Self((priority as u64) << Self::BITS | number)
+    }
+
+    /// Those of a smaller class go first, whenever they come, and take the place of those that run.
+    pub fn class(self) -> u64 {
+        self.0 >> Self::BITS
+    }
+}
 
 /// Prompt rows that a medium takes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 pub mod audit;
 mod metrics;
+mod traces;
 mod usage;
 
 use std::{
@@ -17,6 +18,7 @@ use tracing::warn;
 use self::audit::{Audit, AuditError, Event};
 pub use self::{
     metrics::{Connected, Metrics, Names},
+    traces::Traces,
     usage::{Row, Totals, Usage},
 };
 use crate::{
@@ -36,6 +38,8 @@ pub struct OperationsConfig {
     pub audit_months: Option<u32>,
     /// What the machine costs.
     pub price: Option<Price>,
+    /// The address of a collector of traces.
+    pub collector: Option<String>,
 }
 
 /// Why a server cannot be guarded or watched.
@@ -47,6 +51,9 @@ pub enum OperationsError {
     /// The audit log.
     #[error("audit log: {0}")]
     Audit(#[from] AuditError),
+    /// Traces.
+    #[error("traces: {0}")]
+    Traces(#[from] opentelemetry_otlp::ExporterBuildError),
 }
 
 /// What guards a server and watches it.
@@ -64,6 +71,8 @@ pub struct Operations {
     pub energy: Option<Meter>,
     /// What the machine costs.
     pub price: Option<Price>,
+    /// Where it is told how long everything took.
+    pub traces: Option<Traces>,
 }
 
 impl std::fmt::Debug for Operations {
@@ -225,7 +234,7 @@ impl Operations {
     /// # Errors
     /// When there are no keys where they should be, or the audit log cannot be gone on with.
     pub fn open(config: &OperationsConfig) -> Result<Self, OperationsError> {
-        let OperationsConfig { keys, audit, audit_months, price } = config;
+        let OperationsConfig { keys, audit, audit_months, price, collector } = config;
         let sources: Vec<_> =
             energy::gpus(None).unwrap_or_default().into_iter().chain(energy::packages()).collect();
         let operations = Self {
@@ -233,6 +242,7 @@ impl Operations {
             audit: audit.clone().map(|folder| Audit::open(folder, *audit_months)).transpose()?,
             energy: (!sources.is_empty()).then(|| Meter::new(sources)),
             price: price.clone(),
+            traces: collector.as_deref().map(Traces::open).transpose()?,
             ..Self::default()
         };
         operations.remember()?;

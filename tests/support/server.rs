@@ -45,7 +45,8 @@ pub fn load(config: &ServerConfig) -> Vec<Served> {
 pub async fn start(settings: Settings) -> Server {
     let config = config(settings);
     let operations = Operations::open(&config.operations).unwrap();
-    let app = App::guarded(config.api.clone(), operations);
+    let store = config.store.as_ref().map(|store| percept::store::Store::open(store).unwrap());
+    let app = App::guarded(config.api.clone(), operations, store);
     app.serve(Router::new(load(&config)));
     start_app(app, config.drain).await
 }

@@ -42,7 +42,7 @@ impl Opened {
 }
 
 /// The file of a recording, from base64 or a data URL.
-pub(super) fn recording(data: &str, limit: usize) -> Result<File, FetchError> {
+pub(in crate::api) fn recording(data: &str, limit: usize) -> Result<File, FetchError> {
     match data.get(..5) {
         Some(scheme) if scheme.eq_ignore_ascii_case("data:") => media::read_url(data, limit),
         _ => media::read_base64(data, limit),

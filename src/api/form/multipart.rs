@@ -11,14 +11,24 @@ const MOST_HEADERS: usize = 16 << 10;
 /// What comes next in a form.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Item {
-    /// A part of this name begins.
-    Part(String),
+    /// A part begins.
+    Part(Head),
     /// More bytes of it.
     Data(Vec<u8>),
     /// It ends.
     PartEnd,
     /// The form ends.
     End,
+}
+
+/// What is said of a part in front of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) name: String,
+    /// What the client calls the file, where it is one.
+    pub(super) filename: Option<String>,
+    /// What the client says that it is.
+    pub(super) mime: Option<String>,
 }
 
 /// What is wrong with a form.
@@ -89,10 +99,10 @@ impl Multipart {
                         return Err(Malformed::Headers);
                     }
                     let Some(end) = end else { return Ok(None) };
-                    let name = name_in(&rest[..end])?;
+                    let head = Head::read(&rest[..end])?;
                     self.done += end + 4;
                     self.stage = Stage::Data;
-                    return Ok(Some(Item::Part(name)));
+                    return Ok(Some(Item::Part(head)));
                 }
                 Stage::Data => match self.data(Stage::PartEnd) {
                     Some(data) if data.is_empty() => {}
@@ -127,19 +137,28 @@ impl Multipart {
     }
 }
 
-/// The name of a part, from what lies between its boundary and its data.
-fn name_in(headers: &[u8]) -> Result<String, Malformed> {
-    let headers = String::from_utf8_lossy(headers);
-    let mut lines = headers.split("\r\n");
-    // Blanks are allowed behind a boundary.
-    if lines.next().is_none_or(|rest| !rest.trim_matches([' ', '\t']).is_empty()) {
-        return Err(Malformed::Boundary);
+impl Head {
+    /// From what lies between a part's boundary and its data.
+    fn read(headers: &[u8]) -> Result<Self, Malformed> {
+        let headers = String::from_utf8_lossy(headers);
+        let mut lines = headers.split("\r\n");
+        // Blanks are allowed behind a boundary.
+        if lines.next().is_none_or(|rest| !rest.trim_matches([' ', '\t']).is_empty()) {
+            return Err(Malformed::Boundary);
+        }
+        let mut head = None;
+        let mut mime = None;
+        for (header, value) in lines.filter_map(|line| line.split_once(':')) {
+            let header = header.trim();
+            if header.eq_ignore_ascii_case("content-disposition") && head.is_none() {
+                let filename = parameter(value, "filename");
+                head = parameter(value, "name").map(|name| Self { name, filename, mime: None });
+            } else if header.eq_ignore_ascii_case("content-type") && mime.is_none() {
+                mime = Some(value.trim().to_owned());
+            }
+        }
+        head.map(|head| Self { mime, ..head }).ok_or(Malformed::Nameless)
     }
-    let mut names = lines.filter_map(|line| {
-        let (header, value) = line.split_once(':')?;
-        header.trim().eq_ignore_ascii_case("content-disposition").then(|| parameter(value, "name"))?
-    });
-    names.next().ok_or(Malformed::Nameless)
 }
 
 /// A parameter of a header's value, such as `name` in `form-data; name="file"; filename="a;b.mp3"`.
@@ -193,9 +212,9 @@ mod tests {
             multipart.push(piece);
             while let Some(item) = multipart.next()? {
                 match item {
-                    Item::Part(name) => {
+                    Item::Part(head) => {
                         assert!(!std::mem::replace(&mut open, true));
-                        parts.push((name, Vec::new()));
+                        parts.push((head.name, Vec::new()));
                     }
                     Item::Data(data) => {
                         assert!(open && !data.is_empty());
@@ -232,6 +251,23 @@ mod tests {
         for size in 1..=FORM.len() {
             assert_eq!(parts(FORM.as_bytes(), size).unwrap(), (expected.to_vec(), true), "{size}");
         }
+    }
+
+    #[test]
+    fn a_file_has_a_name_and_a_type() {
+        let mut multipart = Multipart::new("XyZ");
+        multipart.push(FORM.as_bytes());
+        let first = loop {
+            if let Some(Item::Part(head)) = multipart.next().unwrap() {
+                break head;
+            }
+        };
+        let expected = Head {
+            name: "file".into(),
+            filename: Some("a\"; name=b".into()),
+            mime: Some("audio/wav".into()),
+        };
+        assert_eq!(first, expected);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{
     de::{MapAccess, Unexpected, Visitor, value::MapAccessDeserializer},
 };
 
-use super::Items;
+use super::{Items, Object, chat::InputAudio};
 
 /// Most items of a list.
 pub const MOST_ITEMS: usize = 1_000;
@@ -20,6 +20,10 @@ pub const MOST_TEMPERATURES: usize = 16;
 pub struct AudioRequest {
     /// Which model.
     pub model: Option<String>,
+    /// Another way to send the recording, where the request is JSON.
+    pub input_audio: Option<Object<InputAudio>>,
+    /// An extension: a file that is kept, instead of one that is sent.
+    pub file_id: Option<String>,
     /// What is spoken: a code, such as `en`, or a name.
     pub language: Option<String>,
     /// Languages among which to detect.

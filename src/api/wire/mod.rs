@@ -1,9 +1,11 @@
 //! What goes over the wire, one file per API. Nothing else is serialised for a client.
 
 pub mod audio;
+pub mod batches;
 pub mod chat;
 pub mod completions;
 pub mod error;
+pub mod files;
 pub mod messages;
 pub mod models;
 pub mod ops;
