@@ -30,6 +30,8 @@ pub enum Area {
     Chat,
     /// Recordings
     Audio,
+    /// Vectors of texts and pictures
+    Embeddings,
     /// The list of models, and what the API is
     Models,
     /// What the tenant itself has used
@@ -42,13 +44,14 @@ pub enum Area {
 
 impl Area {
     /// What is allowed where nothing is said: all that is the tenant's own.
-    const USUAL: [Self; 4] = [Self::Chat, Self::Audio, Self::Models, Self::Usage];
+    const USUAL: [Self; 5] = [Self::Chat, Self::Audio, Self::Embeddings, Self::Models, Self::Usage];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
             Self::Audio => "audio",
+            Self::Embeddings => "embeddings",
             Self::Models => "models",
             Self::Usage => "usage",
             Self::Metrics => "metrics",
@@ -65,11 +68,11 @@ pub struct Terms {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
-    /// Parts of the API that the tenant may use [default: chat,audio,models,usage]
+    /// Parts of the API that the tenant may use [default: chat,audio,embeddings,models,usage]
     #[arg(long, value_name = "AREAS", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<Area>>,
-    /// Requests for answers or transcripts in a minute
+    /// Requests for answers, transcripts or vectors in a minute
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<NonZeroU32>,

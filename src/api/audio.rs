@@ -26,7 +26,7 @@ use crate::{
     engine::Refused,
     media::sound::{self, Channels, Recording, SoundError, SoundLimits},
     request::InvalidRequest,
-    router::{Router, Served},
+    router::{Kind, Router, Served},
     speech::{Options, SpeechError, Task, Transcriber},
 };
 
@@ -91,7 +91,7 @@ async fn respond(
     let model = model.ok_or_else(|| missing("model"))?;
     let file = file.ok_or_else(|| missing("file"))?;
     let place = record.reserve(&model)?;
-    let model = model.speech().ok_or_else(|| wrong_model(record, models, &model, "transcribe")).cloned()?;
+    let model = model.speech().ok_or_else(|| wrong_model(record, models, &model, Kind::Speech)).cloned()?;
     let (options, reply) = ask.resolve(&model)?;
     let recording = record.media(decode(app, "file", file, reply.channels())).await?;
     reply.check(&recording)?;
@@ -146,7 +146,7 @@ impl Received {
 /// A model that has room at present. A place is taken when the file is there: who sends slowly keeps none.
 fn find(models: &Router, record: &Record, name: &str) -> Result<Arc<Served>, ApiError> {
     let model = record.find(models, name)?;
-    model.speech().ok_or_else(|| wrong_model(record, models, model, "transcribe"))?;
+    model.speech().ok_or_else(|| wrong_model(record, models, model, Kind::Speech))?;
     drop(model.handle.reserve()?);
     Ok(Arc::clone(model))
 }

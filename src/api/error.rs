@@ -97,7 +97,7 @@ pub enum ApiError {
         known: Vec<String>,
     },
     /// There is such a model, but it does something else.
-    #[error("The model `{model}` is a {kind} model; it cannot {cannot}.{}", able_hint(able))]
+    #[error("The model `{model}` is {kind}; it cannot {cannot}.{}", able_hint(able))]
     WrongModel {
         /// Its name.
         model: String,
@@ -346,7 +346,9 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         InvalidRequest::StringLength { found: 0, .. } => "string_below_min_length",
         InvalidRequest::StringLength { .. } => "string_above_max_length",
         InvalidRequest::Unsupported { .. } => "unsupported_parameter",
-        InvalidRequest::ContextLength { .. } | InvalidRequest::CacheRows { .. } => "context_length_exceeded",
+        InvalidRequest::ContextLength { .. }
+        | InvalidRequest::CacheRows { .. }
+        | InvalidRequest::TextLength { .. } => "context_length_exceeded",
         InvalidRequest::PictureUrl { .. } => "invalid_image_url",
         InvalidRequest::Picture {
             error: ImageError::TooLarge { .. } | ImageError::TooLong { .. }, ..
@@ -376,6 +378,7 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::ArrayTooLong { param, .. }
         | InvalidRequest::StringLength { param, .. }
         | InvalidRequest::Unsupported { param, .. }
+        | InvalidRequest::TextLength { param, .. }
         | InvalidRequest::PictureUrl { param, .. }
         | InvalidRequest::Picture { param, .. }
         | InvalidRequest::PictureSize { param, .. }

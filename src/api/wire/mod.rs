@@ -3,6 +3,7 @@
 pub mod audio;
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod error;
 pub mod messages;
 pub mod models;
