@@ -293,7 +293,9 @@ def picture_goldens(name, model, processor, cases, padded):
     for picture in PICTURES:
         image = Image.open(INPUTS / picture).convert("RGB")
         pixels = processor(images=image, return_tensors="pt")["pixel_values"]
-        pictures.append(torch.nn.functional.normalize(pooled(model.get_image_features(pixel_values=pixels))[0], dim=0))
+        pictures.append(
+            torch.nn.functional.normalize(pooled(model.get_image_features(pixel_values=pixels))[0], dim=0)
+        )
         tensors[f"{picture}/image"] = pictures[-1]
     tensors["scores/cosine"] = torch.stack(pictures) @ torch.stack(texts).T
     whole = model(
@@ -308,9 +310,7 @@ def picture_goldens(name, model, processor, cases, padded):
     own = (logits / model.logit_scale.exp())[:, 0]
     expected = tensors["scores/cosine"][:, [case["name"] for case in cases].index("short")]
     assert torch.allclose(own, expected, atol=1e-6), (own, expected)
-    write_json(
-        GOLDENS / name / "manifest.json", {"tolerance": UNIT, "cases": cases, "pictures": PICTURES}
-    )
+    write_json(GOLDENS / name / "manifest.json", {"tolerance": UNIT, "cases": cases, "pictures": PICTURES})
     write_tensors(GOLDENS / name / "tensors.safetensors", tensors)
 
 

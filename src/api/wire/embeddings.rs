@@ -161,7 +161,7 @@ impl<'de> Deserialize<'de> for Element {
     }
 }
 
-/// Vectors, in the order of inputs.
+/// A whole answer. Vectors are in the order of inputs.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct EmbeddingList {
     /// `list`.
