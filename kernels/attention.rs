@@ -1,5 +1,7 @@
 //! The one attention operation: causal or full, over fresh rows or over pages of the cache.
 
+use std::sync::Arc;
+
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
@@ -18,6 +20,8 @@ pub struct Ragged {
     pub offsets: Tensor,
     /// Rows of the longest sequence.
     pub longest: usize,
+    /// Rows of each sequence, for who cuts them apart on the host.
+    pub lengths: Arc<[usize]>,
 }
 
 impl Ragged {
@@ -34,7 +38,7 @@ impl Ragged {
             offsets.push(end);
         }
         let offsets = Tensor::from_vec(offsets, lengths.len() + 1, device)?;
-        Ok(Self { offsets, longest: lengths.iter().copied().max().unwrap_or(0) })
+        Ok(Self { offsets, longest: lengths.iter().copied().max().unwrap_or(0), lengths: lengths.into() })
     }
 }
 

@@ -16,6 +16,9 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
+    /// Of a network that keeps nothing.
+    pub const NONE: Self = Self { layers: 0, kv_heads: 0, head_dim: 0 };
+
     /// Bytes of one row: keys and values of all layers.
     pub fn row_bytes(&self, dtype: DType) -> usize {
         2 * self.layers * self.kv_heads * self.head_dim * dtype.size_in_bytes()

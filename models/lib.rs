@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+mod bert;
 pub mod cache;
 mod checkpoint;
+mod clip;
 mod internvl;
 mod llava;
 mod llava_next;
@@ -16,6 +18,7 @@ pub mod nn;
 mod phi3_v;
 mod pixtral;
 mod qwen_vl;
+mod siglip;
 mod smolvlm;
 mod weights;
 mod whisper;
@@ -74,6 +77,16 @@ pub trait Model: Send {
     fn remember(&self, encoded: &Tensor, slots: &Tensor, cache: &KvCache) -> Result<()> {
         let _ = (encoded, slots, cache);
         candle_core::bail!("this network has no memory besides its text")
+    }
+
+    /// A vector for each sequence of a batch, f32 `[sequences, dimensions]`: for networks that make vectors. All sequences
+    /// are whole, and either all are texts or each is one medium, whose rows are inserts.
+    ///
+    /// # Errors
+    /// When the network makes none, or shapes do not fit.
+    fn embed(&self, batch: &Batch) -> Result<Tensor> {
+        let _ = batch;
+        candle_core::bail!("this network makes no vectors")
     }
 
     /// Like [`Self::forward`] for a batch of one sequence, and besides where its rows look in the first `frames` rows
@@ -284,6 +297,8 @@ pub enum Task {
     Chat(TextInfo),
     /// To write down what is said.
     Transcribe(SpeechInfo),
+    /// To say where texts lie among each other.
+    Embed(EmbeddingInfo),
 }
 
 impl Task {
@@ -292,6 +307,7 @@ impl Task {
         match self {
             Self::Chat(info) => info.context,
             Self::Transcribe(info) => info.context,
+            Self::Embed(info) => info.context,
         }
     }
 
@@ -299,7 +315,7 @@ impl Task {
     pub fn positions(&self) -> Positions {
         match self {
             Self::Chat(info) => info.positions,
-            Self::Transcribe(_) => Positions::default(),
+            Self::Transcribe(_) | Self::Embed(_) => Positions::default(),
         }
     }
 
@@ -310,6 +326,55 @@ impl Task {
                 iter::once(info.placeholder).chain(info.video.map(|video| video.placeholder)).collect()
             }
             Self::Transcribe(_) => Vec::new(),
+            Self::Embed(info) => info.pictures.into_iter().collect(),
+        }
+    }
+}
+
+/// What the text side must know of a network that makes vectors.
+#[derive(Debug, Clone)]
+pub struct EmbeddingInfo {
+    /// Most rows of a text, those included that begin and end it.
+    pub context: usize,
+    /// Numbers of a vector.
+    pub dimensions: usize,
+    /// Which beginnings of a vector are vectors as well.
+    pub shorter: Shorter,
+    /// The id that fills up each text to `context` rows, where the network has only seen texts of that length.
+    pub filler: Option<u32>,
+    /// The id that stands for an encoded row, where pictures lie among the texts. No text has it.
+    pub pictures: Option<u32>,
+}
+
+/// Which beginnings of a vector are vectors as well, as `config.json` says it of networks that were trained so
+/// (<https://arxiv.org/abs/2205.13147>). The names are vLLM's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Shorter {
+    /// Whether there are any.
+    is_matryoshka: bool,
+    /// Their lengths; any where there is no list.
+    matryoshka_dimensions: Option<Vec<usize>>,
+}
+
+impl Shorter {
+    /// Whether the first `count` numbers of a vector of more are a vector.
+    pub fn allows(&self, count: usize) -> bool {
+        match &self.matryoshka_dimensions {
+            Some(lengths) => lengths.contains(&count),
+            None => self.is_matryoshka && count > 0,
+        }
+    }
+
+    /// The lengths that vectors of so many numbers may have, in words.
+    pub fn describe(&self, whole: usize) -> String {
+        match &self.matryoshka_dimensions {
+            Some(lengths) => {
+                let shorter = lengths.iter().filter(|&&length| length < whole);
+                shorter.chain([&whole]).map(usize::to_string).collect::<Vec<_>>().join(", ")
+            }
+            None if self.is_matryoshka => format!("1 to {whole}"),
+            None => whole.to_string(),
         }
     }
 }
@@ -521,6 +586,15 @@ pub const ARCHITECTURES: &[Architecture] = &[
         vision: None,
         aliases: &[],
         load: smolvlm::load,
+    },
+    Architecture { names: &["BertModel"], vision: None, aliases: bert::ALIASES, load: bert::load },
+    Architecture { names: &["CLIPModel"], vision: None, aliases: &[], load: clip::load },
+    Architecture { names: &["SiglipModel"], vision: None, aliases: &[], load: siglip::load },
+    Architecture {
+        names: &["RobertaModel", "XLMRobertaModel"],
+        vision: None,
+        aliases: bert::ALIASES,
+        load: bert::load_roberta,
     },
     Architecture {
         names: &["WhisperForConditionalGeneration"],

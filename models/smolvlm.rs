@@ -9,22 +9,19 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
-use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::{
     CacheShape, Checkpoint, Features, Fit, Footprint, KvCache, LoadError, MediaSize, Medium, Model, Parts,
     Preprocess, Result, SizeError, Task,
-    batch::{Batch, Ragged},
+    batch::Batch,
     end_to_end,
     nn::{
         decoder::{Decoder, TextConfig},
         image::{Filter, ImageProcessorConfig, Levels, stretch, tiles},
         linear::{Bias, Linear},
-        mlp::Activation,
-        norm::LayerNorm,
-        patches::{PatchEmbedding, check_patches, merge},
-        vit::{VitBlock, VitConfig, VitNames},
+        patches::merge,
+        siglip::{SiglipConfig, SiglipFamily, SiglipTower},
     },
 };
 
@@ -38,7 +35,7 @@ struct Config {
     #[serde(default)]
     text_config: TextConfig,
     #[serde(default)]
-    vision_config: VisionConfig,
+    vision_config: SiglipConfig,
     #[serde(default)]
     tie_word_embeddings: bool,
     eos_token_id: Option<serde_json::Value>,
@@ -50,37 +47,6 @@ fn image_token() -> u32 {
 
 fn scale_factor() -> usize {
     2
-}
-
-/// `vision_config`, with the defaults of `Idefics3VisionConfig`.
-#[derive(Debug, Deserialize)]
-#[serde(default)]
-struct VisionConfig {
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_channels: usize,
-    image_size: usize,
-    patch_size: usize,
-    hidden_act: String,
-    layer_norm_eps: f64,
-}
-
-impl Default for VisionConfig {
-    fn default() -> Self {
-        Self {
-            hidden_size: 1152,
-            intermediate_size: 3072,
-            num_hidden_layers: 12,
-            num_attention_heads: 16,
-            num_channels: 3,
-            image_size: 224,
-            patch_size: 32,
-            hidden_act: "gelu_pytorch_tanh".into(),
-            layer_norm_eps: 1e-6,
-        }
-    }
 }
 
 /// What `Idefics3ImageProcessor` has besides the usual.
@@ -101,8 +67,9 @@ const SIDE: usize = 364;
 /// Loads the network and its image processor.
 pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>) -> Result<Parts, LoadError> {
     let config: Config = checkpoint.config()?;
-    let vit = config.vision_config.layer()?;
-    let (side, block) = (config.vision_config.side(), config.scale_factor);
+    let vision = config.vision_config.sizes(SiglipFamily::IDEFICS)?;
+    let vit = vision.layer;
+    let (side, block) = (vision.side(), config.scale_factor);
     if block == 0 || !side.is_multiple_of(block) {
         let supported = format!("a divisor of {side}");
         return Err(LoadError::unsupported("scale_factor", &block.to_string(), &supported));
@@ -114,7 +81,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     let rows = side / block * (side / block);
     let processor: ImageProcessorConfig = checkpoint.image_processor()?;
     let longest = processor.longest_edge(4 * SIDE)?;
-    let grid = Grid::new(&checkpoint.image_processor()?, longest, config.vision_config.image_size)?;
+    let grid = Grid::new(&checkpoint.image_processor()?, longest, vision.image_size)?;
     let model = vb.pp("model");
     Ok(Parts {
         width: hidden,
@@ -134,7 +101,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
             levels: processor.levels_or([0.5; 3], [0.5; 3]),
         }),
         model: Box::new(SmolVlm {
-            tower: Tower::load(&config.vision_config, &model.pp("vision_model"))?,
+            tower: SiglipTower::load(&vision, &model.pp("vision_model"))?,
             block,
             projection: Linear::load(
                 merged,
@@ -148,71 +115,8 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     })
 }
 
-impl VisionConfig {
-    /// Patches along a side of a tile.
-    fn side(&self) -> usize {
-        self.image_size / self.patch_size
-    }
-
-    /// Sizes of a layer, where this tower is what is described.
-    fn layer(&self) -> Result<VitConfig, LoadError> {
-        check_patches(self.num_channels, self.image_size, self.patch_size)?;
-        let config = VitConfig {
-            hidden: self.hidden_size,
-            intermediate: self.intermediate_size,
-            heads: self.num_attention_heads,
-            eps: self.layer_norm_eps,
-            activation: Activation::parse("vision_config hidden_act", &self.hidden_act)?,
-        };
-        config.check().map(|()| config)
-    }
-}
-
-/// SigLIP (<https://arxiv.org/abs/2303.15343>) without its head.
-struct Tower {
-    patches: PatchEmbedding,
-    /// `[patches, hidden]`. All of a tile's patches are there, so each has its own place.
-    positions: Tensor,
-    layers: Vec<VitBlock>,
-    norm: LayerNorm,
-}
-
-impl Tower {
-    fn load(config: &VisionConfig, vb: &VarBuilder<'_>) -> Result<Self, LoadError> {
-        let (layer, embeddings) = (config.layer()?, vb.pp("embeddings"));
-        let (hidden, rows) = (config.hidden_size, config.side() * config.side());
-        let layers = vb.pp("encoder.layers");
-        Ok(Self {
-            patches: PatchEmbedding::load(
-                config.patch_size,
-                hidden,
-                Bias::Yes,
-                &embeddings.pp("patch_embedding"),
-            )?,
-            positions: embeddings.get((rows, hidden), "position_embedding.weight")?,
-            layers: (0..config.num_hidden_layers)
-                .into_par_iter()
-                .map(|index| VitBlock::load(&layer, &VitNames::CLIP, &layers.pp(index)))
-                .collect::<Result<_>>()?,
-            norm: LayerNorm::load(hidden, config.layer_norm_eps, &vb.pp("post_layernorm"))?,
-        })
-    }
-
-    /// `[tiles, 3, side, side]` to `[tiles, patches, hidden]`.
-    fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
-        let x = self.patches.forward(pixels)?.broadcast_add(&self.positions)?;
-        let (tiles, count, _) = x.dims3()?;
-        let rows = Ragged::new(&vec![count; tiles], x.device())?;
-        let mut x = x.flatten_to(1)?;
-        for layer in &self.layers {
-            x = layer.forward(&x, &rows)?;
-        }
-        self.norm.forward(&x)?.reshape((tiles, count, ()))
-    }
-}
-
 struct SmolVlm {
-    tower: Tower,
+    tower: SiglipTower,
     /// Patches along a side of what becomes one row.
     block: usize,
     projection: Linear,

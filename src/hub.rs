@@ -28,6 +28,10 @@ const FILES: &[&str] = &[
     "tokenizer_config.json",
     "chat_template.json",
     "chat_template.jinja",
+    // How sentence-transformers makes a vector of what an embedding model computes.
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
 ];
 const RETRIES: usize = 5;
 
@@ -250,8 +254,9 @@ fn fetch<P: Progress>(
 /// Whether a folder has the small files, too. Other tools leave those out that they do not need.
 fn is_complete(folder: &Path) -> bool {
     let any = |names: &[&str]| names.iter().any(|name| folder.join(name).exists());
-    any(&["preprocessor_config.json", "processor_config.json"])
-        && any(&["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+    any(&["1_Pooling/config.json"])
+        || any(&["preprocessor_config.json", "processor_config.json"])
+            && any(&["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
 }
 
 /// The folder of a checkpoint whose files are in the cache: the large ones, if they are wanted, and those without which

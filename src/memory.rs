@@ -268,6 +268,8 @@ struct Sizes {
     memory: usize,
     /// Whether every sequence does.
     speech: bool,
+    /// Whether sequences end with the step that computes them, so that nothing is kept of them.
+    embeds: bool,
     /// Rows of text of an ordinary request.
     text: usize,
     weights: u64,
@@ -284,8 +286,13 @@ impl Sizes {
         let sequences = wanted.sequences.max(1);
         let most = loaded.task.context();
         let speech = matches!(loaded.task, Task::Transcribe(_));
-        // A window's text has a natural length; less than the model's context would cut it off.
-        let context = wanted.context.filter(|_| !speech).unwrap_or(most).min(most);
+        let (embeds, filled) = match &loaded.task {
+            Task::Embed(info) => (true, info.filler.is_some()),
+            Task::Chat(_) | Task::Transcribe(_) => (false, false),
+        };
+        // A window's text has a natural length; less than the model's context would cut it off. So do texts that are
+        // filled up to it.
+        let context = wanted.context.filter(|_| !speech && !filled).unwrap_or(most).min(most);
         let ordinary = if speech { MediaSize::Sound } else { MediaSize::Image { width: 1024, height: 1024 } };
         // No network refuses a square.
         let footprint = |size| loaded.preprocess.footprint(size).ok();
@@ -293,8 +300,13 @@ impl Sizes {
         // Networks that take pictures in their own resolution have a limit of their own.
         let huge = footprint(MediaSize::Image { width: HUGE, height: HUGE }).filter(|_| !speech);
         let largest = huge.map_or(medium, |needs| needs.tokens.len()).clamp(medium, context.max(medium));
-        // A transcript whose words are timed is computed, and has its logits, in one step.
-        let (whole, wanted_logits) = if speech { (context, sequences.max(context)) } else { (0, sequences) };
+        // A transcript whose words are timed is computed, and has its logits, in one step; so is what becomes a vector,
+        // without logits.
+        let (whole, wanted_logits) = match (speech, embeds) {
+            (true, _) => (context, sequences.max(context)),
+            (_, true) => (context.max(medium), 0),
+            _ => (0, sequences),
+        };
         let rows = wanted.rows.max(sequences + whole);
         // A dozen intermediate tensors of a layer are alive at once at most, the widest four times the width;
         // logits are f32 and copied once. The encoder's are gone before the decoder's come.
@@ -311,18 +323,29 @@ impl Sizes {
             medium,
             memory,
             speech,
-            text: if speech { context } else { medium + ORDINARY_TEXT },
+            embeds,
+            text: if embeds {
+                context.max(medium)
+            } else if speech {
+                context
+            } else {
+                medium + ORDINARY_TEXT
+            },
             weights: loaded.weight_bytes,
             workspace: decoder.max(encoder),
             text_row: loaded.cache_shape.row_bytes(loaded.dtype) as u64,
             // A memory's rows are in the cache itself.
-            media_row: if memory > 0 { 0 } else { loaded.width as u64 * element },
+            media_row: if memory > 0 || embeds && medium == 0 { 0 } else { loaded.width as u64 * element },
         }
     }
 
     fn least_context(&self) -> usize {
         // A model that sees must be able to see something.
-        if self.speech { self.context } else { (LEAST_CONTEXT + self.medium).min(self.context) }
+        if self.speech || self.embeds {
+            self.context
+        } else {
+            (LEAST_CONTEXT + self.medium).min(self.context)
+        }
     }
 
     /// Every row may come from a picture; one in eight more is kept for pictures that come again, at least one
@@ -335,7 +358,17 @@ impl Sizes {
         self.medium as u64 * self.media_row
     }
 
+    /// Encoded rows that what becomes vectors can hold: a step's, and as many as one picture's of those that come again.
+    fn embedded_rows(&self) -> (usize, usize) {
+        (self.rows, self.medium.max(self.rows / 8))
+    }
+
     fn need(&self) -> Need {
+        if self.embeds {
+            let (held, spare) = self.embedded_rows();
+            let caches = (held + spare) as u64 * self.media_row;
+            return Need { weights: self.weights, workspace: self.workspace, least: caches, useful: caches };
+        }
         let cache = |pages: usize| self.medium_bytes() + pages as u64 * self.page_bytes();
         let memory = self.memory.div_ceil(self.page_size);
         // What follows a first attempt finds its memory where it was, though others came in between.
@@ -350,6 +383,9 @@ impl Sizes {
 
     /// The plan for a share that is at least the least.
     fn plan(&self, share: u64) -> Plan {
+        if self.embeds {
+            return self.embedding_plan(share);
+        }
         let left = share.saturating_sub(self.weights + self.workspace + self.medium_bytes());
         let pages = (left / self.page_bytes()) as usize;
         let slots = pages * self.page_size;
@@ -379,6 +415,41 @@ impl Sizes {
                 page_size: self.page_size,
                 queue: self.queue,
                 context,
+                vocabulary: self.vocabulary,
+            },
+        }
+    }
+}
+
+impl Sizes {
+    /// The plan of a model whose sequences leave nothing behind. Its pages have no bytes: they only count rows, and there
+    /// are as many as all sequences can have.
+    fn embedding_plan(&self, share: u64) -> Plan {
+        let (held, spare) = self.embedded_rows();
+        let each = (self.text + 1).div_ceil(self.page_size);
+        // The scheduler keeps some free for those that run.
+        let pages = self.sequences * (each + 1);
+        let limits = Limits {
+            sequences: self.sequences,
+            rows: self.rows,
+            chunk: self.rows,
+            encoded: held,
+            spare,
+            encode: self.rows,
+        };
+        Plan {
+            weights: self.weights,
+            workspace: self.workspace,
+            encoder_cache: (held + spare) as u64 * self.media_row,
+            kv_cache: 0,
+            share,
+            at_once: self.sequences,
+            engine: EngineConfig {
+                limits,
+                pages,
+                page_size: self.page_size,
+                queue: self.queue,
+                context: self.context,
                 vocabulary: self.vocabulary,
             },
         }

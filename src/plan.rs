@@ -164,7 +164,9 @@ impl Row {
             }
             _ => Some(self.wanted_context.to_string()),
         };
-        let seen = |cell: Option<String>| cell.filter(|_| !self.hears());
+        let embeds = self.task == Kind::Embedding.task();
+        let kept = |cell: Option<String>| cell.filter(|_| !embeds);
+        let seen = |cell: Option<String>| cell.filter(|_| !self.hears() && (!embeds || self.medium_rows > 0));
         let heard = |cell: Option<String>| cell.filter(|_| self.hears());
         [
             ("type", Some(self.dtype.to_owned())),
@@ -172,13 +174,13 @@ impl Row {
             ("workspace of a step", bytes(self.workspace)),
             ("smallest caches", if kv_cache.is_none() { bytes(self.least_cache) } else { None }),
             ("encoder cache", encoder_cache.and_then(bytes)),
-            ("KV cache", kv_cache.and_then(bytes)),
-            ("a token", bytes(self.token_bytes)),
+            ("KV cache", kept(kv_cache.and_then(bytes))),
+            ("a token", kept(bytes(self.token_bytes))),
             ("a picture of 1024x1024", seen(Some(medium.clone()))),
             ("a window of sound", heard(Some(medium))),
             ("context", context),
             ("sequences at once", count(sequences)),
-            (&format!("  with a picture and {ORDINARY_TEXT} tokens"), seen(count(at_once))),
+            (&format!("  with a picture and {ORDINARY_TEXT} tokens"), kept(seen(count(at_once)))),
             ("  with a window of sound", heard(count(at_once))),
         ]
         .map(|(name, cell)| (name.to_owned(), cell))

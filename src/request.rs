@@ -42,6 +42,21 @@ pub enum Priority {
     Low,
 }
 
+impl Request {
+    /// One for a vector, of a text or of one medium.
+    pub fn embedding(prompt: Prompt, media: Vec<Media>) -> Self {
+        Self {
+            prompt,
+            media,
+            // Nothing is drawn, but a sequence has room for one token.
+            sampling: Sampling::greedy(),
+            limits: Limits { tokens: 1, stops: Arc::default() },
+            readout: Readout::Embedding,
+            constraint: None,
+        }
+    }
+}
+
 /// What may be drawn next, as far as it depends on what was drawn before. The engine knows no grammar.
 pub trait Constraint: fmt::Debug + Send {
     /// The ids that may come next, one at least: bit `id % 32` of word `id / 32`.
@@ -85,6 +100,8 @@ pub enum Readout {
         /// Rows of the memory that count.
         frames: usize,
     },
+    /// No answer: a vector.
+    Embedding,
 }
 
 /// Tokens of a prompt, with placeholders expanded to one per encoded row.
@@ -359,6 +376,19 @@ pub enum InvalidRequest {
         /// Tokens of the prompt, at least.
         tokens: usize,
         /// Tokens of prompt and answer, at most.
+        limit: usize,
+    },
+    /// A text does not fit.
+    #[error(
+        "This model's maximum context length is {limit} tokens. However, '{param}' resulted in {tokens} tokens or more. \
+         Please reduce its length, or have it cut with truncate_prompt_tokens."
+    )]
+    TextLength {
+        /// Which.
+        param: String,
+        /// Tokens of it, at least.
+        tokens: usize,
+        /// Tokens that it may have.
         limit: usize,
     },
     /// The chat template refuses the conversation.

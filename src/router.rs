@@ -2,9 +2,13 @@
 
 use std::{collections::HashSet, str::FromStr, sync::Arc};
 
-use percept_models::Preprocess;
+use percept_models::{EmbeddingInfo, Preprocess};
 
-use crate::{engine::Handle, speech::Transcriber, text::TextModel};
+use crate::{
+    engine::Handle,
+    speech::Transcriber,
+    text::{EmbeddingText, TextModel},
+};
 
 /// A model that is being served.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ impl Served {
     pub fn speech(&self) -> Option<&Arc<Transcriber>> {
         match &self.work {
             Work::Speech(transcriber) => Some(transcriber),
-            Work::Chat(_) => None,
+            Work::Chat(_) | Work::Embedding(_) => None,
         }
     }
 
@@ -36,7 +40,15 @@ impl Served {
     pub fn chat(&self) -> Option<&Arc<ChatModel>> {
         match &self.work {
             Work::Chat(chat) => Some(chat),
-            Work::Speech(_) => None,
+            Work::Speech(_) | Work::Embedding(_) => None,
+        }
+    }
+
+    /// What makes vectors, where this is an embedding model.
+    pub fn embedding(&self) -> Option<&Arc<EmbeddingModel>> {
+        match &self.work {
+            Work::Embedding(embedding) => Some(embedding),
+            Work::Chat(_) | Work::Speech(_) => None,
         }
     }
 
@@ -55,6 +67,17 @@ pub struct ChatModel {
     pub preprocess: Arc<dyn Preprocess>,
 }
 
+/// What an embedding model has besides its engine.
+#[derive(Debug)]
+pub struct EmbeddingModel {
+    /// Its text side.
+    pub text: EmbeddingText,
+    /// What its vectors are.
+    pub info: EmbeddingInfo,
+    /// What its pictures take, where it has any.
+    pub preprocess: Arc<dyn Preprocess>,
+}
+
 /// What a model does, and what that takes besides an engine.
 #[derive(Debug)]
 pub enum Work {
@@ -62,6 +85,8 @@ pub enum Work {
     Chat(Arc<ChatModel>),
     /// It writes down what is said.
     Speech(Arc<Transcriber>),
+    /// It makes vectors.
+    Embedding(Arc<EmbeddingModel>),
 }
 
 impl Work {
@@ -70,6 +95,7 @@ impl Work {
         match self {
             Self::Chat(_) => Kind::Chat,
             Self::Speech(_) => Kind::Speech,
+            Self::Embedding(_) => Kind::Embedding,
         }
     }
 }
@@ -81,6 +107,8 @@ pub enum Kind {
     Chat,
     /// Recordings to text.
     Speech,
+    /// Texts, and with some models pictures, to vectors.
+    Embedding,
 }
 
 impl Kind {
@@ -89,6 +117,25 @@ impl Kind {
         match self {
             Self::Chat => "chat",
             Self::Speech => "speech",
+            Self::Embedding => "embedding",
+        }
+    }
+
+    /// A model of it, in a sentence.
+    pub fn described(self) -> &'static str {
+        match self {
+            Self::Chat => "a chat model",
+            Self::Speech => "a speech model",
+            Self::Embedding => "an embedding model",
+        }
+    }
+
+    /// What its models do, in a sentence.
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Speech => "transcribe",
+            Self::Embedding => "make embeddings",
         }
     }
 
@@ -97,6 +144,7 @@ impl Kind {
         match self {
             Self::Chat => "image-text-to-text",
             Self::Speech => "automatic-speech-recognition",
+            Self::Embedding => "feature-extraction",
         }
     }
 }
@@ -130,7 +178,8 @@ impl Router {
 }
 
 /// Names that clients of hosted services have built in, and what answers to them when nothing else does. None of a
-/// chat model: an answer under a hosted name that nobody asked for would pass for that model's.
+/// chat model: an answer under a hosted name that nobody asked for would pass for that model's. None of an embedding
+/// model: its vectors cannot be compared with those of another.
 pub const HOSTED: &[(&str, Kind)] = &[
     ("whisper-1", Kind::Speech),
     ("gpt-4o-transcribe", Kind::Speech),
@@ -274,15 +323,20 @@ impl Alias {
     }
 }
 
-/// What hosted services offer under a name, as far as it tells: `whisper-1`, `gpt-4o-transcribe-diarize`, `gpt-4o`.
+/// What hosted services offer under a name, as far as it tells: `whisper-1`, `gpt-4o-transcribe-diarize`,
+/// `text-embedding-3-small`, `gpt-4o`.
 fn usual_kind(name: &str) -> Kind {
-    if name.contains("whisper") || name.contains("transcribe") { Kind::Speech } else { Kind::Chat }
+    match name {
+        name if name.contains("whisper") || name.contains("transcribe") => Kind::Speech,
+        name if name.contains("embedding") => Kind::Embedding,
+        _ => Kind::Chat,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Kind::{Chat, Speech};
+    use Kind::{Chat, Embedding, Speech};
 
     fn names(models: &[&str], aliases: &[&str]) -> Result<Aliases, NameError> {
         let models: Vec<String> = models.iter().map(|&name| name.to_owned()).collect();
@@ -301,6 +355,8 @@ mod tests {
         let speech_first: &[&[&str]] = &[&["whisper-1", "gpt-4o-transcribe-diarize"], &["gpt-4o"]];
         let aliases = ["gpt-4o", "whisper-1", "gpt-4o-transcribe-diarize"];
         check(&["a", "b"], &[Speech, Chat], &aliases, speech_first);
+        let both: &[&[&str]] = &[&["gpt-4o"], &["text-embedding-3-small"]];
+        check(&["a", "b"], &[Chat, Embedding], &["gpt-4o", "text-embedding-3-small"], both);
         // There is nothing else.
         check(&["a"], &[Speech], &["gpt-4o"], &[&["gpt-4o"]]);
         check(&["a", "b"], &[Chat, Chat], &["whisper-1"], &[&["whisper-1"], &[]]);

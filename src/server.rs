@@ -27,7 +27,9 @@ use hyper_util::{
     },
     service::TowerToHyperService,
 };
-use percept_models::{Checkpoint, Fit, LoadError, LoadOptions, Loaded, Outline, Progress, SpeechInfo, Task};
+use percept_models::{
+    Checkpoint, EmbeddingInfo, Fit, LoadError, LoadOptions, Loaded, Outline, Progress, SpeechInfo, Task,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
@@ -44,10 +46,10 @@ use crate::{
     memory::{Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights},
     operations::{Connected, OperationsConfig},
     plan::{self, Member},
-    router::{Aliases, ChatModel, Kind, Router, Served, Work},
+    router::{Aliases, ChatModel, EmbeddingModel, Kind, Router, Served, Work},
     speech::{Transcriber, Vocabulary},
     store::StoreConfig,
-    text::{TextError, TextModel},
+    text::{EmbeddingText, TextError, TextModel},
 };
 
 /// A server.
@@ -320,6 +322,7 @@ impl<'a> Found<'a> {
 enum Text {
     Chat(Box<TextModel>),
     Speech(Box<Vocabulary>, SpeechInfo),
+    Embedding(Box<EmbeddingText>, EmbeddingInfo),
 }
 
 impl Text {
@@ -332,6 +335,9 @@ impl Text {
             Task::Transcribe(info) => {
                 Self::Speech(Box::new(Vocabulary::read(checkpoint, info)?), info.clone())
             }
+            Task::Embed(info) => {
+                Self::Embedding(Box::new(EmbeddingText::read(checkpoint, info.filler)?), info.clone())
+            }
         })
     }
 
@@ -340,6 +346,7 @@ impl Text {
         match self {
             Self::Chat(text) => text.tokenizer().size(),
             Self::Speech(vocabulary, _) => vocabulary.size(),
+            Self::Embedding(text, _) => text.tokenizer().size(),
         }
     }
 
@@ -347,6 +354,7 @@ impl Text {
         match self {
             Self::Chat(_) => Kind::Chat,
             Self::Speech(..) => Kind::Speech,
+            Self::Embedding(..) => Kind::Embedding,
         }
     }
 }
@@ -381,6 +389,9 @@ impl Read<'_> {
                     let from = config.parallel_from;
                     Work::Speech(Arc::new(Transcriber::new(handle.clone(), *vocabulary, info, from)))
                 }
+                Text::Embedding(text, info) => {
+                    Work::Embedding(Arc::new(EmbeddingModel { text: *text, info, preprocess }))
+                }
             },
             handle,
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -404,7 +415,7 @@ fn report(read: &Read<'_>, plan: &Plan) {
         "memory of a model"
     );
     let most = read.loaded.task.context();
-    let wanted = read.config.wanted.context.filter(|_| read.text.kind() == Kind::Chat).unwrap_or(most);
+    let wanted = read.config.wanted.context.filter(|_| read.text.kind() != Kind::Speech).unwrap_or(most);
     if wanted > most {
         warn!(
             model,

@@ -465,6 +465,26 @@ fn a_plan_is_made_without_weights_and_says_what_would_fit() {
 }
 
 #[test]
+fn a_plan_of_embedding_models_has_no_cache_of_text() {
+    let models =
+        ["bert", "clip"].map(|name| format!("{name}={}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR")));
+    let (plan, code) = planned(&[&models[0], &models[1], "--gpu", "a10g", "--dtype", "f32"]);
+    assert_eq!((code, &plan["fits"]), (Some(0), &true.into()), "{plan}");
+    let [reads, sees] = [&plan["models"][0], &plan["models"][1]];
+    for row in [reads, sees] {
+        assert_eq!((&row["task"], &row["kv_cache"]), (&"feature-extraction".into(), &0.into()), "{row}");
+        assert_eq!((&row["token_bytes"], &row["at_once"]), (&0.into(), &64.into()), "{row}");
+        assert!(row["workspace"].as_u64().unwrap() > 0);
+    }
+    assert_eq!((&reads["medium_rows"], &reads["encoder_cache"]), (&0.into(), &0.into()));
+    // A step of 512 rows, and an eighth of that for pictures that come again, of 48 numbers each.
+    assert_eq!((&sees["medium_rows"], &sees["encoder_cache"]), (&17.into(), &((512 + 64) * 48 * 4).into()));
+    let output = run(percept(&["plan", &models[0], &models[1], "--gpu", "a10g"]));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!text.contains("KV cache") && text.contains("encoder cache"), "{text}");
+}
+
+#[test]
 fn the_table_of_a_plan_is_that_of_the_log() {
     let models = [format!("sees={}", llava_path()), format!("hears={}", whisper_path())];
     let [sees, hears] = models.each_ref().map(String::as_str);

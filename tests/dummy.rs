@@ -22,6 +22,12 @@ fn families() -> BTreeMap<String, PathBuf> {
     known
 }
 
+/// Those of them that do this.
+fn families_that(does: fn(&Task) -> bool) -> Vec<String> {
+    let named = families().into_keys();
+    named.filter(|name| does(&outline(&without_weights(name), DType::F32).unwrap().task)).collect()
+}
+
 fn outline(folder: &TempDir, dtype: DType) -> Result<Outline, String> {
     percept_models::outline(&Checkpoint::new(folder.path()), dtype, None).map_err(|error| error.to_string())
 }
@@ -47,7 +53,7 @@ fn everything_but_the_weights_is_known_without_them() {
         assert_eq!((found.width, found.encoder_row), (loaded.width, loaded.encoder_row), "{name}");
         assert_eq!(found.task.context(), loaded.task.context(), "{name}");
         let size = match found.task {
-            Task::Chat(_) => MediaSize::Image { width: 200, height: 90 },
+            Task::Chat(_) | Task::Embed(_) => MediaSize::Image { width: 200, height: 90 },
             Task::Transcribe(_) => MediaSize::Sound,
         };
         assert_eq!(found.preprocess.footprint(size), loaded.preprocess.footprint(size), "{name}");
@@ -124,6 +130,31 @@ fn networks_of_published_sizes_have_as_many_weights_as_published() {
         });
     });
     assert_eq!(outline(&whisper, DType::BF16).unwrap().weight_bytes, 1_543_490_560 * 2);
+
+    // `sentence-transformers/all-MiniLM-L6-v2`, without the pooling layer of the class, which nothing uses.
+    let bert = without_weights("bert");
+    edit(bert.path(), "config.json", |config| {
+        *config = json!({
+            "architectures": ["BertModel"], "hidden_size": 384, "intermediate_size": 1536,
+            "num_attention_heads": 12, "num_hidden_layers": 6, "vocab_size": 30522,
+        });
+    });
+    let found = outline(&bert, DType::F32).unwrap().weight_bytes;
+    assert_eq!(found, (22_713_216 - 384 * 384 - 384) * 4);
+    // `openai/clip-vit-base-patch32`, without the scale of its scores: all defaults.
+    let clip = without_weights("clip");
+    edit(clip.path(), "config.json", |config| *config = json!({"architectures": ["CLIPModel"]}));
+    edit(clip.path(), "preprocessor_config.json", |config| {
+        (config["size"], config["crop_size"]) = (json!(224), json!(224));
+    });
+    assert_eq!(outline(&clip, DType::F32).unwrap().weight_bytes, (151_277_313 - 1) * 4);
+    // `google/siglip-base-patch16-224`, without scale and bias of its scores: all defaults.
+    let siglip = without_weights("siglip");
+    edit(siglip.path(), "config.json", |config| *config = json!({"architectures": ["SiglipModel"]}));
+    edit(siglip.path(), "preprocessor_config.json", |config| {
+        config["size"] = json!({"height": 224, "width": 224});
+    });
+    assert_eq!(outline(&siglip, DType::F32).unwrap().weight_bytes, (203_155_970 - 2) * 4);
 }
 
 fn settings(folder: &TempDir) -> Settings {
@@ -157,7 +188,7 @@ async fn answers(name: &str) -> [Value; 2] {
 #[tokio::test(flavor = "multi_thread")]
 async fn networks_that_see_answer_without_weight_files_and_always_the_same() {
     let mut said = Vec::new();
-    for name in families().into_keys().filter(|name| name != "whisper") {
+    for name in families_that(|task| matches!(task, Task::Chat(_))) {
         let [first, second] = answers(&name).await;
         assert_eq!(first, second, "{name}");
         said.push(first[0]["message"]["content"].as_str().unwrap().to_owned());
@@ -193,13 +224,34 @@ async fn networks_that_hear_answer_without_weight_files_and_always_the_same() {
     assert_eq!(answers[0], answers[1]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn networks_that_make_vectors_answer_without_weight_files_and_always_the_same() {
+    let names = families_that(|task| matches!(task, Task::Embed(_)));
+    assert!(names.len() >= 4, "{names:?}");
+    for name in names {
+        let mut vectors = Vec::new();
+        for _ in 0..2 {
+            let mut server = server::start(settings(&without_weights(&name))).await;
+            let body = json!({"model": "llava", "input": ["a blue circle", "a"]});
+            let response = server.post_to("/v1/embeddings", &body).await;
+            assert_eq!(response.status(), 200, "{name}");
+            vectors.push(response.json::<Value>().await.unwrap()["data"].clone());
+            server.stop().await;
+        }
+        assert_eq!(vectors[0], vectors[1], "{name}");
+        assert_ne!(vectors[0][0]["embedding"], vectors[0][1]["embedding"], "{name}");
+    }
+}
+
 /// By hand: a decoder of two layers of 64 and 96 wide, four heads, and an output that is no embedding.
 #[test]
 fn weights_are_counted_by_when_they_are_used() {
     let uses = percept_models::weight_uses(&Checkpoint::new(fixtures().join("llava"))).unwrap();
     let layer = 4 * 64 * 64 + 3 * 64 * 96 + 2 * 64;
     assert_eq!((uses.layers, uses.head), (2 * layer + 64, 512 * 64));
-    for (name, path) in families() {
+    // What makes vectors has no text that goes on.
+    let goes_on = families_that(|task| !matches!(task, Task::Embed(_)));
+    for (name, path) in families().into_iter().filter(|(name, _)| goes_on.contains(name)) {
         let uses = percept_models::weight_uses(&Checkpoint::new(path)).unwrap();
         assert!(uses.encoder > 0 && uses.layers > 0 && uses.head > 0, "{name}: {uses:?}");
         let all = outline(&without_weights(&name), DType::F32).unwrap().weight_bytes / 4;

@@ -170,7 +170,9 @@ async fn answer(mut events: Events) -> Result<Vec<u32>, EngineError> {
         match events.next().await {
             Event::Started { .. } => {}
             Event::Token(drawn) => tokens.push(drawn.id),
-            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
+            Event::Probability(_) | Event::Aligned(_) | Event::Embedded(_) => {
+                panic!("nobody asked for it")
+            }
             Event::Finished { reason, generated, .. } => {
                 assert_eq!((reason, generated), (FinishReason::Length, tokens.len()));
                 return Ok(tokens);
@@ -221,7 +223,9 @@ async fn a_late_fault_keeps_what_was_said() {
     let error = loop {
         match events.next().await {
             Event::Token(_) => tokens += 1,
-            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
+            Event::Probability(_) | Event::Aligned(_) | Event::Embedded(_) => {
+                panic!("nobody asked for it")
+            }
             Event::Failed(error) => break error,
             Event::Finished { .. } => panic!("the fault was not noticed"),
             Event::Started { .. } => {}

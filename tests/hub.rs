@@ -22,7 +22,7 @@ use axum::{
 use futures_util::{StreamExt, stream};
 use percept::hub::{self, HubConfig, HubError, HubId, Source};
 use serde_json::json;
-use support::{llava, sha256};
+use support::{fixtures, llava, sha256};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -217,6 +217,35 @@ async fn only_what_is_needed_is_downloaded_and_only_once() {
         },
     );
     assert!(loaded.is_ok());
+}
+
+/// How a vector is made is said by files in a folder of the repository.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_embedding_model_comes_with_how_its_rows_are_pooled() {
+    let fixture = fixtures().join("bert");
+    let names = [
+        "1_Pooling/config.json",
+        "config.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    let mut files: HashMap<String, Vec<u8>> =
+        names.map(|name| (name.into(), fs::read(fixture.join(name)).unwrap())).into();
+    files.insert("2_Normalize/README.md".into(), b"nobody needs this".to_vec());
+    let (url, hub) = start(one_commit(files)).await;
+    let cache = TempDir::new().unwrap();
+    let config = config(&url, cache.path());
+    let folder = resolve(id("main"), config.clone()).await.unwrap();
+    for name in names {
+        assert_eq!(fs::read(folder.join(name)).unwrap(), fs::read(fixture.join(name)).unwrap(), "{name}");
+    }
+    assert!(!folder.join("2_Normalize").exists());
+    hub.lock().unwrap().asked.clear();
+    assert_eq!(resolve(id("main"), config).await.unwrap(), folder);
+    assert_eq!(hub.lock().unwrap().asked, []);
 }
 
 /// What would be served can be known before its weights are downloaded.

@@ -152,6 +152,15 @@ impl SelfAttention {
         self.output(&attention(&q, Kv::Fresh { k: &k, v: &v }, rows, Mask::Full, self.shape.scale())?)
     }
 
+    /// Every row sees itself and what came before, and nothing is kept: the sequences are whole. `x`: `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn ordered(&self, x: &Tensor, rows: &Ragged) -> Result<Tensor> {
+        let (q, k, v) = self.project(x)?;
+        self.output(&attention(&q, Kv::Fresh { k: &k, v: &v }, rows, Mask::Causal, self.shape.scale())?)
+    }
+
     /// Every row sees what `sight` shows it. `x`: `[rows, hidden]`.
     ///
     /// # Errors

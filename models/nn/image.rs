@@ -94,6 +94,12 @@ impl ImageProcessorConfig {
         }
     }
 
+    /// The same without a part that is cut out, for classes that cut none out and whose files do not say so.
+    #[must_use]
+    pub fn uncropped(self) -> Self {
+        Self { do_center_crop: false, ..self }
+    }
+
     /// How levels become numbers.
     pub fn levels(&self) -> Levels {
         self.levels_or(CLIP_MEAN, CLIP_STD)

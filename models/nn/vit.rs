@@ -46,9 +46,17 @@ impl VitConfig {
     /// # Errors
     /// When they do not.
     pub fn check(&self) -> Result<(), LoadError> {
+        self.check_in("vision_config")
+    }
+
+    /// The same of sizes that are in another part of the configuration.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn check_in(&self, part: &str) -> Result<(), LoadError> {
         if self.heads == 0 || !self.hidden.is_multiple_of(self.heads) {
             return Err(LoadError::unsupported(
-                "vision_config num_attention_heads",
+                &format!("{part} num_attention_heads"),
                 &self.heads.to_string(),
                 "a divisor of hidden_size",
             ));
@@ -192,6 +200,14 @@ impl VitBlock {
     /// When shapes do not fit.
     pub fn rotated(&self, x: &Tensor, rotation: Option<&Rotation>, rows: &Ragged) -> Result<Tensor> {
         self.add(x, self.attention.full(&self.norm1.forward(x)?, rotation, rows)?)
+    }
+
+    /// Like [`Self::forward`] where every row sees itself and what came before.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn ordered(&self, x: &Tensor, rows: &Ragged) -> Result<Tensor> {
+        self.add(x, self.attention.ordered(&self.norm1.forward(x)?, rows)?)
     }
 
     /// Like [`Self::forward`] where rows see what `sight` shows them.

@@ -32,6 +32,8 @@ pub enum Area {
     Chat,
     /// Recordings
     Audio,
+    /// Vectors of texts and pictures
+    Embeddings,
     /// Files and batches
     Files,
     /// The list of models, and what the API is
@@ -46,13 +48,15 @@ pub enum Area {
 
 impl Area {
     /// What is allowed where nothing is said: all that is the tenant's own.
-    const USUAL: [Self; 5] = [Self::Chat, Self::Audio, Self::Files, Self::Models, Self::Usage];
+    const USUAL: [Self; 6] =
+        [Self::Chat, Self::Audio, Self::Embeddings, Self::Files, Self::Models, Self::Usage];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
             Self::Audio => "audio",
+            Self::Embeddings => "embeddings",
             Self::Files => "files",
             Self::Models => "models",
             Self::Usage => "usage",
@@ -70,7 +74,7 @@ pub struct Terms {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
-    /// Parts of the API that the tenant may use [default: chat,audio,files,models,usage]
+    /// Parts of the API that the tenant may use [default: chat,audio,embeddings,files,models,usage]
     #[arg(long, value_name = "AREAS", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<Area>>,
@@ -78,7 +82,7 @@ pub struct Terms {
     #[arg(long, value_name = "PRIORITY")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
-    /// Requests for answers or transcripts in a minute
+    /// Requests for answers, transcripts or vectors in a minute
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<NonZeroU32>,

@@ -32,7 +32,7 @@ use crate::{
     engine::Refused,
     media::sound::{self, Channels, Recording, SoundError, SoundLimits},
     request::InvalidRequest,
-    router::{Router, Served},
+    router::{Kind, Router, Served},
     speech::{Options, SpeechError, Task, Transcriber},
 };
 
@@ -95,7 +95,7 @@ async fn respond(
         (None, None) => return Err(missing("file").into()),
     };
     let place = record.reserve(&model)?;
-    let model = model.speech().ok_or_else(|| wrong_model(record, models, &model, "transcribe")).cloned()?;
+    let model = model.speech().ok_or_else(|| wrong_model(record, models, &model, Kind::Speech)).cloned()?;
     let (options, reply) = ask.resolve(&model)?;
     let recording = record.media(decode(app, "file", file, reply.channels())).await?;
     reply.check(&recording)?;
@@ -227,7 +227,7 @@ async fn spooled(mut content: impl AsyncRead + Unpin) -> Result<fs::File, ApiErr
 /// A model that has room at present. A place is taken when the file is there: who sends slowly keeps none.
 fn find(models: &Router, record: &Record, name: &str) -> Result<Arc<Served>, ApiError> {
     let model = record.find(models, name)?;
-    model.speech().ok_or_else(|| wrong_model(record, models, model, "transcribe"))?;
+    model.speech().ok_or_else(|| wrong_model(record, models, model, Kind::Speech))?;
     drop(model.handle.reserve()?);
     Ok(Arc::clone(model))
 }

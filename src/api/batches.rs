@@ -37,8 +37,13 @@ use crate::{
 };
 
 /// What lines may ask for.
-pub(super) const ENDPOINTS: &[&str] =
-    &["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/audio/transcriptions"];
+pub(super) const ENDPOINTS: &[&str] = &[
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/audio/transcriptions",
+];
 /// How names of batches begin.
 const PREFIX: &str = "batch_";
 /// How long a batch may take: as it is written, and in seconds.

@@ -2,7 +2,7 @@
 
 mod answer;
 mod answers;
-mod media;
+pub(super) mod media;
 mod parse;
 mod tools;
 
@@ -121,8 +121,9 @@ pub(super) async fn prompt(
     media: Vec<MediaRef>,
     context: usize,
 ) -> Result<(Prompt, Vec<Opened>), ApiError> {
-    let opened = record.media(media::open(app, &model.text, media)).await?;
-    let footprints = opened.iter().map(|medium| medium.footprint(model)).collect::<Result<Vec<_>, _>>()?;
+    let opened = record.media(media::open(app, model.text.video(), media)).await?;
+    let footprints =
+        opened.iter().map(|medium| medium.footprint(&*model.preprocess)).collect::<Result<Vec<_>, _>>()?;
     let model = Arc::clone(model);
     let prompt = blocking(move || model.text.prompt(&conversation, &footprints, context)).await?;
     Ok((prompt.map_err(prompt_error)?, opened))
@@ -242,7 +243,9 @@ async fn constraints(
 }
 
 /// Runs long work where it holds up nobody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))
 }
 

@@ -127,7 +127,7 @@ pub enum ApiError {
         known: Vec<String>,
     },
     /// There is such a model, but it does something else.
-    #[error("The model `{model}` is a {kind} model; it cannot {cannot}.{}", able_hint(able))]
+    #[error("The model `{model}` is {kind}; it cannot {cannot}.{}", able_hint(able))]
     WrongModel {
         /// Its name.
         model: String,
@@ -392,7 +392,9 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         InvalidRequest::StringLength { found: 0, .. } => "string_below_min_length",
         InvalidRequest::StringLength { .. } => "string_above_max_length",
         InvalidRequest::Unsupported { .. } => "unsupported_parameter",
-        InvalidRequest::ContextLength { .. } | InvalidRequest::CacheRows { .. } => "context_length_exceeded",
+        InvalidRequest::ContextLength { .. }
+        | InvalidRequest::CacheRows { .. }
+        | InvalidRequest::TextLength { .. } => "context_length_exceeded",
         InvalidRequest::PictureUrl { .. } => "invalid_image_url",
         InvalidRequest::Picture {
             error: ImageError::TooLarge { .. } | ImageError::TooLong { .. }, ..
@@ -422,6 +424,7 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::ArrayTooLong { param, .. }
         | InvalidRequest::StringLength { param, .. }
         | InvalidRequest::Unsupported { param, .. }
+        | InvalidRequest::TextLength { param, .. }
         | InvalidRequest::PictureUrl { param, .. }
         | InvalidRequest::Picture { param, .. }
         | InvalidRequest::PictureSize { param, .. }

@@ -6,6 +6,7 @@ mod body;
 mod chat;
 mod check;
 mod completions;
+mod embeddings;
 mod error;
 mod files;
 mod form;
@@ -253,7 +254,7 @@ async fn enter(
     {
         return Err(ApiError::NotAllowed(area));
     }
-    if matches!(door.area, Some(Area::Chat | Area::Audio)) {
+    if matches!(door.area, Some(Area::Chat | Area::Audio | Area::Embeddings)) {
         record.admit()?;
     }
     Ok(next.run(request).await)

@@ -19,7 +19,7 @@ use super::{
         models::{Model, ModelList},
     },
 };
-use crate::router::{ChatModel, Router, Served};
+use crate::router::{ChatModel, EmbeddingModel, Kind, Router, Served};
 
 /// Most names of a page, where a client of the Anthropic API asks for so many.
 pub(super) const MOST_LISTED: i64 = 1000;
@@ -89,24 +89,30 @@ pub(super) fn chat_model<'a>(
 ) -> Result<(&'a Served, &'a Arc<ChatModel>), ApiError> {
     let models = app.models()?;
     let served = record.find(models, name)?;
-    let model = served.chat().ok_or_else(|| wrong_model(record, models, served, "chat"))?;
+    let model = served.chat().ok_or_else(|| wrong_model(record, models, served, Kind::Chat))?;
     Ok((served, model))
 }
 
-/// The error for a model that does something else than it is asked to do.
-pub(super) fn wrong_model(
+/// The embedding model of a name.
+pub(super) fn embedding_model<'a>(
+    app: &'a App,
     record: &Record,
-    models: &Router,
-    model: &Served,
-    cannot: &'static str,
-) -> ApiError {
-    let kind = model.work.kind();
-    let able = models.models().iter().filter(|other| other.work.kind() != kind);
+    name: &str,
+) -> Result<(&'a Served, &'a Arc<EmbeddingModel>), ApiError> {
+    let models = app.models()?;
+    let served = record.find(models, name)?;
+    let model = served.embedding().ok_or_else(|| wrong_model(record, models, served, Kind::Embedding))?;
+    Ok((served, model))
+}
+
+/// The error for a model that does something else than it is asked to do, which is what `wanted` ones do.
+pub(super) fn wrong_model(record: &Record, models: &Router, model: &Served, wanted: Kind) -> ApiError {
+    let able = models.models().iter().filter(|other| other.work.kind() == wanted);
     let able = able.filter(|other| record.may_use(other, &other.id));
     ApiError::WrongModel {
         model: model.id.clone(),
-        kind: kind.name(),
-        cannot,
+        kind: model.work.kind().described(),
+        cannot: wanted.verb(),
         able: able.map(|other| other.id.clone()).collect(),
     }
 }

@@ -12,7 +12,9 @@ use axum::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{App, audio, batches, chat, completions, files, messages, models, ops, responses, wire};
+use super::{
+    App, audio, batches, chat, completions, embeddings, files, messages, models, ops, responses, wire,
+};
 use crate::access::Area;
 
 /// One thing that can be asked.
@@ -145,6 +147,27 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             area: Some(Area::Chat),
             handler: post(completions::completions),
             shape: completion_shape,
+        },
+        Endpoint {
+            path: "/v1/embeddings",
+            method: "post",
+            id: "createEmbedding",
+            summary: "Makes vectors of texts and, with models that see, of pictures.",
+            description: "Texts that mean similar things have vectors that point in similar directions. All inputs are \
+                          computed together, and what an input gets does not depend on the others.",
+            area: Some(Area::Embeddings),
+            handler: post(embeddings::create),
+            shape: |schemas| {
+                let request = schemas.request::<wire::embeddings::EmbeddingRequest>();
+                let answer = schemas.answer::<wire::embeddings::EmbeddingList>();
+                Shape {
+                    parameters: json!([]),
+                    body: Some(json!({"application/json": {"schema": request}})),
+                    answers: vec![("200", "The vectors.", json!({"application/json": {"schema": answer}}))],
+                    errors: CHAT_ERRORS,
+                    envelope: Envelope::OpenAi,
+                }
+            },
         },
         Endpoint {
             path: "/v1/audio/transcriptions",

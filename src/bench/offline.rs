@@ -120,6 +120,9 @@ pub enum OfflineError {
     /// The network or the device fails.
     #[error(transparent)]
     Model(#[from] candle_core::Error),
+    /// The network is one whose parts have no stages here.
+    #[error("embedding models have no stages to time: the other bench asks a server")]
+    Vectors,
     /// A picture cannot be made.
     #[error(transparent)]
     Workload(#[from] WorkloadError),
@@ -138,12 +141,17 @@ pub fn run(
     begin: &mut dyn FnMut(&str),
 ) -> Result<(Offline, Vec<String>), OfflineError> {
     let loaded = subject.loaded;
+    if matches!(loaded.task, Task::Embed(_)) {
+        return Err(OfflineError::Vectors);
+    }
     begin("what the device can do");
     let limits = limits::measure(&loaded.device, loaded.dtype, timing.each)?;
     let mut bench = Stages { subject, timing, limits, begin, stages: Vec::new(), warnings: Vec::new() };
     match loaded.task {
         Task::Chat(_) => bench.pictures()?,
         Task::Transcribe(_) => bench.sound()?,
+        // Refused above.
+        Task::Embed(_) => {}
     }
     bench.text()?;
     let Stages { stages, warnings, .. } = bench;

@@ -72,7 +72,7 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
         ended = &mut running => return Ok(ended??),
     };
     let names: Vec<String> = models.iter().map(|model| model.id.clone()).collect();
-    let mut tries: String = [Kind::Chat, Kind::Speech]
+    let mut tries: String = [Kind::Chat, Kind::Speech, Kind::Embedding]
         .into_iter()
         .filter(|kind| models.iter().any(|model| model.work.kind() == *kind))
         .map(|kind| match kind {
@@ -80,6 +80,10 @@ async fn serve(config: ServerConfig) -> anyhow::Result<()> {
                 "\n  try: percept chat 'What is in this picture?' --image FILE --url http://{address}"
             ),
             Kind::Speech => format!("\n  try: percept transcribe FILE --url http://{address}"),
+            Kind::Embedding => format!(
+                "\n  try: curl http://{address}/v1/embeddings --json '{{\"model\": \"{}\", \"input\": \"a text\"}}'",
+                models.iter().find(|model| model.embedding().is_some()).map_or("", |model| &model.id)
+            ),
         })
         .collect();
     if page {

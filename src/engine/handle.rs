@@ -31,6 +31,8 @@ pub enum Event {
     Probability(f32),
     /// The alignment that was asked for; see [`Readout::Alignment`](crate::request::Readout).
     Aligned(Box<Alignment>),
+    /// The vector that was asked for; see [`Readout::Embedding`](crate::request::Readout).
+    Embedded(Vec<f32>),
     /// The next token of the answer.
     Token(Drawn),
     /// The answer is complete. Nothing follows.
@@ -230,7 +232,7 @@ impl Events {
                 self.work.finished(generated.saturating_sub(self.tokens) as u64);
             }
             Event::Failed(_) => self.work.failed(),
-            Event::Started { .. } | Event::Probability(_) | Event::Aligned(_) => {}
+            Event::Started { .. } | Event::Probability(_) | Event::Aligned(_) | Event::Embedded(_) => {}
         }
         event
     }

@@ -138,8 +138,7 @@ struct Engine {
     queue: Arc<Semaphore>,
     config: EngineConfig,
     draining: bool,
-    /// Whether the network hears, instead of seeing.
-    hears: bool,
+    task: Task,
 }
 
 /// What the engine keeps of a request besides its sequence.
@@ -186,7 +185,6 @@ impl Engine {
         let Loaded { model, preprocess, task, dtype, device, .. } = loaded;
         let cache = KvCache::new(model.cache_shape(), config.pages, config.page_size, dtype, &device)?;
         Ok(Self {
-            hears: matches!(task, Task::Transcribe(_)),
             model,
             preprocess,
             cache,
@@ -196,6 +194,7 @@ impl Engine {
                 placeholders: task.placeholders(),
                 positions: task.positions(),
             },
+            task,
             scheduler: Scheduler::new(config.limits, config.pages, config.page_size),
             sampler: Sampler::new(config.vocabulary),
             encoded: EncoderCache::new(config.limits.encoded, config.limits.spare),
@@ -311,7 +310,7 @@ impl Engine {
             Readout::Answer => {}
             // That row is computed here, or its logits would not be seen.
             Readout::Probability { position, .. } => sequence.reusable = position,
-            Readout::Alignment { .. } => (sequence.reusable, sequence.whole) = (0, true),
+            Readout::Alignment { .. } | Readout::Embedding => (sequence.reusable, sequence.whole) = (0, true),
         }
         if !self.scheduler.fits(&sequence) {
             error!(prompt = sequence.prompt, most, "a request that fits no cache was submitted");
@@ -319,7 +318,9 @@ impl Engine {
             let _ = events.send(Event::Failed(EngineError::Step));
             return;
         }
-        self.sampler.add(id, request.sampling, request.constraint, &sequence.tokens);
+        if request.readout != Readout::Embedding {
+            self.sampler.add(id, request.sampling, request.constraint, &sequence.tokens);
+        }
         let media: Vec<_> = request.media.into_iter().map(|medium| self.medium(medium)).collect();
         for (encoded, medium) in sequence.encoded.iter_mut().zip(&media) {
             *encoded = medium.encoded.is_some();
@@ -425,6 +426,9 @@ impl Engine {
 
     /// Runs the network.
     fn draw(&mut self, parts: &[(SeqId, usize)]) -> candle_core::Result<Step> {
+        if matches!(self.task, Task::Embed(_)) {
+            return Ok(Step { drawn: Vec::new(), events: self.embed(parts)? });
+        }
         let aligns = |part: &(SeqId, usize)| matches!(self.readout(part.0), Readout::Alignment { .. });
         let (aligning, answering): (Vec<_>, Vec<_>) = parts.iter().copied().partition(aligns);
         // First, because it changes nothing if it fails; a draw moves on what the next one depends on.
@@ -521,6 +525,33 @@ impl Engine {
             attention: aligned.attention.flatten_all()?.to_vec1()?,
             probabilities: probabilities(&logits, targets, &vec![ids; count])?,
         })))
+    }
+
+    /// A vector for each sequence, which ends with it. Media and texts go through other parts of a network.
+    fn embed(&self, parts: &[(SeqId, usize)]) -> candle_core::Result<Vec<(SeqId, Event)>> {
+        let shows = |part: &(SeqId, usize)| {
+            self.scheduler.sequence(part.0).is_some_and(|sequence| !sequence.media.is_empty())
+        };
+        let (seen, read): (Vec<_>, Vec<_>) = parts.iter().copied().partition(shows);
+        let rows = |id, medium: usize| {
+            let encoded = self.clients.get(&id)?.media[medium].encoded.as_ref()?;
+            Some(encoded.rows.clone())
+        };
+        let mut events = Vec::with_capacity(2 * parts.len());
+        for parts in [seen, read].into_iter().filter(|parts| !parts.is_empty()) {
+            let batch = self.batcher.build(&parts, &self.scheduler, rows, |_| 0..0)?;
+            let vectors = self.model.embed(&batch)?.to_vec2::<f32>()?;
+            for ((id, _), vector) in parts.into_iter().zip(vectors) {
+                if !vector.iter().all(|number| number.is_finite()) {
+                    events.push((id, Event::Failed(EngineError::NotFinite)));
+                    continue;
+                }
+                events.push((id, Event::Embedded(vector)));
+                let end = Event::Finished { reason: FinishReason::Stop, generated: 0, end: None };
+                events.push((id, end));
+            }
+        }
+        Ok(events)
     }
 
     /// Tells those that run for the first time; they leave the queue.
@@ -758,45 +789,68 @@ impl Engine {
         self.status.preemptions.store(self.scheduler.preemptions(), Relaxed);
     }
 
-    /// Answers a small request of its own, so that what cannot work is found before anyone is served.
+    /// Answers small requests of its own, so that what cannot work is found before anyone is served.
     fn warm_up(&mut self, config: EngineConfig) -> candle_core::Result<()> {
+        let requests = match &self.task {
+            Task::Embed(info) => {
+                let text = vec![0; info.filler.map_or(1, |_| config.context)];
+                let text = Request::embedding(Prompt { tokens: text, spans: Vec::new() }, Vec::new());
+                let (size, source) = gray_picture();
+                let picture = info.pictures.map(|_| {
+                    let tokens = self.preprocess.footprint(size).map_err(candle_core::Error::wrap)?.tokens;
+                    let spans = vec![request::Span::line(0..tokens.len())];
+                    let media = vec![Media { key: Key::of(b"warm-up"), source }];
+                    Ok::<_, candle_core::Error>(Request::embedding(Prompt { tokens, spans }, media))
+                });
+                [text].into_iter().chain(picture.transpose()?).collect()
+            }
+            Task::Chat(_) | Task::Transcribe(_) => vec![self.warm_up_answer(config)?],
+        };
+        for request in requests {
+            let (events, mut receiver) = unbounded_channel();
+            self.submit(Submission { id: SeqId(0), request, events, work: Work::default(), place: None });
+            while !self.scheduler.is_idle() {
+                let events = self.step();
+                self.deliver(events);
+            }
+            let mut last = None;
+            while let Ok(event) = receiver.try_recv() {
+                last = Some(event);
+            }
+            match last {
+                Some(Event::Finished { .. }) => {}
+                Some(Event::Failed(error)) => candle_core::bail!("the first step: {error}"),
+                _ => candle_core::bail!("the first step gave no answer"),
+            }
+        }
+        Ok(())
+    }
+
+    /// A request for two tokens about a small picture, or a short silence.
+    fn warm_up_answer(&self, config: EngineConfig) -> candle_core::Result<Request> {
         const ANSWER: usize = 2;
+        let hears = matches!(self.task, Task::Transcribe(_));
         let rows = config.pages * config.page_size;
-        let (size, source) = if self.hears { silence() } else { gray_picture() };
+        let (size, source) = if hears { silence() } else { gray_picture() };
         let footprint = self.preprocess.footprint(size).map_err(candle_core::Error::wrap)?;
         let Footprint { mut tokens, grid, memory } = footprint;
         let beside = rows.saturating_sub(memory.next_multiple_of(config.page_size));
         let mut spans = vec![request::Span { rows: 0..tokens.len(), grid, memory }];
         let mut media = vec![Media { key: Key::of(b"warm-up"), source }];
         // A picture where it has room.
-        if tokens.len() + 1 + ANSWER > config.context.min(beside) && !self.hears {
+        if tokens.len() + 1 + ANSWER > config.context.min(beside) && !hears {
             (tokens, spans, media) = (Vec::new(), Vec::new(), Vec::new());
         }
         tokens.push(0);
         let room = config.context.min(rows) - tokens.len();
-        let request = Request {
+        Ok(Request {
             limits: request::Limits { tokens: ANSWER.min(room), stops: Arc::new([]) },
             prompt: Prompt { tokens, spans },
             media,
             sampling: Sampling::greedy(),
             readout: Readout::Answer,
             constraint: None,
-        };
-        let (events, mut receiver) = unbounded_channel();
-        self.submit(Submission { id: SeqId(0), request, events, work: Work::default(), place: None });
-        while !self.scheduler.is_idle() {
-            let events = self.step();
-            self.deliver(events);
-        }
-        let mut last = None;
-        while let Ok(event) = receiver.try_recv() {
-            last = Some(event);
-        }
-        match last {
-            Some(Event::Finished { .. }) => Ok(()),
-            Some(Event::Failed(error)) => candle_core::bail!("the first step: {error}"),
-            _ => candle_core::bail!("the first step gave no answer"),
-        }
+        })
     }
 }
 

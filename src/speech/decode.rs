@@ -427,7 +427,8 @@ async fn answer(heard: &Heard, request: Request) -> Result<Answer, SpeechError> 
     let mut answer = Answer::default();
     loop {
         match events.next().await {
-            Event::Started { .. } => {}
+            // A vector is asked for by others.
+            Event::Started { .. } | Event::Embedded(_) => {}
             Event::Probability(probability) => answer.probability = Some(f64::from(probability)),
             Event::Aligned(alignment) => answer.alignment = Some(alignment),
             Event::Token(drawn) => answer.tokens.push(drawn),

@@ -114,7 +114,7 @@ impl Answer {
             match events.next().await {
                 Event::Started { reused } => self.usage.reused = reused,
                 // Asked for by others.
-                Event::Probability(_) | Event::Aligned(_) => {}
+                Event::Probability(_) | Event::Aligned(_) | Event::Embedded(_) => {}
                 Event::Token(drawn) => {
                     self.usage.generated += 1;
                     self.push(&drawn)?;

@@ -52,7 +52,9 @@ pub async fn answer(handle: &Handle, request: Request) -> Vec<u32> {
         match events.next().await {
             Event::Started { .. } => {}
             Event::Token(drawn) => tokens.push(drawn.id),
-            Event::Probability(_) | Event::Aligned(_) => panic!("nobody asked for it"),
+            Event::Probability(_) | Event::Aligned(_) | Event::Embedded(_) => {
+                panic!("nobody asked for it")
+            }
             Event::Finished { generated, .. } => {
                 assert!(generated - tokens.len() <= 1);
                 return tokens;

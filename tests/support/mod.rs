@@ -41,13 +41,21 @@ pub fn load(folder: PathBuf, dtype: DType, fit: Option<Fit>) -> Loaded {
 /// A copy of a fixture that a test may change: those of its files that are wanted.
 pub fn copy_of(name: &str, wanted: impl Fn(&Path) -> bool) -> TempDir {
     let folder = TempDir::new().unwrap();
-    for entry in fs::read_dir(fixtures().join(name)).unwrap() {
+    copy_folder(&fixtures().join(name), folder.path(), &wanted);
+    folder
+}
+
+fn copy_folder(from: &Path, to: &Path, wanted: &impl Fn(&Path) -> bool) {
+    for entry in fs::read_dir(from).unwrap() {
         let file = entry.unwrap().path();
-        if wanted(&file) {
-            fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+        let copy = to.join(file.file_name().unwrap());
+        if file.is_dir() {
+            fs::create_dir(&copy).unwrap();
+            copy_folder(&file, &copy, wanted);
+        } else if wanted(&file) {
+            fs::copy(&file, copy).unwrap();
         }
     }
-    folder
 }
 
 /// A copy of a fixture without its weights.

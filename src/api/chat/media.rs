@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::try_join_all;
-use percept_models::{Footprint, MediaSize, VideoInfo};
+use percept_models::{Footprint, MediaSize, Preprocess, VideoInfo};
 
 use super::parse::{Files, MediaRef};
 use crate::{
@@ -11,8 +11,7 @@ use crate::{
     engine::{Key, Pin},
     media::{self, FetchError, File, Header, MediaLimits, remote::Fetcher},
     request::{InvalidRequest, Media, Source},
-    router::{ChatModel, Served},
-    text::TextModel,
+    router::Served,
 };
 
 /// A picture, or a moment of a video, whose headers were read.
@@ -27,13 +26,13 @@ pub(in crate::api) struct Opened {
 
 impl Opened {
     /// Pictures or frames.
-    pub(super) fn files(&self) -> usize {
+    pub(in crate::api) fn files(&self) -> usize {
         self.files.len()
     }
 
     /// What it takes in the prompt.
-    pub(super) fn footprint(&self, model: &ChatModel) -> Result<Footprint, InvalidRequest> {
-        let footprint = model.preprocess.footprint(self.size);
+    pub(in crate::api) fn footprint(&self, preprocess: &dyn Preprocess) -> Result<Footprint, InvalidRequest> {
+        let footprint = preprocess.footprint(self.size);
         let mut footprint =
             footprint.map_err(|error| InvalidRequest::PictureSize { param: self.param.clone(), error })?;
         footprint.grid = footprint.grid.map(|grid| self.later.map_or(grid, |time| grid.later(time)));
@@ -49,17 +48,17 @@ pub(in crate::api) fn recording(data: &str, limit: usize) -> Result<File, FetchE
     }
 }
 
-/// Reads the files behind the URLs, and what their headers say.
-pub(super) async fn open(
+/// Reads the files behind the URLs, and what their headers say. `video` is how the model takes videos, if it does.
+pub(in crate::api) async fn open(
     app: &App,
-    model: &TextModel,
+    video: Option<VideoInfo>,
     media: Vec<MediaRef>,
 ) -> Result<Vec<Opened>, ApiError> {
     if media.is_empty() {
         return Ok(Vec::new());
     }
     let media = try_join_all(media.into_iter().map(async |medium| fetch(app, medium).await)).await?;
-    let mut reader = Reader { limits: app.config.media, video: model.video(), pixels: 0, frames: 0 };
+    let mut reader = Reader { limits: app.config.media, video, pixels: 0, frames: 0 };
     let opened = app.decoders.run(move || {
         let mut opened = Vec::with_capacity(media.len());
         for medium in media {
@@ -228,7 +227,11 @@ impl Reader {
 }
 
 /// Decodes media, but for those whose rows are still in the encoder cache.
-pub(super) async fn decode(app: &App, model: &Served, opened: Vec<Opened>) -> Result<Vec<Media>, ApiError> {
+pub(in crate::api) async fn decode(
+    app: &App,
+    model: &Served,
+    opened: Vec<Opened>,
+) -> Result<Vec<Media>, ApiError> {
     let mut media = Vec::with_capacity(opened.len());
     let mut files = Vec::new();
     let mut params = Vec::new();

@@ -4,6 +4,7 @@ pub mod audio;
 pub mod batches;
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod error;
 pub mod files;
 pub mod messages;

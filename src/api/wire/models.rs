@@ -23,8 +23,8 @@ pub struct Model {
     pub created: u64,
     /// `percept`.
     pub owned_by: &'static str,
-    /// What it is for, by the names that the hub has for tasks: `image-text-to-text` or
-    /// `automatic-speech-recognition`. An extension.
+    /// What it is for, by the names that the hub has for tasks: `image-text-to-text`,
+    /// `automatic-speech-recognition` or `feature-extraction`. An extension.
     pub task: &'static str,
     /// Most tokens of prompt and answer together. An extension, under the name that vLLM gave it.
     pub max_model_len: usize,

@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use super::{
     Anything, Entries, Items, Object, audio, chat,
     completions::{self, MOST_PROMPTS, MOST_TOKENS},
+    embeddings::{self, MOST_INPUTS},
     messages::{self, MessagesRequest},
     responses, tools,
 };
@@ -111,6 +112,8 @@ shaped! {
     chat::Stop => Stop;
     tools::ToolChoice => ToolChoice;
     completions::Prompt => Prompt;
+    embeddings::EmbeddingInput => EmbeddingInput;
+    embeddings::EmbeddingItem => EmbeddingItem;
     audio::Chunking => Chunking;
     messages::Content => Blocks;
     messages::Block => Block;
@@ -410,6 +413,30 @@ enum Prompt {
     Tokens(Items<u32, MOST_TOKENS>),
     /// Lists of tokens.
     Lists(Items<Items<u32, MOST_TOKENS>, MOST_PROMPTS>),
+}
+
+/// What becomes vectors.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum EmbeddingInput {
+    /// A text.
+    Text(String),
+    /// Tokens of `cl100k_base`.
+    Tokens(Items<u32, MOST_TOKENS>),
+    /// Several.
+    Several(Items<embeddings::EmbeddingItem, MOST_INPUTS>),
+}
+
+/// What becomes a vector.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum EmbeddingItem {
+    /// A text.
+    Text(String),
+    /// Tokens of `cl100k_base`.
+    Tokens(Items<u32, MOST_TOKENS>),
+    /// A text or a picture.
+    Part(embeddings::EmbeddingPart),
 }
 
 /// `auto`, or which silences cut a recording.

@@ -22,7 +22,7 @@ impl<'a> Steps<'a> {
             Task::Transcribe(_) => {
                 loaded.preprocess.footprint(MediaSize::Sound).map_or(0, |needs| needs.memory)
             }
-            Task::Chat(_) => 0,
+            Task::Chat(_) | Task::Embed(_) => 0,
         };
         Self { loaded, context, memory }
     }
