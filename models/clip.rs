@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
@@ -107,10 +107,10 @@ impl Model for Clip {
         if batch.inserts.is_empty() {
             // A text ends in the token that stands for all of it.
             let vectors = self.text_projection.forward(&self.text.last(batch)?)?;
-            return unit(&vectors.to_dtype(DType::F32)?);
+            return unit(&vectors);
         }
         let class = batch.inserts.iter().map(|picture| picture.rows.narrow(0, 0, 1));
         let class = Tensor::cat(&class.collect::<Result<Vec<_>>>()?, 0)?;
-        unit(&self.projection.forward(&self.norm.forward(&class)?)?.to_dtype(DType::F32)?)
+        unit(&self.projection.forward(&self.norm.forward(&class)?)?)
     }
 }

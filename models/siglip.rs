@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use serde::Deserialize;
 
@@ -129,6 +129,6 @@ impl Model for Siglip {
             let rows: Vec<_> = batch.inserts.iter().map(|picture| &picture.rows).collect();
             self.head.forward(&Tensor::cat(&rows, 0)?, &batch.rows, &batch.last)?
         };
-        unit(&vectors.to_dtype(DType::F32)?)
+        unit(&vectors)
     }
 }

@@ -132,7 +132,7 @@ async fn every_way_of_pooling_is_the_reference_s() {
                 arrays.iter().map(|array| golden.tensor(&case.name, array).unwrap()).collect();
             let expected = Tensor::cat(&parts, 0).unwrap();
             // The root of a length and largest numbers are larger than means.
-            check(&vector, &expected, 10.0 * golden.tolerance("vector"), &format!("{modes:?} {}", case.name));
+            check(&vector, &expected, 4.0 * golden.tolerance("vector"), &format!("{modes:?} {}", case.name));
         }
     }
     // Newer versions of the library name the mode; without its files the mean is as it is.
@@ -204,7 +204,7 @@ async fn pictures_lie_among_texts_as_in_the_reference() {
         for (seen, scores) in seen.iter().zip(scores) {
             for (read, expected) in all.iter().zip(scores) {
                 let score: f32 = seen.iter().zip(read).map(|(a, b)| a * b).sum();
-                assert!((score - expected).abs() < 1e-4, "{name}: {score} is not {expected}");
+                assert!((score - expected).abs() < 1e-5, "{name}: {score} is not {expected}");
             }
         }
         // Alone, in base64 without a data URL, and again from the cache.
@@ -504,7 +504,7 @@ async fn tenants_are_counted_and_limited() {
     assert_eq!(answer["usage"]["prompt_tokens"], 9);
     server.idle_with(&usual).await;
     let found = usage(&usual).await.to_string();
-    assert!(found.contains("\"prompt_tokens\":9"), "{found}");
+    assert!(found.contains("\"prompt_tokens\":9,\"cached_tokens\":0,\"completion_tokens\":0"), "{found}");
     let refused = ask(&chats, json!("a")).await;
     assert_eq!(refused.status(), 403);
     assert!(refused.text().await.unwrap().contains("(embeddings)"));
@@ -526,16 +526,11 @@ async fn a_full_queue_refuses_and_who_leaves_takes_nothing_along() {
     let server = serve_with(&[("bert", &fixtures().join("bert"))], settings).await;
     let request = reqwest::Client::new().post(server.path(PATH)).json(&long_request());
     let leaver = tokio::spawn(request.send());
-    let mut refused = None;
-    for _ in 0..2000 {
-        let response = server.post_to(PATH, &json!({"model": "bert", "input": "a"})).await;
-        if response.status() == 429 {
-            refused = Some(response);
-            break;
-        }
-        assert!(!leaver.is_finished(), "it was over before the queue was full");
+    while server.engine().await["waiting"] != 1 {
+        assert!(!leaver.is_finished(), "it was over before it was seen");
     }
-    let refused = refused.expect("the queue is full while all its texts are computed");
+    let refused = server.post_to(PATH, &json!({"model": "bert", "input": "a"})).await;
+    assert_eq!(refused.status(), 429);
     assert!(refused.headers().contains_key("retry-after"));
     leaver.abort();
     let _ = leaver.await;

@@ -193,12 +193,13 @@ impl Head {
     }
 }
 
-/// `x` f32 `[vectors, width]`, each divided by its length.
+/// `x` `[vectors, width]`, each divided by its length, as f32.
 ///
 /// # Errors
 /// When the device refuses.
 pub fn unit(x: &Tensor) -> Result<Tensor> {
     // torch.nn.functional.normalize.
     const LEAST: f32 = 1e-12;
+    let x = x.to_dtype(DType::F32)?;
     x.broadcast_div(&x.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(LEAST)?)
 }

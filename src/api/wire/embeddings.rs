@@ -64,7 +64,7 @@ pub enum EmbeddingItem {
 pub struct EmbeddingPart {
     /// The text.
     pub text: Option<String>,
-    /// The picture: a data URL, an address of this server's choice of hosts, or base64 alone.
+    /// The picture: a data URL, an http or https URL where this server fetches from there, or base64 alone.
     pub image: Option<String>,
 }
 
