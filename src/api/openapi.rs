@@ -61,6 +61,8 @@ enum Envelope {
     OpenAi,
     /// Anthropic's.
     Anthropic,
+    /// Either's: with the header `anthropic-version`, Anthropic's.
+    Either,
 }
 
 impl Envelope {
@@ -69,6 +71,7 @@ impl Envelope {
         match self {
             Self::OpenAi => "Error",
             Self::Anthropic => "AnthropicError",
+            Self::Either => "EitherError",
         }
     }
 }
@@ -455,7 +458,8 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                         query("after_id", "With `anthropic-version`: the page behind this name.", &text),
                         query("before_id", "With `anthropic-version`: the page in front of it.", &text),
                     ]),
-                    ..get_shape(&schema, &["400", "401", "403", "503"])
+                    envelope: Envelope::Either,
+                    ..get_shape(&schema, &["400", "401", "403", "503", "529"])
                 }
             },
         },
@@ -478,7 +482,8 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                     "schema": {"type": "string"},
                 });
                 let parameters = json!([model, anthropic_version()]);
-                Shape { parameters, ..get_shape(&schema, &["401", "403", "404", "503"]) }
+                let answers = get_shape(&schema, &["401", "403", "404", "503", "529"]);
+                Shape { parameters, envelope: Envelope::Either, ..answers }
             },
         },
         Endpoint {
@@ -866,6 +871,16 @@ const ANTHROPIC_ERRORS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Those of paths that both APIs have.
+const EITHER_ERRORS: &[(&str, &str)] = &[
+    ("400", "A field is wrong; the message names it."),
+    ("401", "The request has no key, or one that is nobody's, where the server wants keys."),
+    ("403", "The key may not be used for this, or the server is not called so."),
+    ("404", "There is no such model, or the key may not use it."),
+    ("503", "The models are being loaded, or the server is stopping."),
+    ("529", "The same, with `anthropic-version`."),
+];
+
 const ABOUT: &str = "percept answers OpenAI and Anthropic clients: this is their API, as far as it is served here. Every path is also answered without \
      `/v1`, and with a slash at the end. Null is the same as absent. Fields that would change the answer and are not \
      served are refused with a message; those that change nothing are ignored, and named in the header \
@@ -874,9 +889,13 @@ const ABOUT: &str = "percept answers OpenAI and Anthropic clients: this is their
 /// The description of the API, as OpenAPI 3.1.
 pub fn document() -> Value {
     let mut schemas = Schemas::new();
+    let openai = schemas.answer::<wire::error::ErrorBody>();
+    let anthropic = schemas.answer::<wire::messages::ErrorBody<'_>>();
+    let either = json!({"anyOf": [openai, anthropic]});
     let errors = [
-        (Envelope::OpenAi, ERRORS, schemas.answer::<wire::error::ErrorBody>()),
-        (Envelope::Anthropic, ANTHROPIC_ERRORS, schemas.answer::<wire::messages::ErrorBody<'_>>()),
+        (Envelope::OpenAi, ERRORS, openai),
+        (Envelope::Anthropic, ANTHROPIC_ERRORS, anthropic),
+        (Envelope::Either, EITHER_ERRORS, either),
     ];
     let mut paths = Map::new();
     for endpoint in endpoints() {

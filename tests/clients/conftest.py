@@ -25,13 +25,20 @@ def serve_all(models):
 
 
 def run(*arguments):
+    with launch(*arguments) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def launch(*arguments):
+    """Runs a server; its base URL, and the number of its process."""
     program = os.environ["PERCEPT"]
     command = [program, "serve", *arguments, "--port", "0", "--log", "warn"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
         assert "http://127.0.0.1:" in line, line
-        yield line.strip().rsplit(" ", 1)[1]
+        yield line.strip().rsplit(" ", 1)[1], process.pid
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0

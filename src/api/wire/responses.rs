@@ -44,7 +44,8 @@ pub struct ResponsesRequest {
     /// An extension: 0 to 1.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_p: Option<f64>,
-    /// An extension: above 0 to 10.
+    /// An extension: 0.01 to 10.
+    #[schemars(range(min = 0.01, max = 10.0))]
     pub repetition_penalty: Option<f64>,
     /// An extension: the same seed gives the same text.
     pub seed: Option<i64>,
