@@ -45,3 +45,11 @@ def server():
 @pytest.fixture(scope="session")
 def speech_server():
     yield from serve("whisper", "--alias", "whisper-1", "--max-audio-bytes", "2MB")
+
+
+@pytest.fixture(scope="session")
+def demo_server():
+    """The two models that are part of the program, under names that applications have built in.
+
+    What to ask them is in demo.py."""
+    yield from run("--alias", "gpt-4o=percept-demo-vlm", "--alias", "claude-sonnet-4-5=percept-demo-vlm")
