@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from demo import CHAT, CLAUDE
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -52,4 +53,5 @@ def demo_server():
     """The two models that are part of the program, under names that applications have built in.
 
     What to ask them is in demo.py."""
-    yield from run("--alias", "gpt-4o=percept-demo-vlm", "--alias", "claude-sonnet-4-5=percept-demo-vlm")
+    names = (f"--alias={name}=percept-demo-vlm" for name in (CHAT, CLAUDE))
+    yield from run(*names)

@@ -15,7 +15,7 @@ PICTURE = SAMPLES / "shapes.png"
 RECORDING = SAMPLES / "sentence.wav"
 SENTENCE = "Turn on the kitchen light please."
 
-CHAT, CLAUDE, SPEECH = "gpt-4o", "claude-sonnet-4-5", "whisper-1"
+CHAT, CLAUDE, SPEECH = "gpt-4o", "claude-sonnet-4-6", "whisper-1"
 UNKNOWN = "unknown-model"
 BASE64 = base64.b64encode(PICTURE.read_bytes()).decode()
 DATA_URL = f"data:image/png;base64,{BASE64}"
