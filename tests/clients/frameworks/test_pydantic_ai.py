@@ -12,6 +12,7 @@ from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.tools import ToolDefinition
 
+SETTINGS = {"max_tokens": ROOM}
 ASKED = [BinaryContent(PICTURE.read_bytes(), media_type="image/png"), QUESTION]
 
 
@@ -30,36 +31,29 @@ def kind(request):
 
 
 @pytest.fixture
-def settings(kind):
-    # The package sends no temperature to every model of that name; without one the answer is drawn by lot.
-    extra = {"extra_body": {"temperature": 0}} if kind == "anthropic" else {"temperature": 0}
-    return {"max_tokens": ROOM, **extra}
-
-
-@pytest.fixture
 def model(kind, demo_server):
     return model_of(kind, demo_server)
 
 
-async def test_chat(model, settings):
-    result = await Agent(model, instructions="Be brief.", model_settings=settings).run(BLIND)
+async def test_chat(model):
+    result = await Agent(model, instructions="Be brief.", model_settings=SETTINGS).run(BLIND)
     assert result.output.strip() == BLIND_ANSWER
     assert result.usage.output_tokens > 2
 
 
-async def test_picture(model, settings):
-    assert (await Agent(model, model_settings=settings).run(ASKED)).output.strip() == ANSWER
+async def test_picture(model):
+    assert (await Agent(model, model_settings=SETTINGS).run(ASKED)).output.strip() == ANSWER
 
 
-async def test_stream(model, settings):
-    async with Agent(model, model_settings=settings).run_stream(BLIND) as stream:
+async def test_stream(model):
+    async with Agent(model, model_settings=SETTINGS).run_stream(BLIND) as stream:
         pieces = [piece async for piece in stream.stream_text(delta=True, debounce_by=None)]
     assert len(pieces) > 1
     assert "".join(pieces).strip() == BLIND_ANSWER
 
 
-async def test_a_conversation_goes_on(model, settings):
-    agent = Agent(model, model_settings=settings)
+async def test_a_conversation_goes_on(model):
+    agent = Agent(model, model_settings=SETTINGS)
     first = await agent.run(BLIND)
     second = await agent.run(ASKED, message_history=first.all_messages())
     assert second.usage.input_tokens > first.usage.input_tokens
@@ -67,12 +61,12 @@ async def test_a_conversation_goes_on(model, settings):
 
 
 @pytest.mark.parametrize("form", [ToolOutput, NativeOutput])
-async def test_parsed_answers(model, settings, form):
-    result = await Agent(model, output_type=form(Color), model_settings=settings, retries=0).run(ASKED)
+async def test_parsed_answers(model, form):
+    result = await Agent(model, output_type=form(Color), model_settings=SETTINGS, retries=0).run(ASKED)
     assert result.output == Color(color=ANSWER)
 
 
-async def test_functions(model, settings):
+async def test_functions(model):
     tool = ToolDefinition(
         name="weather",
         description="Tells the weather of a city.",
@@ -81,7 +75,7 @@ async def test_functions(model, settings):
     answer = await model_request(
         model,
         [ModelRequest(parts=[UserPromptPart("What is the weather in rome?")])],
-        model_settings=settings | {"tool_choice": "required"},
+        model_settings=SETTINGS | {"tool_choice": "required"},
         model_request_parameters=ModelRequestParameters(function_tools=[tool], allow_text_output=True),
     )
     calls = answer.tool_calls
