@@ -41,26 +41,31 @@ tests() {
     cargo nextest run --locked --workspace --no-fail-fast
 }
 
-# The real client library, in the oldest and the newest version that is supported.
+# Real clients, each environment with a server of its own: the official libraries in the oldest and the newest version
+# that is supported, frameworks on top of them, of which some want an openai package before 3, and Node.js' libraries.
 clients() {
     need_python
+    need_node_packages tests/clients/node
     cargo build --locked --bin percept
-    local version environment
-    for version in old new; do
-        environment=$(python_environment "clients-$version" "tests/clients/requirements-$version.txt")
-        PERCEPT="$CARGO_TARGET_DIR/debug/percept" "$environment/bin/python" -B -m pytest --quiet tests/clients
+    local name environment tests
+    for name in old new frameworks frameworks_openai_2; do
+        environment=$(python_environment "clients-$name" "tests/clients/requirements-$name.txt")
+        tests=tests/clients
+        [ ! -d "tests/clients/$name" ] || tests="tests/clients/$name"
+        PERCEPT="$CARGO_TARGET_DIR/debug/percept" "$environment/bin/python" -B -m pytest --quiet "$tests"
     done
+    PERCEPT="$CARGO_TARGET_DIR/debug/percept" npm test --prefix tests/clients/node --silent
 }
 
 # The pages: types, style, and whether what is embedded is what the sources make.
 ui() {
-    need_node_packages
+    need_node_packages ui
     npm run --prefix ui --silent check
 }
 
 # The pages in a browser, with a server of their own.
 browser() {
-    need_node_packages
+    need_node_packages ui
     need_python
     command -v chromium >/dev/null || need_packages chromium
     cargo build --locked --bin percept

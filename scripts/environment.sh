@@ -41,11 +41,11 @@ need_rust() {
         sh -s -- -y --quiet --profile minimal --no-modify-path
 }
 
-# Node.js and npm: those on the machine, else a build of them that comes as a Python package, below the cache folder.
+# Node.js and npm: those on the machine, where they are new enough for the clients under test, else a build of them that comes as a Python package, below the cache folder.
 need_node() {
     local major environment
     major=$(node --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/' || true)
-    if [ "${major:-0}" -ge 20 ] && command -v npm >/dev/null; then
+    if [ "${major:-0}" -ge 22 ] && command -v npm >/dev/null; then
         return
     fi
     need_python
@@ -53,12 +53,13 @@ need_node() {
     export PATH="$environment/bin:$PATH"
 }
 
-# The packages of ui/, exactly as its lock file says.
+# The packages of a folder, exactly as its lock file says.
 need_node_packages() {
+    local folder=$1
     need_node
-    if ! cmp -s ui/package-lock.json ui/node_modules/.percept-lock; then
-        npm ci --prefix ui --silent
-        cp ui/package-lock.json ui/node_modules/.percept-lock
+    if ! cmp -s "$folder/package-lock.json" "$folder/node_modules/.percept-lock"; then
+        npm ci --prefix "$folder" --silent
+        cp "$folder/package-lock.json" "$folder/node_modules/.percept-lock"
     fi
 }
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from demo import CHAT, CLAUDE
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -52,3 +53,12 @@ def server():
 @pytest.fixture(scope="session")
 def speech_server():
     yield from serve("whisper", "--alias", "whisper-1", "--max-audio-bytes", "2MB")
+
+
+@pytest.fixture(scope="session")
+def demo_server():
+    """The two models that are part of the program, under names that applications have built in.
+
+    What to ask them is in demo.py."""
+    names = (f"--alias={name}=percept-demo-vlm" for name in (CHAT, CLAUDE))
+    yield from run(*names)
