@@ -26,7 +26,7 @@ use crate::{
     hub::{HubConfig, HubError, Source},
     media::{MediaLimits, remote::FetchPolicy, sound::SoundLimits},
     memory::{Budget, Wanted, parse_bytes},
-    operations::{Names, OperationsConfig, Price},
+    operations::{ContentConfig, Names, OperationsConfig, Price},
     router::{Alias, Aliases, HOSTED, NameError},
     server::{ModelConfig, ServerConfig},
     store::{Bucket, StoreConfig},
@@ -166,6 +166,20 @@ pub struct Settings {
     #[arg(long, value_name = "COUNT", help_heading = "Access and operation")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_months: Option<u32>,
+    /// A folder for the content log: what is asked and answered, of tenants that agreed to it with percept keys add
+    /// --log-content (of everyone, where there are no keys); without files, and without what looks like a secret or a
+    /// person's. Nothing is written down without it
+    #[arg(long, value_name = "FOLDER", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_log: Option<PathBuf>,
+    /// Days that the content log is kept [default: 30]
+    #[arg(long, value_name = "COUNT", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content_days: Option<u32>,
+    /// A regular expression of what is taken out of the content log as well; may be repeated
+    #[arg(long, value_name = "REGEX", help_heading = "Access and operation")]
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "one_or_several")]
+    pub redact: Vec<String>,
     /// What the machine costs in an hour, so that requests and tenants have a cost
     #[arg(long, value_name = "AMOUNT", help_heading = "Access and operation")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -578,6 +592,11 @@ impl Settings {
             audit_months: self.audit_months,
             price: self.price_per_hour.map(price).transpose()?,
             collector: self.otlp.clone().map(collector).transpose()?,
+            content: self.content_log.clone().map(|folder| ContentConfig {
+                folder,
+                days: self.content_days.unwrap_or(30),
+                redact: self.redact.clone(),
+            }),
         })
     }
 

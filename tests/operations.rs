@@ -822,3 +822,61 @@ async fn traces_tell_of_requests_and_never_of_their_content() {
         percept(&["serve", llava().to_str().unwrap(), "--port", "0", "--otlp", "localhost:4318"]);
     assert!(!good && error.contains("http://localhost:4318"), "{error}");
 }
+
+#[tokio::test]
+async fn content_is_written_down_where_operator_and_tenant_want_it() {
+    let place = Place::new();
+    let agreed = place.add("agreed", Terms { log_content: Some(true), ..Terms::default() });
+    let silent = place.add("silent", Terms::default());
+    let folder = place.0.path().join("content");
+    let server = start(Settings {
+        content_log: Some(folder.clone()),
+        redact: vec!["zyz+yva".into()],
+        ..place.settings()
+    })
+    .await;
+    let mut body = words("ask a.b@example.com about zyzzyva");
+    body["messages"][0]["content"] = json!([
+        {"type": "text", "text": "ask a.b@example.com about zyzzyva and apples"},
+        image_part(&data_url("land_90x60.png")),
+    ]);
+    let ask = |key: &str, stream: bool| {
+        let mut body = body.clone();
+        body["stream"] = json!(stream);
+        let request = Client::new().post(server.path("/v1/chat/completions")).bearer_auth(key).json(&body);
+        async move { request.send().await.unwrap().text().await.unwrap() }
+    };
+    let whole: Value = serde_json::from_str(&ask(&agreed, false).await).unwrap();
+    let (pieces, _) = server::pieces(&ask(&agreed, true).await);
+    ask(&silent, false).await;
+    place.requests(3).await;
+    let date = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let file = folder.join(format!("content-{date}.jsonl"));
+    let mut text = String::new();
+    for _ in 0..400 {
+        text = fs::read_to_string(&file).unwrap();
+        if text.lines().count() == 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    for line in &lines {
+        assert_eq!(
+            (&line["tenant"], &line["model"], &line["status"]),
+            (&json!("agreed"), &json!("llava"), &json!(200))
+        );
+        let parts = &line["request"]["messages"][0]["content"];
+        assert_eq!(parts[0]["text"], "ask [redacted] about [redacted] and apples");
+        assert!(parts[1]["image_url"]["url"].as_str().unwrap().starts_with("[a file"), "{parts}");
+    }
+    let said = |value: &Value| value["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    assert_eq!(said(&lines[0]["response"]), said(&whole));
+    assert_eq!(lines[1]["response"].as_str().unwrap(), server::text(&pieces));
+    use std::os::unix::fs::PermissionsExt as _;
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let (good, _, error) =
+        percept(&["serve", llava().to_str().unwrap(), "--port", "0", "--content-log", "x", "--redact", "("]);
+    assert!(!good && error.contains("content log"), "{error}");
+}

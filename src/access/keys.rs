@@ -106,6 +106,10 @@ pub struct Terms {
     #[arg(long, value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_month: Option<NonZeroU64>,
+    /// Whether the tenant agrees that what it asks and is answered is written down, where the server has a --content-log
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_content: Option<bool>,
     /// Bytes of files that are kept for the tenant
     #[arg(long, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -157,6 +161,7 @@ impl Terms {
             audio_seconds_per_minute: other.audio_seconds_per_minute.or(self.audio_seconds_per_minute),
             audio_minutes_per_day: other.audio_minutes_per_day.or(self.audio_minutes_per_day),
             tokens_per_month: other.tokens_per_month.or(self.tokens_per_month),
+            log_content: other.log_content.or(self.log_content),
             file_bytes: other.file_bytes.or(self.file_bytes),
             money_per_month: other.money_per_month.or(self.money_per_month),
         }

@@ -27,7 +27,7 @@ use super::{ApiError, App, error::Class};
 use crate::{
     access::{Caller, Rate, hex},
     engine::{Figures, Place, Work},
-    operations::{Entry, Outcome, Timing},
+    operations::{Entry, MOST_CONTENT, Outcome, Timing},
     request::Priority,
     router::{Router, Served},
 };
@@ -350,6 +350,10 @@ impl Drop for Ending {
             model = entry.model,
             "request"
         );
+        let agreed = caller.as_ref().is_none_or(|caller| caller.terms.log_content == Some(true));
+        if let Some(content) = operations.content.as_ref().filter(|_| agreed) {
+            content.write(&entry, request.content().as_deref(), response.content().as_deref());
+        }
         if let Some(traces) = &operations.traces {
             traces.request(trace, &entry, &timing);
         }
@@ -369,26 +373,40 @@ pub(super) struct Tally(Arc<Mutex<Counted>>);
 struct Counted {
     bytes: u64,
     hash: Option<Sha256>,
+    /// The bytes themselves, as far as they may be written down.
+    content: Option<Vec<u8>>,
 }
 
 impl Tally {
-    /// Nothing yet. Hashes are for an audit log.
+    /// Nothing yet. Hashes are for an audit log, content is for a content log.
     pub(super) fn new(app: &App) -> Self {
         let hash = app.operations.audit.is_some().then(Sha256::new);
-        Self(Arc::new(Mutex::new(Counted { bytes: 0, hash })))
+        let content = app.operations.content.is_some().then(Vec::new);
+        Self(Arc::new(Mutex::new(Counted { bytes: 0, hash, content })))
     }
 
     /// Nothing yet, of the same kind.
     fn another(&self) -> Self {
-        let hash = self.lock().hash.is_some().then(Sha256::new);
-        Self(Arc::new(Mutex::new(Counted { bytes: 0, hash })))
+        let counted = self.lock();
+        let (hash, content) =
+            (counted.hash.is_some().then(Sha256::new), counted.content.is_some().then(Vec::new));
+        Self(Arc::new(Mutex::new(Counted { bytes: 0, hash, content })))
+    }
+
+    /// What there was, as far as it was kept.
+    fn content(&self) -> Option<Vec<u8>> {
+        self.lock().content.take()
     }
 
     fn add(&self, data: &[u8]) {
-        let mut counted = self.lock();
+        let counted = &mut *self.lock();
         counted.bytes += data.len() as u64;
         if let Some(hash) = &mut counted.hash {
             hash.update(data);
+        }
+        if let Some(content) = &mut counted.content {
+            let room = MOST_CONTENT - content.len();
+            content.extend_from_slice(&data[..data.len().min(room)]);
         }
     }
 

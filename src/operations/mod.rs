@@ -2,6 +2,7 @@
 //! and keeps no content.
 
 pub mod audit;
+mod content;
 mod metrics;
 mod traces;
 mod usage;
@@ -17,6 +18,7 @@ use tracing::warn;
 
 use self::audit::{Audit, AuditError, Event};
 pub use self::{
+    content::{Content, ContentConfig, ContentError, MOST_BYTES as MOST_CONTENT},
     metrics::{Connected, Metrics, Names},
     traces::Traces,
     usage::{Row, Totals, Usage},
@@ -40,6 +42,8 @@ pub struct OperationsConfig {
     pub price: Option<Price>,
     /// The address of a collector of traces.
     pub collector: Option<String>,
+    /// Where content is written down.
+    pub content: Option<ContentConfig>,
 }
 
 /// Why a server cannot be guarded or watched.
@@ -51,6 +55,9 @@ pub enum OperationsError {
     /// The audit log.
     #[error("audit log: {0}")]
     Audit(#[from] AuditError),
+    /// The content log.
+    #[error("content log: {0}")]
+    Content(#[from] ContentError),
     /// Traces.
     #[error("traces: {0}")]
     Traces(#[from] opentelemetry_otlp::ExporterBuildError),
@@ -71,6 +78,8 @@ pub struct Operations {
     pub energy: Option<Meter>,
     /// What the machine costs.
     pub price: Option<Price>,
+    /// Where content is written down, if it is.
+    pub content: Option<Content>,
     /// Where it is told how long everything took.
     pub traces: Option<Traces>,
 }
@@ -234,7 +243,7 @@ impl Operations {
     /// # Errors
     /// When there are no keys where they should be, or the audit log cannot be gone on with.
     pub fn open(config: &OperationsConfig) -> Result<Self, OperationsError> {
-        let OperationsConfig { keys, audit, audit_months, price, collector } = config;
+        let OperationsConfig { keys, audit, audit_months, price, collector, content } = config;
         let sources: Vec<_> =
             energy::gpus(None).unwrap_or_default().into_iter().chain(energy::packages()).collect();
         let operations = Self {
@@ -242,6 +251,7 @@ impl Operations {
             audit: audit.clone().map(|folder| Audit::open(folder, *audit_months)).transpose()?,
             energy: (!sources.is_empty()).then(|| Meter::new(sources)),
             price: price.clone(),
+            content: content.as_ref().map(Content::open).transpose()?,
             traces: collector.as_deref().map(Traces::open).transpose()?,
             ..Self::default()
         };
