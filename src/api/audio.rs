@@ -183,7 +183,7 @@ impl Received {
             Some(Object(audio)) => {
                 let param = "input_audio.data";
                 let data = audio.data.ok_or_else(|| InvalidRequest::Missing { param: param.into() })?;
-                let bytes = chat::base64_or_url(&data, app.config.sound.file_bytes)
+                let bytes = chat::recording(&data, app.config.sound.file_bytes)
                     .map_err(|error| SoundError::Broken { reason: error.to_string() })
                     .map_err(|error| InvalidRequest::Sound { param: param.into(), error })?;
                 Some(spooled(Cursor::new(bytes)).await?)
