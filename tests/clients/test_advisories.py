@@ -21,7 +21,7 @@ import pytest
 from conftest import FIXTURES, launch
 
 # A hang fails; how fast a busy machine is does not matter.
-http = httpx.Client(timeout=120)
+http = httpx.Client(timeout=300)
 PICTURE = (FIXTURES / "inputs/tiny_31x17.png").read_bytes()
 FAMILIES = [
     "llava",
