@@ -122,7 +122,16 @@ impl Tokenizer {
             )
         })?;
         let published = parse(&text).map_err(|error| named(&error))?;
+        let added = published.get_added_tokens_decoder();
         let mut json: serde_json::Value = serde_json::from_slice(&text).map_err(|error| named(&error))?;
+        // A Unigram model has control tokens among its pieces, where any text could match them.
+        if let Some(pieces) = json["model"]["vocab"].as_array_mut() {
+            for (id, piece) in pieces.iter_mut().enumerate() {
+                if added.contains_key(&(id as u32)) {
+                    piece[0] = format!("{MARK}{id}").into();
+                }
+            }
+        }
         json["added_tokens"] = serde_json::json!([]);
         json["post_processor"] = serde_json::Value::Null;
         let plain = parse(json.to_string().as_bytes()).map_err(|error| named(&error))?;
@@ -130,7 +139,6 @@ impl Tokenizer {
         let vocabulary = published.get_vocab(true);
         let falls_back = json["model"]["byte_fallback"] == true;
         let bytes = (0..=u8::MAX).filter(|_| falls_back);
-        let added = published.get_added_tokens_decoder();
         let text = |id: u32| published.decode(&[id], true).ok().filter(|text| !text.trim().is_empty());
         let is_byte = |id: u32| published.id_to_token(id).is_some_and(|token| token.starts_with("<0x"));
         let plain_token = |id: &u32| !added.contains_key(id) && !is_byte(*id);
