@@ -240,7 +240,7 @@ pub(super) async fn spoken(
     param: &str,
     file: Vec<u8>,
 ) -> Result<String, ApiError> {
-    let place = model.handle().reserve_at(record.priority())?;
+    let place = model.handle().reserve_in(record.scope(), record.priority())?;
     record.also(place.work());
     let recording = record.media(decode(app, param, Cursor::new(file), Channels::Mixed)).await?;
     record.audio(recording.seconds())?;

@@ -102,7 +102,7 @@ pub(super) async fn submit(
     record.images(opened.iter().map(Opened::files).sum())?;
     let room = room(served, &prompt)?;
     record.prompt(prompt.tokens.len())?;
-    let media = record.media(media::decode(app, served, opened)).await?;
+    let media = record.media(media::decode(app, record, served, opened)).await?;
     let calls = called.map(|_| model.text.call_syntax());
     let wanted = Wanted { prompt, media, room, begun };
     let requests = wanted.requests(app, model, &bare).await?;

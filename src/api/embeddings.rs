@@ -274,7 +274,7 @@ async fn pictures_to_requests(
     record.images(opened.iter().map(media::Opened::files).sum())?;
     let footprint = |medium: &media::Opened| medium.footprint(&*model.preprocess);
     let footprints = opened.iter().map(footprint).collect::<Result<Vec<_>, _>>()?;
-    let decoded = record.media(media::decode(app, served, opened)).await?;
+    let decoded = record.media(media::decode(app, record, served, opened)).await?;
     let request = |(footprint, medium): (percept_models::Footprint, _)| {
         let spans = vec![Span::line(0..footprint.tokens.len())];
         Request::embedding(Prompt { tokens: footprint.tokens, spans }, vec![medium])

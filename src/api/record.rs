@@ -26,7 +26,7 @@ use tracing::{debug, info};
 use super::{ApiError, App, error::Class};
 use crate::{
     access::{Caller, Rate, hex},
-    engine::{Figures, Place, Work},
+    engine::{Figures, Key, Place, Work},
     operations::{Entry, MOST_CONTENT, Outcome, Timing},
     request::Priority,
     router::{Router, Served},
@@ -111,6 +111,11 @@ impl Record {
         usual.max(facts.priority)
     }
 
+    /// Who finds in an engine's caches what is computed for it: its tenant.
+    pub(super) fn scope(&self) -> Option<Key> {
+        self.caller().map(|caller| Key::of(caller.tenant.as_bytes()))
+    }
+
     pub(super) fn is_at(&self, priority: Priority) {
         self.facts().priority = priority;
     }
@@ -160,7 +165,7 @@ impl Record {
     /// # Errors
     /// When there is none.
     pub(super) fn reserve(&self, served: &Served) -> Result<Place, ApiError> {
-        let place = served.handle.reserve_at(self.priority())?;
+        let place = served.handle.reserve_in(self.scope(), self.priority())?;
         self.facts().work = Some(place.work());
         Ok(place)
     }

@@ -8,7 +8,11 @@ use std::sync::{
 
 use percept_models::nn::sample::Drawn;
 use prometheus::{Histogram, HistogramOpts, exponential_buckets};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{
+    OwnedSemaphorePermit, Semaphore,
+    mpsc::{self, UnboundedReceiver},
+    watch,
+};
 
 use super::{
     cache::{Index, Pin},
@@ -118,11 +122,27 @@ pub(super) enum Command {
 pub(super) struct Submission {
     /// Those with smaller ones go first.
     pub(super) id: SeqId,
+    /// Those of one scope share what is in the caches.
+    pub(super) scope: Option<Key>,
     pub(super) request: Request,
     pub(super) events: mpsc::UnboundedSender<Event>,
     pub(super) work: Work,
     /// Its place in the queue, given up when it starts to run; a part of work that was accepted has none.
     pub(super) place: Option<OwnedSemaphorePermit>,
+}
+
+impl Submission {
+    /// A request, and where its events are heard.
+    fn new(
+        id: SeqId,
+        scope: Option<Key>,
+        request: Request,
+        work: Work,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> (Self, UnboundedReceiver<Event>) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        (Self { id, scope, request, events, work, place }, receiver)
+    }
 }
 
 /// Submits requests to an engine. Clones talk to the same one.
@@ -149,6 +169,7 @@ pub struct Handle {
 pub struct Place {
     handle: Handle,
     priority: Priority,
+    scope: Option<Key>,
     permit: OwnedSemaphorePermit,
     work: Work,
 }
@@ -164,8 +185,9 @@ impl Place {
     /// # Errors
     /// When the engine has stopped.
     pub fn submit(self, request: Request) -> Result<Events, Refused> {
-        let Turn { handle, priority, number, work, .. } = self.turn();
-        handle.send(SeqId::new(priority, number * MOST_PARTS), request, work, Some(self.permit))
+        let Turn { handle, priority, scope, number, work, .. } = self.turn();
+        let id = SeqId::new(priority, number * MOST_PARTS);
+        handle.send(Submission::new(id, scope, request, work, Some(self.permit)))
     }
 
     /// A turn for a part of larger work, which keeps the place until all of it is done.
@@ -173,6 +195,7 @@ impl Place {
         Turn {
             handle: self.handle.clone(),
             priority: self.priority,
+            scope: self.scope,
             number: self.handle.next.fetch_add(1, Relaxed),
             parts: AtomicU64::new(0),
             work: self.work.clone(),
@@ -185,6 +208,7 @@ impl Place {
 pub struct Turn {
     handle: Handle,
     priority: Priority,
+    scope: Option<Key>,
     number: u64,
     /// Requests so far.
     parts: AtomicU64,
@@ -202,14 +226,14 @@ impl Turn {
     pub fn submit(&self, request: Request) -> Result<Events, Refused> {
         let number = self.number * MOST_PARTS + self.parts.fetch_add(1, Relaxed);
         let id = SeqId::new(self.priority, number);
-        self.handle.send(id, request, self.work.clone(), None)
+        self.handle.send(Submission::new(id, self.scope, request, self.work.clone(), None))
     }
 }
 
 /// The events of one request, in order. Dropping them cancels it.
 #[derive(Debug)]
 pub struct Events {
-    receiver: mpsc::UnboundedReceiver<Event>,
+    receiver: UnboundedReceiver<Event>,
     work: Work,
     status: Arc<Status>,
     /// Tokens so far.
@@ -245,19 +269,20 @@ impl Handle {
     /// # Errors
     /// When the queue is full or the engine takes no more requests.
     pub fn reserve(&self) -> Result<Place, Refused> {
-        self.reserve_at(Priority::default())
+        self.reserve_in(None, Priority::default())
     }
 
-    /// Takes a place in the queue, in front of all lower priorities.
+    /// Takes a place in the queue, in front of all lower priorities. What is computed in it is found in the caches by
+    /// requests of the same scope alone: nobody learns from the time that an answer takes what somebody else has asked.
     ///
     /// # Errors
     /// When the queue is full or the engine takes no more requests.
-    pub fn reserve_at(&self, priority: Priority) -> Result<Place, Refused> {
+    pub fn reserve_in(&self, scope: Option<Key>, priority: Priority) -> Result<Place, Refused> {
         if self.status.draining.load(Relaxed) {
             return Err(Refused::Stopped);
         }
         let permit = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| self.busy())?;
-        Ok(Place { handle: self.clone(), priority, permit, work: Work::default() })
+        Ok(Place { handle: self.clone(), priority, scope, permit, work: Work::default() })
     }
 
     /// Queues a request that is ready.
@@ -270,14 +295,10 @@ impl Handle {
 
     fn send(
         &self,
-        id: SeqId,
-        request: Request,
-        work: Work,
-        place: Option<OwnedSemaphorePermit>,
+        (submission, receiver): (Submission, UnboundedReceiver<Event>),
     ) -> Result<Events, Refused> {
-        let (events, receiver) = mpsc::unbounded_channel();
-        work.queued(request.prompt.tokens.len());
-        let submission = Submission { id, request, events, work: work.clone(), place };
+        let work = submission.work.clone();
+        work.queued(submission.request.prompt.tokens.len());
         self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| Refused::Stopped)?;
         Ok(Events { receiver, work, status: Arc::clone(&self.status), tokens: 0 })
     }

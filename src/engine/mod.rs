@@ -293,7 +293,10 @@ impl Engine {
     }
 
     fn submit(&mut self, submission: Submission) {
-        let Submission { id, request, events, work, place } = submission;
+        let Submission { id, scope, mut request, events, work, place } = submission;
+        for medium in &mut request.media {
+            medium.key = medium.key.within(scope);
+        }
         let spans = request.prompt.spans.into_iter().zip(&request.media);
         let span = |(span, medium): (request::Span, &Media)| Span {
             rows: span.rows,
@@ -305,6 +308,7 @@ impl Engine {
         let tokens = request.prompt.tokens;
         let most = tokens.len() + request.limits.tokens;
         let mut sequence = Sequence::new(id, tokens, spans, most, request.limits.stops);
+        sequence.scope = scope;
         sequence.long_behind = self.batcher.positions.long;
         match request.readout {
             Readout::Answer => {}
@@ -808,7 +812,14 @@ impl Engine {
         };
         for request in requests {
             let (events, mut receiver) = unbounded_channel();
-            self.submit(Submission { id: SeqId(0), request, events, work: Work::default(), place: None });
+            self.submit(Submission {
+                id: SeqId(0),
+                scope: None,
+                request,
+                events,
+                work: Work::default(),
+                place: None,
+            });
             while !self.scheduler.is_idle() {
                 let events = self.step();
                 self.deliver(events);

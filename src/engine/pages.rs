@@ -15,6 +15,11 @@ impl Key {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
+    /// The same of what only requests of one scope share; see [`Handle::reserve_in`](super::Handle::reserve_in).
+    pub fn within(self, scope: Option<Self>) -> Self {
+        scope.map_or(self, |scope| Self::chain(Some(scope), &[], std::iter::once((self, 0))))
+    }
+
     /// Of a page: the one before it, its tokens, and the media whose rows lie in it (key and first row).
     pub fn chain(before: Option<Self>, tokens: &[u32], media: impl Iterator<Item = (Self, usize)>) -> Self {
         let mut hasher = blake3::Hasher::new();

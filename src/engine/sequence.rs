@@ -135,6 +135,8 @@ pub struct Sequence {
     pub most: usize,
     /// Ids that end the answer.
     pub stops: Arc<[u32]>,
+    /// Whose pages it may find, and who may find its own: those of the same scope.
+    pub scope: Option<Key>,
     /// Keys of its full pages, as far as they were needed.
     keys: Vec<Key>,
     /// Pages that were offered for reuse by others.
@@ -160,6 +162,7 @@ impl Sequence {
             long: false,
             most,
             stops,
+            scope: None,
             keys: Vec::new(),
             published: 0,
         }
@@ -287,8 +290,9 @@ impl Sequence {
                 (first < rows.end.min(end)).then(|| (span.key_in_time(), first - span.rows.start))
             });
             // What a row holds depends on the length as well.
-            let long = || Key::chain(None, &[], std::iter::once((Key::of(b"long"), 0)));
-            let before = self.keys.last().copied().or_else(|| self.long.then(long));
+            let long = || Key::chain(None, &[], std::iter::once((Key::of(b"long"), 0))).within(self.scope);
+            let first = || if self.long { Some(long()) } else { self.scope };
+            let before = self.keys.last().copied().or_else(first);
             self.keys.push(Key::chain(before, &self.tokens[rows.clone()], media));
         }
         self.keys[index]

@@ -897,7 +897,6 @@ def test_s33_a_picture_is_its_size_and_its_pixels(percept, fetching):
     assert first[0] != pytest.approx(first[1], abs=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="tenants share the caches, as docs/security.md says")
 def test_s33_a_tenant_sees_nothing_of_what_another_asked(keyed):
     prompt = "the secret of the first tenant is long enough for several pages of the cache, " * 4
 

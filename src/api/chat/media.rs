@@ -7,7 +7,7 @@ use percept_models::{Footprint, MediaSize, Preprocess, VideoInfo};
 
 use super::parse::{Files, MediaRef};
 use crate::{
-    api::{ApiError, App},
+    api::{ApiError, App, record::Record},
     engine::{Key, Pin},
     media::{self, FetchError, File, Header, MediaLimits, remote::Fetcher},
     request::{InvalidRequest, Media, Source},
@@ -229,14 +229,16 @@ impl Reader {
 /// Decodes media, but for those whose rows are still in the encoder cache.
 pub(in crate::api) async fn decode(
     app: &App,
+    record: &Record,
     model: &Served,
     opened: Vec<Opened>,
 ) -> Result<Vec<Media>, ApiError> {
+    let scope = record.scope();
     let mut media = Vec::with_capacity(opened.len());
     let mut files = Vec::new();
     let mut params = Vec::new();
     for medium in opened {
-        let pin = model.handle.pin(&medium.key);
+        let pin = model.handle.pin(&medium.key.within(scope));
         let count = if pin.is_none() { medium.files.len() } else { 0 };
         params.extend(vec![medium.param; count]);
         files.extend(medium.files.into_iter().take(count));
