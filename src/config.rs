@@ -24,7 +24,7 @@ use crate::{
     demo::Demo,
     device::DeviceChoice,
     hub::{HubConfig, HubError, Source},
-    media::{MediaLimits, remote::FetchPolicy, sound::SoundLimits},
+    media::{DocumentLimits, MediaLimits, remote::FetchPolicy, sound::SoundLimits},
     memory::{Budget, Wanted, parse_bytes},
     operations::{Names, OperationsConfig, Price},
     router::{Alias, Aliases, HOSTED, NameError},
@@ -235,6 +235,18 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_memory: Option<Text<Size>>,
+    /// Most bytes of a document's file [default: 32MB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_document_bytes: Option<Text<Size>>,
+    /// Most pages of all documents of a request [default: 100]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_document_pages: Option<u32>,
+    /// Most seconds that reading a document, and drawing it, may take each [default: 60]
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_document_seconds: Option<u32>,
     /// Most bytes of a recording's file [default: 1GiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -590,7 +602,16 @@ impl Settings {
                     seconds: count("max_audio_seconds", self.max_audio_seconds, 4 * 3600)? as f64,
                     memory_samples: SAMPLES_IN_MEMORY,
                     channels: MOST_SPEAKERS,
+                document: DocumentLimits {
+                    bytes: size(&self.max_document_bytes, 32_000_000),
+                    pages: self.max_document_pages.unwrap_or(100) as usize,
+                    time: Duration::from_secs(
+                        count("max_document_seconds", self.max_document_seconds, 60)? as u64
+                    ),
                 },
+                },
+            // Itself, also where its file was replaced since it began.
+            program: PathBuf::from("/proc/self/exe"),
                 ffmpeg: self.ffmpeg.clone(),
             },
             strict: self.strict_params.unwrap_or(false),

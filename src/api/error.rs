@@ -19,7 +19,7 @@ use super::wire;
 use crate::{
     access::{Area, Exceeded, Rate},
     engine::{EngineError, Refused},
-    media::{ImageError, sound::SoundError},
+    media::{ImageError, document::DocumentError, sound::SoundError},
     request::{InvalidRequest, Number},
 };
 
@@ -372,6 +372,17 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::Repeated { param }
         | InvalidRequest::BelowMinimum { param, .. }
         | InvalidRequest::AboveMaximum { param, .. }
+        InvalidRequest::FileUrl { .. } => "invalid_file_url",
+        InvalidRequest::Document {
+            error:
+                DocumentError::Format
+                | DocumentError::Encrypted
+                | DocumentError::Cut
+                | DocumentError::Broken
+                | DocumentError::NoPages,
+            ..
+        } => "invalid_file",
+        InvalidRequest::Document { .. } => "file_too_large",
         | InvalidRequest::EmptyArray { param }
         | InvalidRequest::ArrayTooLong { param, .. }
         | InvalidRequest::StringLength { param, .. }
@@ -388,3 +399,5 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         InvalidRequest::Unknown { .. } => None,
     }
 }
+        | InvalidRequest::FileUrl { param, .. }
+        | InvalidRequest::Document { param, .. }

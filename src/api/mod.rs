@@ -23,6 +23,7 @@ pub mod wire;
 
 use std::{
     collections::HashSet,
+    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -50,6 +51,7 @@ use crate::{
         Decoders, MediaLimits,
         remote::{FetchPolicy, Fetcher},
     },
+        document::Readers,
     operations::{Names, Operations},
     router::Router,
 };
@@ -63,6 +65,8 @@ pub struct ApiConfig {
     pub media: MediaLimits,
     /// From where pictures are fetched.
     pub fetch: FetchPolicy,
+    /// This program, for processes of its own.
+    pub program: PathBuf,
     /// Most bytes of decoded pictures that wait for an engine.
     pub media_memory: usize,
     /// What recordings may cost.
@@ -110,6 +114,7 @@ pub struct App {
     models: OnceLock<Router>,
 }
 
+    documents: Readers,
 impl App {
     /// An API without models yet, which everyone may use who can reach it.
     pub fn new(config: ApiConfig) -> Arc<Self> {
@@ -127,6 +132,7 @@ impl App {
             config,
             uploads: Semaphore::new(audio::MOST_UPLOADS),
             models: OnceLock::new(),
+            documents: Readers::new(config.program.clone()),
         })
     }
 
