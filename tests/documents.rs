@@ -30,7 +30,7 @@ fn readers() -> Readers {
 async fn contents(file: &[u8]) -> Result<Vec<Page>, DocumentError> {
     readers().contents(file, LIMITS.pages, &LIMITS).await.map_err(|error| match error {
         ReadError::Document(error) => error,
-        other => panic!("{other}"),
+        ReadError::Start { .. } => panic!("{error}"),
     })
 }
 

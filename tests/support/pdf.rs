@@ -7,7 +7,7 @@ pub fn file(objects: &[Vec<u8>], trailer: &str) -> Vec<u8> {
     let mut file = b"%PDF-1.7\n".to_vec();
     let mut places = String::new();
     for (index, object) in objects.iter().enumerate() {
-        write!(places, "{:010} 00000 n \n", file.len()).unwrap();
+        writeln!(places, "{:010} 00000 n ", file.len()).unwrap();
         file.extend_from_slice(format!("{} 0 obj\n", index + 1).as_bytes());
         file.extend_from_slice(object);
         file.extend_from_slice(b"\nendobj\n");
