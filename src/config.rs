@@ -20,7 +20,7 @@ use serde::{
 use toml::{Table, Value};
 
 use crate::{
-    api::{ApiConfig, Connections, SoundConfig},
+    api::{ApiConfig, Connections, RealtimeLimits, SoundConfig},
     demo::Demo,
     device::DeviceChoice,
     hub::{HubConfig, HubError, Source},
@@ -255,6 +255,18 @@ pub struct Settings {
     #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_audio_seconds: Option<u32>,
+    /// Most realtime sessions of a tenant at once [default: 8]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_realtime_sessions: Option<u32>,
+    /// Most seconds of a realtime session [default: 3600]
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_realtime_seconds: Option<u32>,
+    /// Seconds without an event of the client's that end a realtime session [default: 300]
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_idle_seconds: Option<u32>,
     /// The ffmpeg program, to decode recordings that percept does not decode itself, such as AMR; none unless it is set
     #[arg(long, value_name = "PROGRAM", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -590,7 +602,16 @@ impl Settings {
                 image_pixels: count("max_image_pixels", self.max_image_pixels, 40_000_000)?,
                 video_frames: self.max_video_frames.unwrap_or(128) as usize,
                 request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
+                document: DocumentLimits {
+                    bytes: size(&self.max_document_bytes, 32_000_000),
+                    pages: self.max_document_pages.unwrap_or(100) as usize,
+                    time: Duration::from_secs(
+                        count("max_document_seconds", self.max_document_seconds, 60)? as u64
+                    ),
+                },
             },
+            // Itself, also where its file was replaced since it began.
+            program: PathBuf::from("/proc/self/exe"),
             fetch: self.fetch.as_ref().map(|fetch| fetch.value.clone()).unwrap_or_default(),
             media_memory: size(&self.image_memory, 2 << 30),
             sound: SoundConfig {
@@ -602,17 +623,17 @@ impl Settings {
                     seconds: count("max_audio_seconds", self.max_audio_seconds, 4 * 3600)? as f64,
                     memory_samples: SAMPLES_IN_MEMORY,
                     channels: MOST_SPEAKERS,
-                document: DocumentLimits {
-                    bytes: size(&self.max_document_bytes, 32_000_000),
-                    pages: self.max_document_pages.unwrap_or(100) as usize,
-                    time: Duration::from_secs(
-                        count("max_document_seconds", self.max_document_seconds, 60)? as u64
-                    ),
                 },
-                },
-            // Itself, also where its file was replaced since it began.
-            program: PathBuf::from("/proc/self/exe"),
                 ffmpeg: self.ffmpeg.clone(),
+            },
+            realtime: RealtimeLimits {
+                sessions: count("max_realtime_sessions", self.max_realtime_sessions, 8)?,
+                longest: Duration::from_secs(
+                    count("max_realtime_seconds", self.max_realtime_seconds, 3600)? as u64
+                ),
+                idle: Duration::from_secs(
+                    count("realtime_idle_seconds", self.realtime_idle_seconds, 300)? as u64
+                ),
             },
             strict: self.strict_params.unwrap_or(false),
             ui: !self.no_ui.unwrap_or(false),

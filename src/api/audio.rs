@@ -14,6 +14,7 @@ use std::{
 use axum::{body::Body, extract::State, http::HeaderMap, response::Response};
 
 use self::parse::Ask;
+pub(super) use self::{answer::logprobs, parse::spoken};
 use super::{
     ApiError, App,
     form::{Fields, Form, split},
@@ -152,7 +153,7 @@ fn find(models: &Router, record: &Record, name: &str) -> Result<Arc<Served>, Api
 }
 
 /// What is said in a recording that is part of something else, `param`.
-pub(super) async fn spoken(
+pub(super) async fn write_down(
     app: &App,
     record: &Record,
     model: &Arc<Transcriber>,

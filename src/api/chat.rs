@@ -81,7 +81,7 @@ async fn hear(app: &App, record: &Record, models: &Router, mut chat: Chat) -> Re
             .map_err(|error| SoundError::Broken { reason: error.to_string() })
             .map_err(|error| InvalidRequest::Sound { param: param.clone(), error })?;
         drop(data);
-        Ok::<_, ApiError>((place, audio::spoken(app, record, model, &param, file).await?))
+        Ok::<_, ApiError>((place, audio::write_down(app, record, model, &param, file).await?))
     });
     for ((message, part), text) in try_join_all(texts).await? {
         chat.conversation.messages[message].parts[part] = Part::Text(text);

@@ -15,6 +15,7 @@ mod models;
 mod openapi;
 mod ops;
 mod params;
+mod realtime;
 mod record;
 mod responses;
 mod sse;
@@ -24,10 +25,7 @@ pub mod wire;
 use std::{
     collections::HashSet,
     path::PathBuf,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -39,19 +37,22 @@ use axum::{
     middleware::{self, Next},
     response::Response,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
-pub(crate) use self::record::Peer;
-use self::record::{Ending, Incoming, Record, TIMING, Tally, WantsTiming};
-pub use self::{audio::SoundConfig, error::ApiError, openapi::document};
+pub use self::{audio::SoundConfig, error::ApiError, openapi::document, realtime::RealtimeLimits};
+pub(crate) use self::{realtime::Connection, record::Peer};
+use self::{
+    realtime::{Sessions, Until},
+    record::{Ending, Incoming, Record, TIMING, Tally, WantsTiming},
+};
 use crate::{
     access::Area,
     media::{
         Decoders, MediaLimits,
+        document::Readers,
         remote::{FetchPolicy, Fetcher},
     },
-        document::Readers,
     operations::{Names, Operations},
     router::Router,
 };
@@ -63,14 +64,16 @@ pub struct ApiConfig {
     pub body_bytes: usize,
     /// What pictures may cost.
     pub media: MediaLimits,
-    /// From where pictures are fetched.
-    pub fetch: FetchPolicy,
     /// This program, for processes of its own.
     pub program: PathBuf,
+    /// From where pictures are fetched.
+    pub fetch: FetchPolicy,
     /// Most bytes of decoded pictures that wait for an engine.
     pub media_memory: usize,
     /// What recordings may cost.
     pub sound: SoundConfig,
+    /// What sessions that transcribe may take.
+    pub realtime: RealtimeLimits,
     /// Whether an unknown field is an error.
     pub strict: bool,
     /// Whether there are pages for browsers.
@@ -105,16 +108,18 @@ pub struct App {
     /// Paths that need no key.
     public: HashSet<String>,
     /// Whether it takes no more requests.
-    stopping: AtomicBool,
+    stopped: watch::Sender<bool>,
+    /// What goes on behind responses.
+    sessions: Sessions,
     decoders: Decoders,
     fetcher: Fetcher,
+    documents: Readers,
     /// Bounds how many files are being received.
     uploads: Semaphore,
     /// Empty while models are being loaded.
     models: OnceLock<Router>,
 }
 
-    documents: Readers,
 impl App {
     /// An API without models yet, which everyone may use who can reach it.
     pub fn new(config: ApiConfig) -> Arc<Self> {
@@ -126,13 +131,14 @@ impl App {
         Arc::new(Self {
             decoders: Decoders::new(config.media_memory),
             fetcher: Fetcher::new(config.fetch.clone()),
+            documents: Readers::new(config.program.clone()),
             operations,
             public: public(&config),
-            stopping: AtomicBool::new(false),
+            stopped: watch::Sender::new(false),
+            sessions: Sessions::default(),
             config,
             uploads: Semaphore::new(audio::MOST_UPLOADS),
             models: OnceLock::new(),
-            documents: Readers::new(config.program.clone()),
         })
     }
 
@@ -148,7 +154,17 @@ impl App {
 
     /// Says from now on that it is not ready for more.
     pub fn stop(&self) {
-        self.stopping.store(true, Relaxed);
+        self.stopped.send_replace(true);
+    }
+
+    /// Whether it takes no more requests.
+    fn is_stopping(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
+    /// Waits until nothing goes on behind responses.
+    pub async fn sessions_ended(&self) {
+        self.sessions.ended().await;
     }
 
     /// Serves these models from now on. Called once.
@@ -307,7 +323,13 @@ async fn every_response(State(app): State<Arc<App>>, request: Request, next: Nex
     {
         headers.insert(TIMING, text);
     }
-    ending.with(response, timing)
+    match response.extensions_mut().remove::<Until>() {
+        Some(until) => {
+            until.set(ending.upgraded());
+            response
+        }
+        None => ending.with(response, timing),
+    }
 }
 
 fn is_retry(headers: &HeaderMap) -> bool {

@@ -7,6 +7,7 @@ pub mod error;
 pub mod messages;
 pub mod models;
 pub mod ops;
+pub mod realtime;
 pub mod responses;
 mod schema;
 pub mod tools;
