@@ -20,11 +20,11 @@ use serde::{
 use toml::{Table, Value};
 
 use crate::{
-    api::{ApiConfig, Connections, SoundConfig},
+    api::{ApiConfig, Connections, RealtimeLimits, SoundConfig},
     demo::Demo,
     device::DeviceChoice,
     hub::{HubConfig, HubError, Source},
-    media::{MediaLimits, remote::FetchPolicy, sound::SoundLimits},
+    media::{DocumentLimits, MediaLimits, remote::FetchPolicy, sound::SoundLimits},
     memory::{Budget, Wanted, parse_bytes},
     operations::{ContentConfig, Names, OperationsConfig, Price},
     router::{Alias, Aliases, HOSTED, NameError},
@@ -275,6 +275,18 @@ pub struct Settings {
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_memory: Option<Text<Size>>,
+    /// Most bytes of a document's file [default: 32MB]
+    #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_document_bytes: Option<Text<Size>>,
+    /// Most pages of all documents of a request [default: 100]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_document_pages: Option<u32>,
+    /// Most seconds that reading a document, and drawing it, may take each [default: 60]
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_document_seconds: Option<u32>,
     /// Most bytes of a recording's file [default: 1GiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -283,6 +295,18 @@ pub struct Settings {
     #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_audio_seconds: Option<u32>,
+    /// Most realtime sessions of a tenant at once [default: 8]
+    #[arg(long, value_name = "COUNT", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_realtime_sessions: Option<u32>,
+    /// Most seconds of a realtime session [default: 3600]
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_realtime_seconds: Option<u32>,
+    /// Seconds without an event of the client's that end a realtime session [default: 300]
+    #[arg(long, value_name = "SECONDS", help_heading = "Limits of a request")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_idle_seconds: Option<u32>,
     /// The ffmpeg program, to decode recordings that percept does not decode itself, such as AMR; none unless it is set
     #[arg(long, value_name = "PROGRAM", help_heading = "Limits of a request")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -645,7 +669,16 @@ impl Settings {
                 image_pixels: count("max_image_pixels", self.max_image_pixels, 40_000_000)?,
                 video_frames: self.max_video_frames.unwrap_or(128) as usize,
                 request_pixels: count("max_request_pixels", self.max_request_pixels, 100_000_000)?,
+                document: DocumentLimits {
+                    bytes: size(&self.max_document_bytes, 32_000_000),
+                    pages: self.max_document_pages.unwrap_or(100) as usize,
+                    time: Duration::from_secs(
+                        count("max_document_seconds", self.max_document_seconds, 60)? as u64
+                    ),
+                },
             },
+            // Itself, also where its file was replaced since it began.
+            program: PathBuf::from("/proc/self/exe"),
             fetch: self.fetch.as_ref().map(|fetch| fetch.value.clone()).unwrap_or_default(),
             media_memory: size(&self.image_memory, 2 << 30),
             sound: SoundConfig {
@@ -662,6 +695,15 @@ impl Settings {
             },
             file_bytes: size(&self.max_file_bytes, 512_000_000),
             batch_lines: count("batch_requests", self.batch_requests, 16)?,
+            realtime: RealtimeLimits {
+                sessions: count("max_realtime_sessions", self.max_realtime_sessions, 8)?,
+                longest: Duration::from_secs(
+                    count("max_realtime_seconds", self.max_realtime_seconds, 3600)? as u64
+                ),
+                idle: Duration::from_secs(
+                    count("realtime_idle_seconds", self.realtime_idle_seconds, 300)? as u64
+                ),
+            },
             strict: self.strict_params.unwrap_or(false),
             ui: !self.no_ui.unwrap_or(false),
             hosts: self.hosts(address)?,

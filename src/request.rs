@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{Key, Pin},
-    media::{FetchError, ImageError, Picture, sound::SoundError},
+    media::{FetchError, ImageError, Picture, document::DocumentError, sound::SoundError},
     text::GrammarError,
 };
 
@@ -413,6 +413,22 @@ pub enum InvalidRequest {
         /// Why.
         error: ImageError,
     },
+    /// The URL or the data of a file cannot be used.
+    #[error("Invalid '{param}': {}.", of_file(error))]
+    FileUrl {
+        /// Which.
+        param: String,
+        /// Why.
+        error: FetchError,
+    },
+    /// The file of a document cannot be used.
+    #[error("Invalid '{param}': {error}.")]
+    Document {
+        /// Which.
+        param: String,
+        /// Why.
+        error: DocumentError,
+    },
     /// The model takes no picture of this size.
     #[error("Invalid '{param}': {error}.")]
     PictureSize {
@@ -460,6 +476,11 @@ pub enum InvalidRequest {
         /// How many would do.
         limit: usize,
     },
+}
+
+/// What is wrong with a URL, of which a picture is not expected.
+fn of_file(error: &FetchError) -> String {
+    error.to_string().replace("picture", "file").replace("data:image/jpeg", "data:application/pdf")
 }
 
 /// How the hosted API begins its messages about recordings, where it has one.

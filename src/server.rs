@@ -39,7 +39,7 @@ use tokio::{
 use tracing::{debug, error_span, info, warn};
 
 use crate::{
-    api::{self, ApiConfig, App, Connections, Peer},
+    api::{self, ApiConfig, App, Connection, Connections, Peer},
     device::{DeviceChoice, DeviceError, Place},
     engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
@@ -482,6 +482,7 @@ pub async fn run(
     }
     let finished = async {
         graceful.shutdown().await;
+        app.sessions_ended().await;
         for served in app.models().map(Router::models).unwrap_or_default() {
             served.handle.ended().await;
         }
@@ -560,7 +561,7 @@ async fn accept(listener: &TcpListener, app: &Arc<App>, graceful: &GracefulShutd
         let serving = Serving {
             routes,
             limits: app.connections(),
-            _place: (place, app.operations().metrics.connected()),
+            place: Arc::new((place, app.operations().metrics.connected())),
         };
         tokio::spawn(serving.run(connection, peer, graceful.watcher()));
     }
@@ -570,17 +571,19 @@ async fn accept(listener: &TcpListener, app: &Arc<App>, graceful: &GracefulShutd
 struct Serving {
     routes: axum::Router,
     limits: Connections,
-    /// Given up at its end.
-    _place: (OwnedSemaphorePermit, Connected),
+    /// Given up at its end, and at that of what goes on in it as another protocol.
+    place: Arc<(OwnedSemaphorePermit, Connected)>,
 }
 
 impl Serving {
     async fn run(self, connection: TcpStream, peer: SocketAddr, watcher: Watcher) {
         let began = Arc::new(AtomicBool::new(false));
         let (routes, has_begun) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&began));
+        let place = self.place;
         let service = service_fn(move |mut request: Request<Incoming>| {
             has_begun.store(true, Relaxed);
             request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(Connection(place.clone()));
             routes.call(request)
         });
         let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();

@@ -219,7 +219,11 @@ fn messages() -> Vec<Bad> {
             ".input_audio.data",
         ),
         (json!({"type": "input_audio", "input_audio": "UklGRg=="}), "invalid_type", ".input_audio"),
-        (json!({"type": "file", "file": {"file_data": ""}}), "unsupported_parameter", ".type"),
+        (json!({"type": "file", "file": {"file_data": ""}}), "invalid_file_url", ".file.file_data"),
+        (json!({"type": "file", "file": {}}), "missing_required_parameter", ".file.file_data"),
+        (json!({"type": "file", "file": {"file_id": "f"}}), "unsupported_parameter", ".file.file_id"),
+        (json!({"type": "file", "file": "JVBERi0="}), "invalid_type", ".file"),
+        (json!({"type": "file"}), "missing_required_parameter", ".file"),
     ] {
         table.push(bad(part(value), code, &format!("{here}{field}")));
     }

@@ -468,14 +468,20 @@ async fn bad_requests_are_told_with_the_path_of_the_field() {
                 "document",
                 json!({"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="}),
             ),
-            "messages.0.content.1.source.type",
-            "PDF",
+            "messages.0.content.1.source.data",
+            "cut off",
         ),
         (
             source("document", json!({"type": "url", "url": "https://a.b/c.pdf"})),
-            "messages.0.content.1.source.type",
+            "messages.0.content.1.source.url",
             "not fetched",
         ),
+        (
+            source("document", json!({"type": "file", "file_id": "f"})),
+            "messages.0.content.1.source.file_id",
+            "not supported",
+        ),
+        (source("document", json!({"type": "base64"})), "messages.0.content.1.source.data", "Field required"),
         (source("document", json!({"type": "text"})), "messages.0.content.1.source.data", "Field required"),
         (
             source("document", json!({"type": "content", "content": [{"type": "thinking"}]})),

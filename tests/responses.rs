@@ -348,7 +348,17 @@ async fn bad_requests_are_told_with_the_path_of_the_field() {
         (
             part(json!({"type": "input_file", "file_id": "f"})),
             "unsupported_parameter",
-            "input[0].content[0].type",
+            "input[0].content[0].file_id",
+        ),
+        (
+            part(json!({"type": "input_file", "filename": "a.pdf"})),
+            "missing_required_parameter",
+            "input[0].content[0].file_data",
+        ),
+        (
+            part(json!({"type": "input_file", "file_url": "http://a.b/c.pdf"})),
+            "invalid_file_url",
+            "input[0].content[0].file_url",
         ),
         (part(json!({"type": "input_image"})), "missing_required_parameter", "input[0].content[0].image_url"),
         (

@@ -83,6 +83,8 @@ fn only_the_engine_and_loading_know_tensors() {
             "src/device.rs",
             "src/bench/offline.rs",
             "src/bench/offline",
+            // Pages are drawn on a device as well, of another kind.
+            "src/media/document/text.rs",
         ],
         &["Tensor", "Device", "DType", "candle_core"],
     );
@@ -211,7 +213,7 @@ fn paths_in_documents_exist() {
 /// Every name that the wire knows is in backticks in docs/api.md.
 #[test]
 fn the_api_document_names_every_field() {
-    use percept::api::wire::{audio, chat, completions, embeddings, messages, responses};
+    use percept::api::wire::{audio, chat, completions, embeddings, messages, realtime, responses};
     let document = fs::read_to_string(root().join("docs/api.md")).unwrap();
     let chat_fields: Vec<&str> = chat::HARMLESS.iter().chain(chat::HARMLESS_IN_MESSAGES).copied().collect();
     let audio_fields: Vec<&str> =
@@ -227,17 +229,19 @@ fn the_api_document_names_every_field() {
         .chain(responses::HARMLESS_IN_ITEMS)
         .flat_map(|name| name.split('.'))
         .collect();
+    let realtime_fields: Vec<&str> = realtime::HARMLESS.iter().flat_map(|name| name.split('.')).collect();
     for (api, path, mut fields) in [
-        ("chat", "chat/completions", chat_fields),
-        ("responses", "responses", responses_fields),
-        ("messages", "messages", messages_fields),
-        ("completions", "completions", completions::HARMLESS.to_vec()),
-        ("embeddings", "embeddings", embeddings::HARMLESS.to_vec()),
-        ("audio", "audio/transcriptions", audio_fields),
-        ("files", "files", Vec::new()),
-        ("batches", "batches", Vec::new()),
+        ("chat", "POST /v1/chat/completions", chat_fields),
+        ("responses", "POST /v1/responses", responses_fields),
+        ("messages", "POST /v1/messages", messages_fields),
+        ("completions", "POST /v1/completions", completions::HARMLESS.to_vec()),
+        ("embeddings", "POST /v1/embeddings", embeddings::HARMLESS.to_vec()),
+        ("audio", "POST /v1/audio/transcriptions", audio_fields),
+        ("files", "POST /v1/files", Vec::new()),
+        ("batches", "POST /v1/batches", Vec::new()),
+        ("realtime", "GET /v1/realtime", realtime_fields),
     ] {
-        let (_, section) = document.split_once(&format!("\n## `POST /v1/{path}`\n")).unwrap();
+        let (_, section) = document.split_once(&format!("\n## `{path}`\n")).unwrap();
         // Those of both APIs follow each other.
         let sections = if api == "batches" { 2 } else { 1 };
         let section: String = section.split("\n## ").take(sections).collect();

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio_util::io::StreamReader;
 
 use self::parse::Ask;
+pub(super) use self::{answer::logprobs, parse::spoken};
 use super::{
     ApiError, App, chat,
     check::unsupported,
@@ -183,7 +184,7 @@ impl Received {
             Some(Object(audio)) => {
                 let param = "input_audio.data";
                 let data = audio.data.ok_or_else(|| InvalidRequest::Missing { param: param.into() })?;
-                let bytes = chat::recording(&data, app.config.sound.file_bytes)
+                let bytes = chat::base64_or_url(&data, app.config.sound.file_bytes)
                     .map_err(|error| SoundError::Broken { reason: error.to_string() })
                     .map_err(|error| InvalidRequest::Sound { param: param.into(), error })?;
                 Some(spooled(Cursor::new(bytes)).await?)
@@ -233,7 +234,7 @@ fn find(models: &Router, record: &Record, name: &str) -> Result<Arc<Served>, Api
 }
 
 /// What is said in a recording that is part of something else, `param`.
-pub(super) async fn spoken(
+pub(super) async fn write_down(
     app: &App,
     record: &Record,
     model: &Arc<Transcriber>,

@@ -2,6 +2,7 @@
 
 mod answer;
 mod answers;
+mod documents;
 pub(super) mod media;
 mod parse;
 mod tools;
@@ -21,9 +22,11 @@ use self::{answer::Base, media::Opened, parse::RecordingRef, tools::tells_apart}
 pub(super) use self::{
     answer::{NEVER, usage},
     answers::Answers,
-    media::recording,
+    documents::{Document, DocumentSource, add_text, opening},
+    media::base64_or_url,
     parse::{
-        Bare, Chat, Files, MOST_ANSWERS, MediaRef, SamplingFields, check_count, check_end, stop_texts, stops,
+        Bare, Chat, Files, MOST_ANSWERS, MediaRef, Mention, SamplingFields, check_count, check_end, document,
+        stop_texts, stops,
     },
     tools::{Constrained, FormFields, Toolbox, call, form, named_schema, tool, type_error},
 };
@@ -75,11 +78,11 @@ async fn hear(app: &App, record: &Record, models: &Router, mut chat: Chat) -> Re
     let limit = app.config.sound.file_bytes;
     let texts = recordings.into_iter().map(async |recording| {
         let RecordingRef { param, data, place } = recording;
-        let file = media::recording(&data, limit)
+        let file = media::base64_or_url(&data, limit)
             .map_err(|error| SoundError::Broken { reason: error.to_string() })
             .map_err(|error| InvalidRequest::Sound { param: param.clone(), error })?;
         drop(data);
-        Ok::<_, ApiError>((place, audio::spoken(app, record, model, &param, file).await?))
+        Ok::<_, ApiError>((place, audio::write_down(app, record, model, &param, file).await?))
     });
     for ((message, part), text) in try_join_all(texts).await? {
         chat.conversation.messages[message].parts[part] = Part::Text(text);
@@ -98,7 +101,7 @@ pub(super) async fn submit(
     let Chat { conversation, media, bare, called, .. } = chat;
     let begun = conversation.continues;
     let context = served.handle.context();
-    let (prompt, opened) = prompt(app, record, model, conversation, media, context).await?;
+    let (prompt, opened) = prompt(app, record, (served, model), conversation, media, context).await?;
     record.images(opened.iter().map(Opened::files).sum())?;
     let room = room(served, &prompt)?;
     record.prompt(prompt.tokens.len())?;
@@ -116,11 +119,12 @@ pub(super) async fn submit(
 pub(super) async fn prompt(
     app: &App,
     record: &Record,
-    model: &Arc<ChatModel>,
+    (served, model): (&Served, &Arc<ChatModel>),
     conversation: Conversation,
-    media: Vec<MediaRef>,
+    media: Vec<Mention>,
     context: usize,
 ) -> Result<(Prompt, Vec<Opened>), ApiError> {
+    let (conversation, media) = documents::unfold(app, record, (served, model), conversation, media).await?;
     let opened = record.media(media::open(app, model.text.video(), media)).await?;
     let footprints =
         opened.iter().map(|medium| medium.footprint(&*model.preprocess)).collect::<Result<Vec<_>, _>>()?;

@@ -8,7 +8,7 @@ use axum::{
     Json,
     http::{
         HeaderName, HeaderValue, StatusCode,
-        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{RETRY_AFTER, UPGRADE, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
@@ -19,7 +19,7 @@ use super::wire;
 use crate::{
     access::{Area, Exceeded, Rate},
     engine::{EngineError, Refused},
-    media::{ImageError, sound::SoundError},
+    media::{ImageError, document::DocumentError, sound::SoundError},
     request::{InvalidRequest, Number},
 };
 
@@ -171,6 +171,21 @@ pub enum ApiError {
     /// The tenant has had what it may have.
     #[error("{0}.")]
     Limited(#[from] Exceeded),
+    /// The path is for WebSockets.
+    #[error("This path is a WebSocket: connect to it with one, at ws:// or wss://.")]
+    NotWebSocket,
+    /// A web page asks that may not.
+    #[error("Web pages of {origin} may not use this server; --cors-origin says which may.")]
+    Origin {
+        /// Whose.
+        origin: String,
+    },
+    /// The tenant has as many sessions as it may have.
+    #[error("There are {limit} sessions open, which is the limit. Close one first.")]
+    Sessions {
+        /// How many there may be.
+        limit: usize,
+    },
     /// The request is for another server.
     #[error(
         "This server is not called {host}. It listens on this machine only, and answers to localhost and to names that \
@@ -267,7 +282,9 @@ impl ApiError {
             Self::WrongModel { .. } => ("invalid_request_error", Some("model_not_supported"), Some("model")),
             Self::Method { .. } => ("invalid_request_error", Some("method_not_supported"), None),
             Self::NoKey | Self::WrongKey => ("invalid_request_error", Some("invalid_api_key"), None),
-            Self::NotAllowed(_) | Self::Host { .. } => {
+            Self::NotWebSocket => ("invalid_request_error", None, None),
+            Self::Sessions { .. } => ("sessions", Some("rate_limit_exceeded"), None),
+            Self::NotAllowed(_) | Self::Host { .. } | Self::Origin { .. } => {
                 ("invalid_request_error", Some("insufficient_permissions"), None)
             }
             Self::Limited(Exceeded::Budget { .. }) => {
@@ -310,11 +327,13 @@ impl ApiError {
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
-            Self::NotAllowed(_) | Self::Host { .. } => StatusCode::FORBIDDEN,
+            Self::NotAllowed(_) | Self::Host { .. } | Self::Origin { .. } => StatusCode::FORBIDDEN,
+            Self::NotWebSocket => StatusCode::UPGRADE_REQUIRED,
             Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::Limited(_) | Self::TooManyBatches { .. } | Self::Refused(Refused::Busy { .. }) => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Self::Limited(_)
+            | Self::TooManyBatches { .. }
+            | Self::Sessions { .. }
+            | Self::Refused(Refused::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
             Self::Connections
             | Self::Loading
             | Self::Refused(Refused::Stopped)
@@ -329,6 +348,7 @@ impl ApiError {
             Self::Limited(Exceeded::Rate { wait, .. }) => Some((wait.as_millis() as u64 + 1).min(60_000)),
             Self::Refused(Refused::Busy { retry_after, .. }) => Some(1000 * retry_after),
             Self::Loading | Self::Connections => Some(2000),
+            Self::Sessions { .. } => Some(10_000),
             Self::Refused(Refused::Stopped) | Self::Engine(EngineError::Stopped) => Some(10_000),
             _ => None,
         }
@@ -358,6 +378,9 @@ impl IntoResponse for ApiError {
         }
         if self.is_final() {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if matches!(self, Self::NotWebSocket) {
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         }
         if matches!(self, Self::NoKey | Self::WrongKey) {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -396,6 +419,17 @@ fn code(invalid: &InvalidRequest) -> Option<&'static str> {
         | InvalidRequest::CacheRows { .. }
         | InvalidRequest::TextLength { .. } => "context_length_exceeded",
         InvalidRequest::PictureUrl { .. } => "invalid_image_url",
+        InvalidRequest::FileUrl { .. } => "invalid_file_url",
+        InvalidRequest::Document {
+            error:
+                DocumentError::Format
+                | DocumentError::Encrypted
+                | DocumentError::Cut
+                | DocumentError::Broken
+                | DocumentError::NoPages,
+            ..
+        } => "invalid_file",
+        InvalidRequest::Document { .. } => "file_too_large",
         InvalidRequest::Picture {
             error: ImageError::TooLarge { .. } | ImageError::TooLong { .. }, ..
         }
@@ -426,6 +460,8 @@ fn param(invalid: &InvalidRequest) -> Option<&str> {
         | InvalidRequest::Unsupported { param, .. }
         | InvalidRequest::TextLength { param, .. }
         | InvalidRequest::PictureUrl { param, .. }
+        | InvalidRequest::FileUrl { param, .. }
+        | InvalidRequest::Document { param, .. }
         | InvalidRequest::Picture { param, .. }
         | InvalidRequest::PictureSize { param, .. }
         | InvalidRequest::FrameSize { param, .. }

@@ -53,7 +53,11 @@ pub(super) async fn read<T: DeserializeOwned + Send + 'static>(
     parsed.await.map_err(|error| ApiError::internal(&error))?
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8], harmless: fn(&str) -> bool) -> Result<Parsed<T>, ApiError> {
+/// Parses a body, as [`read`] does.
+pub(super) fn parse<T: DeserializeOwned>(
+    bytes: &[u8],
+    harmless: fn(&str) -> bool,
+) -> Result<Parsed<T>, ApiError> {
     if bytes.trim_ascii().is_empty() {
         return Err(ApiError::NotJson("the body is empty".into()));
     }

@@ -66,7 +66,8 @@ pub(super) async fn count_tokens(
     let _place = record.reserve(served)?;
     let context = served.handle.context();
     let prompt =
-        chat::prompt(&app, &record, model, conversation, media, context.saturating_mul(COUNTED)).await;
+        chat::prompt(&app, &record, (served, model), conversation, media, context.saturating_mul(COUNTED))
+            .await;
     let (prompt, _) = prompt.map_err(|error| match error {
         ApiError::Invalid(InvalidRequest::ContextLength { tokens, .. }) => {
             InvalidRequest::ContextLength { param: "messages", tokens, limit: context }.into()

@@ -19,6 +19,7 @@ mod openapi;
 mod ops;
 mod page;
 mod params;
+mod realtime;
 mod record;
 mod responses;
 mod sse;
@@ -27,10 +28,8 @@ pub mod wire;
 
 use std::{
     collections::HashSet,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    path::PathBuf,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -45,13 +44,17 @@ use axum::{
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
-use self::record::{Ending, Incoming, Record, TIMING, Tally, WantsTiming};
-pub use self::{audio::SoundConfig, error::ApiError, openapi::document};
-pub(crate) use self::{batches::run as run_batches, record::Peer};
+pub use self::{audio::SoundConfig, error::ApiError, openapi::document, realtime::RealtimeLimits};
+pub(crate) use self::{batches::run as run_batches, realtime::Connection, record::Peer};
+use self::{
+    realtime::{Sessions, Until},
+    record::{Ending, Incoming, Record, TIMING, Tally, WantsTiming},
+};
 use crate::{
     access::Area,
     media::{
         Decoders, MediaLimits,
+        document::Readers,
         remote::{FetchPolicy, Fetcher},
     },
     operations::{Names, Operations},
@@ -66,6 +69,8 @@ pub struct ApiConfig {
     pub body_bytes: usize,
     /// What pictures may cost.
     pub media: MediaLimits,
+    /// This program, for processes of its own.
+    pub program: PathBuf,
     /// From where pictures are fetched.
     pub fetch: FetchPolicy,
     /// Most bytes of decoded pictures that wait for an engine.
@@ -76,6 +81,8 @@ pub struct ApiConfig {
     pub file_bytes: usize,
     /// Most lines of batches that are answered at once.
     pub batch_lines: usize,
+    /// What sessions that transcribe may take.
+    pub realtime: RealtimeLimits,
     /// Whether an unknown field is an error.
     pub strict: bool,
     /// Whether there are pages for browsers.
@@ -110,9 +117,12 @@ pub struct App {
     /// Paths that need no key.
     public: HashSet<String>,
     /// Whether it takes no more requests.
-    stopping: AtomicBool,
+    stopped: watch::Sender<bool>,
+    /// What goes on behind responses.
+    sessions: Sessions,
     decoders: Decoders,
     fetcher: Fetcher,
+    documents: Readers,
     /// Bounds how many files are being received.
     uploads: Semaphore,
     /// Files and batches, where they are kept.
@@ -141,9 +151,11 @@ impl App {
             kept: store.map(|store| Kept { store, changed: watch::Sender::new(()) }),
             decoders: Decoders::new(config.media_memory),
             fetcher: Fetcher::new(config.fetch.clone()),
+            documents: Readers::new(config.program.clone()),
             operations,
             public: public(&config),
-            stopping: AtomicBool::new(false),
+            stopped: watch::Sender::new(false),
+            sessions: Sessions::default(),
             config,
             uploads: Semaphore::new(audio::MOST_UPLOADS),
             models: OnceLock::new(),
@@ -162,8 +174,18 @@ impl App {
 
     /// Says from now on that it is not ready for more, and begins no more lines of batches.
     pub fn stop(&self) {
-        self.stopping.store(true, Relaxed);
+        self.stopped.send_replace(true);
         self.wake_batches();
+    }
+
+    /// Whether it takes no more requests.
+    fn is_stopping(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
+    /// Waits until nothing goes on behind responses.
+    pub async fn sessions_ended(&self) {
+        self.sessions.ended().await;
     }
 
     /// Files and batches, where they are kept.
@@ -335,7 +357,13 @@ async fn every_response(State(app): State<Arc<App>>, request: Request, next: Nex
     {
         headers.insert(TIMING, text);
     }
-    ending.with(response, timing)
+    match response.extensions_mut().remove::<Until>() {
+        Some(until) => {
+            until.set(ending.upgraded());
+            response
+        }
+        None => ending.with(response, timing),
+    }
 }
 
 fn is_retry(headers: &HeaderMap) -> bool {

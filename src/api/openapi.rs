@@ -13,7 +13,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
 use super::{
-    App, audio, batches, chat, completions, embeddings, files, messages, models, ops, responses, wire,
+    App, audio, batches, chat, completions, embeddings, files, messages, models, ops, realtime, responses,
+    wire,
 };
 use crate::access::Area;
 
@@ -191,6 +192,34 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             area: Some(Area::Audio),
             handler: post(audio::translations),
             shape: speech_shape,
+        },
+        Endpoint {
+            path: "/v1/realtime",
+            method: "get",
+            id: "connectRealtime",
+            summary: "Writes down what is said while it is said, over a WebSocket.",
+            description: "Both sides send events as JSON. The client sends sound in base64; turns of the speaker are \
+                          told apart by the server or ended by the client, and become text. Errors are events, and \
+                          the session goes on. With `Sec-WebSocket-Protocol: realtime`, that is answered; a key may \
+                          be offered as `openai-insecure-api-key.KEY`.",
+            area: Some(Area::Audio),
+            handler: get(realtime::connect),
+            shape: |schemas| {
+                let text = json!({"type": "string"});
+                let client = schemas.request::<wire::realtime::ClientEvent>();
+                let server = schemas.answer::<wire::realtime::ServerEvent<'_>>();
+                let events = json!({"application/json": {"schema": {"anyOf": [client, server]}}});
+                Shape {
+                    parameters: json!([
+                        query("model", "The model that transcribes. Default: the first that does.", &text),
+                        query("intent", "`transcription`, or nothing.", &text),
+                    ]),
+                    body: None,
+                    answers: vec![("101", "What is sent from then on, by either side: events.", events)],
+                    errors: &["400", "401", "403", "404", "426", "429", "503"],
+                    envelope: Envelope::OpenAi,
+                }
+            },
         },
         Endpoint {
             path: "/v1/files",
@@ -842,6 +871,7 @@ const ERRORS: &[(&str, &str)] = &[
     ("409", "It cannot be done as things are; the message says why."),
     ("413", "The body is too large; the message names the limit."),
     ("415", "The body has another type than it must have, or it is compressed."),
+    ("426", "The path is a WebSocket, and the request is none."),
     (
         "429",
         "The queue is full, or the tenant has had what it may have; `Retry-After` says for how many seconds. Where \

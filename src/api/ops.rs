@@ -1,6 +1,6 @@
 //! How the server is, what it does and what was used of it.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -57,7 +57,7 @@ fn model(served: &Served) -> ModelHealth {
 
 /// `GET /live`: 503 when an engine has ended that should not have: nothing but a new process helps.
 pub(super) async fn live(State(app): State<Arc<App>>) -> (StatusCode, Json<WireState>) {
-    let stopping = app.stopping.load(Relaxed);
+    let stopping = app.is_stopping();
     let models = app.models().map(Router::models).unwrap_or_default();
     let alive = stopping || models.iter().all(|served| served.handle.status().alive());
     state(if alive { Ok("live") } else { Err("failed") })
@@ -65,7 +65,7 @@ pub(super) async fn live(State(app): State<Arc<App>>) -> (StatusCode, Json<WireS
 
 /// `GET /ready`: 503 while models are loaded, when an engine has failed, and from when the server is stopped.
 pub(super) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<WireState>) {
-    if app.stopping.load(Relaxed) {
+    if app.is_stopping() {
         return state(Err("stopping"));
     }
     let Ok(models) = app.models() else { return state(Err("loading")) };

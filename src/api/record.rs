@@ -170,6 +170,18 @@ impl Record {
         Ok(place)
     }
 
+    /// Takes another place, and counts what is computed in it with what was computed before.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(super) fn reserve_more(&self, served: &Served) -> Result<Place, ApiError> {
+        let before = self.facts().work.clone();
+        match before {
+            Some(work) => Ok(served.handle.reserve_for(work, self.scope(), self.priority())?),
+            None => self.reserve(served),
+        }
+    }
+
     /// Whether there is anything left of the tenant's budgets, and room for another request.
     ///
     /// # Errors
@@ -284,6 +296,23 @@ impl Ending {
             response: tally.another(),
             request: tally,
         }
+    }
+
+    /// Of a request that goes on behind its response, as a WebSocket: ends when this is dropped.
+    pub(super) fn upgraded(mut self) -> Self {
+        self.status = Some(StatusCode::SWITCHING_PROTOCOLS);
+        self.sent = true;
+        self
+    }
+
+    /// Counts what came.
+    pub(super) fn received(&self, data: &[u8]) {
+        self.request.add(data);
+    }
+
+    /// Counts what was sent.
+    pub(super) fn sent(&self, data: &[u8]) {
+        self.response.add(data);
     }
 
     /// Ends when the response has.

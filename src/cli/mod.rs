@@ -19,7 +19,10 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{LogFormat, Settings};
+use crate::{
+    config::{LogFormat, Settings},
+    media::document,
+};
 
 /// Serves open-weight vision-language models and Whisper on your own machine, to the OpenAI clients that you already
 /// use.
@@ -155,6 +158,9 @@ Examples:
     /// what the device could do at most.
     #[command(after_help = bench::EXAMPLES, args_conflicts_with_subcommands = true)]
     Bench(Box<bench::Bench>),
+    /// Read a document from standard input, as the server asks for it
+    #[command(name = document::COMMAND, hide = true)]
+    ReadDocument,
 }
 
 /// Runs the command that was typed.
@@ -171,6 +177,7 @@ pub fn run() -> ExitCode {
         Command::Usage(usage) => usage.run(cli.config.as_deref()),
         Command::Audit(audit) => audit.run(cli.config.as_deref()),
         Command::Bench(bench) => bench.run(cli.config.as_deref()),
+        Command::ReadDocument => document::serve().map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

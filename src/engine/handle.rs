@@ -278,11 +278,19 @@ impl Handle {
     /// # Errors
     /// When the queue is full or the engine takes no more requests.
     pub fn reserve_in(&self, scope: Option<Key>, priority: Priority) -> Result<Place, Refused> {
+        self.reserve_for(Work::default(), scope, priority)
+    }
+
+    /// Takes a place for what goes on with earlier work, and is counted with it.
+    ///
+    /// # Errors
+    /// When the queue is full or the engine takes no more requests.
+    pub fn reserve_for(&self, work: Work, scope: Option<Key>, priority: Priority) -> Result<Place, Refused> {
         if self.status.draining.load(Relaxed) {
             return Err(Refused::Stopped);
         }
         let permit = Arc::clone(&self.queue).try_acquire_owned().map_err(|_| self.busy())?;
-        Ok(Place { handle: self.clone(), priority, scope, permit, work: Work::default() })
+        Ok(Place { handle: self.clone(), priority, scope, permit, work })
     }
 
     /// Queues a request that is ready.

@@ -1,5 +1,6 @@
 //! From what a client sends to decoded pixels: on a pool of its own, never in the engine's step.
 
+pub mod document;
 mod fetch;
 mod image;
 pub mod remote;
@@ -11,6 +12,7 @@ use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::{
+    document::DocumentLimits,
     fetch::{FetchError, File, read_base64, read_url, video_frames},
     image::{Header, ImageError, decode},
 };
@@ -30,6 +32,8 @@ pub struct MediaLimits {
     pub video_frames: usize,
     /// Most pixels of all pictures and frames of a request.
     pub request_pixels: usize,
+    /// What documents may cost.
+    pub document: DocumentLimits,
 }
 
 /// A decoded picture.

@@ -289,7 +289,7 @@ async fn request(url: &Url, address: SocketAddr) -> Result<Response<Incoming>, F
     // A client for one request: no connection is shared between requests.
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
     let request = Request::get(url.as_str())
-        .header(header::ACCEPT, "image/*")
+        .header(header::ACCEPT, "image/*, application/pdf, text/*")
         .header(header::USER_AGENT, concat!("percept/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
         .map_err(|_| FetchError::NotUrl)?;

@@ -5,6 +5,7 @@
 
 mod decode;
 pub mod languages;
+pub mod live;
 mod seek;
 pub mod subtitles;
 mod transcribe;

@@ -5,6 +5,7 @@
 pub mod answers;
 pub mod forward;
 pub mod internvl;
+pub mod pdf;
 pub mod scripted;
 pub mod server;
 pub mod speech;

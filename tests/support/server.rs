@@ -34,7 +34,10 @@ pub fn config(settings: Settings) -> ServerConfig {
     }
     // A small cache, so that a test starts at once.
     let max_sequences = settings.max_sequences.or(Some(16));
-    Settings { model, max_sequences, ..settings }.resolve().unwrap()
+    let mut config = Settings { model, max_sequences, ..settings }.resolve().unwrap();
+    // The server is a part of the test, which reads no documents.
+    config.api.program = env!("CARGO_BIN_EXE_percept").into();
+    config
 }
 
 pub fn load(config: &ServerConfig) -> Vec<Served> {

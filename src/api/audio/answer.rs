@@ -259,7 +259,7 @@ fn speaker(channel: usize) -> String {
 }
 
 /// Tokens that are text, so no times.
-fn logprobs(model: &Transcriber, segments: &[Segment]) -> Vec<wire::LogProb> {
+pub(in crate::api) fn logprobs(model: &Transcriber, segments: &[Segment]) -> Vec<wire::LogProb> {
     let vocabulary = model.vocabulary();
     let drawn = segments.iter().flat_map(|segment| segment.tokens.iter().zip(&segment.logprobs));
     let text = drawn.filter(|(id, _)| **id < vocabulary.end);

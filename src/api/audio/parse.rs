@@ -393,7 +393,8 @@ fn silences(asked: &wire::Silences) -> Result<VadOptions, InvalidRequest> {
 }
 
 /// The code of a language, which a model must know. A model of English alone knows none.
-fn spoken(param: &str, text: &str, known: &[String]) -> Result<String, InvalidRequest> {
+/// The code of a language by its code or name, among those that are known.
+pub(in crate::api) fn spoken(param: &str, text: &str, known: &[String]) -> Result<String, InvalidRequest> {
     let literal = text.trim().to_lowercase();
     let is_known = |code: &str| known.iter().any(|known| known == code);
     let code = if is_known(&literal) { Some(literal.as_str()) } else { languages::code(text) };

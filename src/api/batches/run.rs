@@ -1,11 +1,7 @@
 //! Answers the lines of batches: each as if a client had sent it, behind everything that a client sends. A line has its
 //! outcome when that is in the store; until then it is answered again after a restart.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
     Router as Routes,
@@ -77,7 +73,7 @@ pub(crate) async fn run(app: Arc<App>) {
         match runner.store.open_batches().await {
             Ok(open) => {
                 for number in open {
-                    if app.stopping.load(Relaxed) || running.contains_key(&number) {
+                    if app.is_stopping() || running.contains_key(&number) {
                         continue;
                     }
                     let (runner, changed) = (Arc::clone(&runner), kept.changed.subscribe());
@@ -144,7 +140,7 @@ impl Runner {
             State::Cancelling | State::Finalizing => self.finish(&batch).await?,
             State::Failed | State::Completed | State::Expired | State::Cancelled => return Ok(false),
         }
-        Ok(!self.app.stopping.load(Relaxed))
+        Ok(!self.app.is_stopping())
     }
 
     /// Most bytes of a line.
@@ -204,7 +200,7 @@ impl Runner {
         let expired = sleep_until(Instant::now() + left);
         tokio::pin!(expired);
         loop {
-            let stopping = self.app.stopping.load(Relaxed);
+            let stopping = self.app.is_stopping();
             while answering.len() < most && !stopping {
                 if waiting.len() == 0 && more {
                     let page = self.store.pending(batch.number, behind, PAGE).await?;
@@ -246,7 +242,7 @@ impl Runner {
         let mut failures = 0;
         loop {
             let Ok(place) = self.places.acquire().await else { return Ok(None) };
-            if self.app.stopping.load(Relaxed) {
+            if self.app.is_stopping() {
                 return Ok(None);
             }
             let answer = self.ask(batch, body.clone()).await;

@@ -40,8 +40,8 @@ impl Opened {
     }
 }
 
-/// The file of a recording, from base64 or a data URL.
-pub(in crate::api) fn recording(data: &str, limit: usize) -> Result<File, FetchError> {
+/// The file in base64 or in a data URL.
+pub(in crate::api) fn base64_or_url(data: &str, limit: usize) -> Result<File, FetchError> {
     match data.get(..5) {
         Some(scheme) if scheme.eq_ignore_ascii_case("data:") => media::read_url(data, limit),
         _ => media::read_base64(data, limit),

@@ -2,7 +2,10 @@
 
 use uuid::Uuid;
 
-use super::tools::{self, Constrained, FormFields, Toolbox};
+use super::{
+    documents::{Document, DocumentSource},
+    tools::{self, Constrained, FormFields, Toolbox},
+};
 
 use crate::{
     api::{
@@ -27,8 +30,8 @@ const MOST_LOGPROBS: i64 = 20;
 pub(in crate::api) struct Chat {
     pub(in crate::api) model: String,
     pub(in crate::api) conversation: Conversation,
-    /// In the order in which messages mention them.
-    pub(in crate::api) media: Vec<MediaRef>,
+    /// In the order of the conversation, which has a picture or a video in the place of each.
+    pub(in crate::api) media: Vec<Mention>,
     /// Recordings, which are to become text.
     pub(in crate::api) recordings: Vec<RecordingRef>,
     pub(in crate::api) bare: Bare,
@@ -75,8 +78,16 @@ pub(in crate::api) struct RecordingRef {
 /// What messages mention besides words.
 #[derive(Default)]
 struct Mentioned {
-    media: Vec<MediaRef>,
+    media: Vec<Mention>,
     recordings: Vec<RecordingRef>,
+}
+
+/// What a conversation mentions besides words.
+pub(in crate::api) enum Mention {
+    /// A picture or a video.
+    Medium(MediaRef),
+    /// A document, whose pages become pictures and words.
+    Document(Document),
 }
 
 /// A picture or a video that is still behind its URLs.
@@ -311,7 +322,7 @@ fn messages(
     Ok(turns)
 }
 
-/// Bounds how many pictures, videos and recordings a request has.
+/// Bounds how many pictures, videos, recordings and documents a request has.
 pub(in crate::api) fn check_count(
     param: &str,
     found: usize,
@@ -322,7 +333,12 @@ pub(in crate::api) fn check_count(
         return Ok(());
     }
     let (param, found) = (param.into(), found.to_string());
-    Err(InvalidRequest::ArrayTooLong { param, items: "pictures, videos and recordings", found, limit })
+    Err(InvalidRequest::ArrayTooLong {
+        param,
+        items: "pictures, videos, recordings and documents",
+        found,
+        limit,
+    })
 }
 
 fn message(
@@ -406,7 +422,8 @@ fn part(
                     return Err(value(&param, other, "'auto', 'low' and 'high'"));
                 }
             }
-            mentioned.media.push(MediaRef { param: format!("{path}.image_url"), files: Files::Picture(url) });
+            let (param, files) = (format!("{path}.image_url"), Files::Picture(url));
+            mentioned.media.push(Mention::Medium(MediaRef { param, files }));
             Ok(Part::Picture)
         }
         wire::Part::Video(video) => {
@@ -420,7 +437,7 @@ fn part(
                 (None, Some(Items(urls))) => (format!("{path}.video"), Files::Frames { urls, rate }),
                 (None, None) => return Err(missing(&format!("{path}.video_url.url"))),
             };
-            mentioned.media.push(MediaRef { param, files });
+            mentioned.media.push(Mention::Medium(MediaRef { param, files }));
             Ok(Part::Video)
         }
         wire::Part::Audio(audio) => {
@@ -430,18 +447,31 @@ fn part(
             // What is said comes in its place.
             Ok(Part::Text(String::new()))
         }
-        wire::Part::Other(kind) => match &*kind {
-            "file" => {
-                let reason = "files are not supported by this server; send pages as pictures";
-                Err(unsupported(&format!("{path}.type"), reason))
-            }
-            other => Err(value(
-                &format!("{path}.type"),
-                other,
-                "'text', 'image_url', 'video_url', 'video', 'input_audio' and 'refusal'",
-            )),
-        },
+        wire::Part::File(file) => {
+            mentioned.media.push(document(*file, &format!("{path}.file"))?);
+            // Its pages come in its place.
+            Ok(Part::Picture)
+        }
+        wire::Part::Other(kind) => Err(value(
+            &format!("{path}.type"),
+            &kind,
+            "'text', 'image_url', 'video_url', 'video', 'input_audio', 'file' and 'refusal'",
+        )),
     }
+}
+
+/// A document of a part whose fields are at `path`.
+pub(in crate::api) fn document(file: wire::InputFile, path: &str) -> Result<Mention, InvalidRequest> {
+    let wire::InputFile { filename, file_data, file_url, file_id } = file;
+    let (field, source) = match (file_data, file_url, file_id) {
+        (Some(data), _, _) => ("file_data", DocumentSource::Data(data)),
+        (None, Some(url), _) => ("file_url", DocumentSource::Url(url)),
+        (None, None, Some(id)) => ("file_id", DocumentSource::Id(id)),
+        (None, None, None) => return Err(missing(&format!("{path}.file_data"))),
+    };
+    let about = filename.filter(|name| !name.is_empty()).map(|name| ("title", name));
+    let (param, about) = (format!("{path}.{field}"), about.into_iter().collect());
+    Ok(Mention::Document(Document { param, source, about }))
 }
 
 /// How many tokens' probabilities are wanted in place of each, where any are.

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use crate::{
     api::{
         chat::{
-            Bare, Chat, Constrained, Files, MediaRef, SamplingFields, Toolbox, check_count, stop_texts, tool,
-            type_error,
+            Bare, Chat, Constrained, Document, DocumentSource, Files, MediaRef, Mention, SamplingFields,
+            Toolbox, add_text, check_count, opening, stop_texts, tool, type_error,
         },
         check::{decimal, integer, missing, unsupported, value},
         wire::{Items, Object, messages as wire, tools},
@@ -65,7 +65,7 @@ impl Messages {
 pub(super) struct Asked {
     pub(super) model: String,
     pub(super) conversation: Conversation,
-    pub(super) media: Vec<MediaRef>,
+    pub(super) media: Vec<Mention>,
     toolbox: Option<Toolbox>,
     form: Option<Constrained>,
     cache: bool,
@@ -121,7 +121,7 @@ impl Asked {
 #[derive(Default)]
 struct Reader {
     messages: Vec<Message>,
-    media: Vec<MediaRef>,
+    media: Vec<Mention>,
     /// Ids of the calls that the assistant's last turn made.
     calls: HashSet<String>,
     cache: bool,
@@ -310,12 +310,12 @@ impl Reader {
             }
             Some(other) => return Err(value(&kind, other, "'base64' and 'url'")),
         };
-        self.media.push(MediaRef { param, files });
+        self.media.push(Mention::Medium(MediaRef { param, files }));
         parts.push(Part::Picture);
         Ok(())
     }
 
-    /// A document as text, between tags that say what it is.
+    /// A document: as text, between tags that say what it is, or to be read.
     fn document(
         &mut self,
         document: wire::Document,
@@ -327,36 +327,37 @@ impl Reader {
         let source = media(source, path)?;
         let path = format!("{path}.source");
         let kind = format!("{path}.type");
-        add_text(parts, opening("document", [("title", title), ("context", context)]), "\n");
-        match source.kind.as_deref() {
+        let about = [("title", title), ("context", context)];
+        let about: Vec<_> = about.into_iter().filter_map(|(name, text)| Some((name, text?))).collect();
+        let (field, source) = match source.kind.as_deref() {
             None => return Err(missing(&kind)),
             Some("text") => {
                 let data = source.data.ok_or_else(|| missing(&format!("{path}.data")))?;
+                add_text(parts, opening("document", about), "\n");
                 add_text(parts, data, "\n");
+                add_text(parts, "</document>".into(), "\n");
+                return Ok(());
             }
             Some("content") => {
                 let path = format!("{path}.content");
                 let content = source.content.ok_or_else(|| missing(&path))?;
+                add_text(parts, opening("document", about), "\n");
                 self.leaves(content, &path, role, parts)?;
+                add_text(parts, "</document>".into(), "\n");
+                return Ok(());
             }
-            Some("base64") => {
-                return Err(unsupported(
-                    &kind,
-                    "PDF files are not read by this server; send pages as pictures",
-                ));
+            Some("base64") => ("data", source.data.map(DocumentSource::Data)),
+            Some("url") => ("url", source.url.map(DocumentSource::Url)),
+            Some("file") => ("file_id", source.file_id.map(DocumentSource::Id)),
+            Some(other) => {
+                return Err(value(&kind, other, "'base64', 'url', 'text', 'content' and 'file'"));
             }
-            Some("url") => {
-                return Err(unsupported(&kind, "documents are not fetched by this server; send their text"));
-            }
-            Some("file") => {
-                return Err(unsupported(
-                    &kind,
-                    "files are not kept by this server; send the document's text",
-                ));
-            }
-            Some(other) => return Err(value(&kind, other, "'text' and 'content'")),
-        }
-        add_text(parts, "</document>".into(), "\n");
+        };
+        let param = format!("{path}.{field}");
+        let source = source.ok_or_else(|| missing(&param))?;
+        self.media.push(Mention::Document(Document { param, source, about }));
+        // Its pages come in its place.
+        parts.push(Part::Picture);
         Ok(())
     }
 
@@ -371,7 +372,7 @@ impl Reader {
         let wire::Source::Name(source) = source else {
             return Err(wrong_type(format!("{path}.source"), "a string", "an object"));
         };
-        let about = [("source", Some(source)), ("title", title)];
+        let about = std::iter::once(("source", source)).chain(title.map(|title| ("title", title)));
         add_text(parts, opening("search_result", about), "\n");
         self.leaves(content, &format!("{path}.content"), role, parts)?;
         add_text(parts, "</search_result>".into(), "\n");
@@ -396,19 +397,6 @@ impl Reader {
     }
 }
 
-/// Adds text to parts, behind other text and `between` in one part: templates take parts apart in many ways.
-fn add_text(parts: &mut Vec<Part>, text: String, between: &str) {
-    match parts.last_mut() {
-        Some(Part::Text(last)) => {
-            if !last.is_empty() && !last.ends_with('\n') {
-                last.push_str(between);
-            }
-            last.push_str(&text);
-        }
-        _ => parts.push(Part::Text(text)),
-    }
-}
-
 fn role(role: Option<&str>, path: &str) -> Result<Role, InvalidRequest> {
     let path = format!("{path}.role");
     match role {
@@ -430,13 +418,6 @@ fn media(source: wire::Source, path: &str) -> Result<wire::MediaSource, InvalidR
 
 fn wrong_type(param: String, expected: &str, found: &str) -> InvalidRequest {
     InvalidRequest::Type { param, expected: expected.into(), found: found.into() }
-}
-
-/// The first lines of a block that becomes text.
-fn opening(tag: &str, about: [(&str, Option<String>); 2]) -> String {
-    let about = about.into_iter().filter_map(|(name, text)| Some((name, text?)));
-    let about: String = about.map(|(name, text)| format!("<{name}>{text}</{name}>\n")).collect();
-    format!("<{tag}>\n{about}")
 }
 
 /// Functions that may be called, and how; [`None`] where none may be. Says whether one of them asks for caching.

@@ -6,8 +6,8 @@ use crate::{
     api::{
         ApiError,
         chat::{
-            Bare, Chat, Constrained, Files, MediaRef, SamplingFields, Toolbox, call, check_count,
-            named_schema, stops, tool,
+            Bare, Chat, Constrained, Files, MediaRef, Mention, SamplingFields, Toolbox, call, check_count,
+            document, named_schema, stops, tool,
         },
         check::{integer, missing, unsupported, value},
         wire::{Entries, Items, Object, responses as wire, tools},
@@ -115,7 +115,7 @@ impl Responses {
 #[derive(Default)]
 struct Reader {
     messages: Vec<Message>,
-    media: Vec<MediaRef>,
+    media: Vec<Mention>,
 }
 
 impl Reader {
@@ -235,15 +235,20 @@ impl Reader {
                         return Err(value(&format!("{path}.detail"), other, supported));
                     }
                 }
-                self.media.push(MediaRef { param, files: Files::Picture(url) });
+                self.media.push(Mention::Medium(MediaRef { param, files: Files::Picture(url) }));
+                Ok(Part::Picture)
+            }
+            wire::Part::File(file) => {
+                self.media.push(document(*file, path)?);
+                // Its pages come in its place.
                 Ok(Part::Picture)
             }
             wire::Part::Other(other) => Err(match &*other {
                 "input_audio" => unsupported(&kind, "recordings are not supported here; chat takes them"),
-                "input_file" => {
-                    unsupported(&kind, "files are not supported by this server; send pages as pictures")
+                other => {
+                    let supported = "'input_text', 'input_image', 'input_file', 'output_text' and 'refusal'";
+                    value(&kind, other, supported)
                 }
-                other => value(&kind, other, "'input_text', 'input_image', 'output_text' and 'refusal'"),
             }),
         }
     }

@@ -193,11 +193,11 @@ pub struct Message {
 pub enum Content {
     /// One text.
     Text(String),
-    /// Texts, pictures, videos and recordings.
+    /// Texts, pictures, videos, recordings and documents.
     Parts(Items<Part, MOST_PARTS>),
 }
 
-/// A text, a picture, a video or a recording. Small: a body can hold very many.
+/// A text, a picture, a video, a recording or a document. Small: a body can hold very many.
 #[derive(Debug)]
 pub enum Part {
     /// A text.
@@ -210,6 +210,8 @@ pub enum Part {
     Video(Box<Video>),
     /// A recording.
     Audio(Box<InputAudio>),
+    /// A document.
+    File(Box<InputFile>),
     /// Another type.
     Other(Box<str>),
 }
@@ -227,9 +229,10 @@ impl<'de> Deserialize<'de> for Part {
             video: Option<Box<Items<String, MOST_FRAMES>>>,
             fps: Option<f64>,
             input_audio: Option<Object<Box<InputAudio>>>,
+            file: Option<Object<Box<InputFile>>>,
         }
         let Object(fields) = Object::<Fields>::deserialize(deserializer)?;
-        let Fields { kind, text, refusal, image_url, video_url, video, fps, input_audio } = fields;
+        let Fields { kind, text, refusal, image_url, video_url, video, fps, input_audio, file } = fields;
         let missing = D::Error::missing_field;
         let kind = kind.ok_or_else(|| missing("type"))?;
         match kind.as_str() {
@@ -247,9 +250,23 @@ impl<'de> Deserialize<'de> for Part {
             "input_audio" => {
                 input_audio.map(|Object(audio)| Self::Audio(audio)).ok_or_else(|| missing("input_audio"))
             }
+            "file" => file.map(|Object(file)| Self::File(file)).ok_or_else(|| missing("file")),
             _ => Ok(Self::Other(kind.into())),
         }
     }
+}
+
+/// A document: a PDF file, or text. Its content decides.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct InputFile {
+    /// What it is called.
+    pub filename: Option<String>,
+    /// The file in base64, or in a data URL.
+    pub file_data: Option<String>,
+    /// A URL of it.
+    pub file_url: Option<String>,
+    /// Refused for now: a file that was sent before.
+    pub file_id: Option<String>,
 }
 
 /// A recording.

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::realtime::Failure;
+
 /// `{"error": {…}}`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ErrorBody {
@@ -33,6 +35,12 @@ impl ErrorBody {
         code: Option<&'static str>,
     ) -> Self {
         Self { error: ErrorObject { message, kind, param, code } }
+    }
+
+    /// The same in an event of a session, which that client event caused.
+    pub fn failure(self, event_id: Option<String>) -> Failure {
+        let ErrorObject { message, kind, param, code } = self.error;
+        Failure { kind, code, message, param, event_id }
     }
 
     /// Its code, or its type where it has none: what errors are counted by.

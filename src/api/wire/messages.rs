@@ -241,11 +241,11 @@ pub struct MediaSource {
     /// `base64`, `url`, `file`; of documents also `text` and `content`.
     #[serde(rename = "type")]
     pub kind: Option<String>,
-    /// Of base64; a picture is told by its content, whatever this says.
+    /// Of base64; a picture or a document is told by its content, whatever this says.
     pub media_type: Option<String>,
     /// The file in base64, or the text.
     pub data: Option<String>,
-    /// A URL of a picture.
+    /// A URL of a picture or a document.
     pub url: Option<String>,
     /// Texts and pictures.
     pub content: Option<Content>,

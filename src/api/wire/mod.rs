@@ -10,6 +10,7 @@ pub mod files;
 pub mod messages;
 pub mod models;
 pub mod ops;
+pub mod realtime;
 pub mod responses;
 mod schema;
 pub mod tools;

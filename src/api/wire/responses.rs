@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{
     Anything, Entries, Items, Object,
-    chat::{ImageUrl, MOST_MESSAGES, MOST_PARTS, Never, Stop, text_or},
+    chat::{ImageUrl, InputFile, MOST_MESSAGES, MOST_PARTS, Never, Stop, text_or},
     tools::MOST_TOOLS,
 };
 
@@ -241,7 +241,7 @@ pub struct Item {
 pub enum Content {
     /// One text.
     Text(String),
-    /// Texts and pictures.
+    /// Texts, pictures and documents.
     Parts(Items<Part, MOST_PARTS>),
 }
 
@@ -249,13 +249,15 @@ text_or!(Content, "a string or an array of parts", Content::Text, visit_seq(part
     Items::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
 });
 
-/// A text or a picture. Small: a body can hold very many.
+/// A text, a picture or a document. Small: a body can hold very many.
 #[derive(Debug)]
 pub enum Part {
     /// A text, whoever says it.
     Text(Box<str>),
     /// A picture.
     Image(Box<Image>),
+    /// A document.
+    File(Box<InputFile>),
     /// Another type.
     Other(Box<str>),
 }
@@ -281,10 +283,14 @@ impl<'de> Deserialize<'de> for Part {
             refusal: Option<Box<str>>,
             image_url: Option<ImageUrl>,
             detail: Option<String>,
-            file_id: Option<Anything>,
+            filename: Option<String>,
+            file_data: Option<String>,
+            file_url: Option<String>,
+            file_id: Option<String>,
         }
         let Object(fields) = Object::<Fields>::deserialize(deserializer)?;
-        let Fields { kind, text, refusal, image_url, detail, file_id } = fields;
+        let Fields { kind, text, refusal, image_url, detail, filename, file_data, file_url, file_id } =
+            fields;
         let missing = D::Error::missing_field;
         let kind = kind.ok_or_else(|| missing("type"))?;
         match kind.as_str() {
@@ -293,6 +299,7 @@ impl<'de> Deserialize<'de> for Part {
             "input_image" => {
                 Ok(Self::Image(Box::new(Image { image_url, detail, file_id: file_id.is_some() })))
             }
+            "input_file" => Ok(Self::File(Box::new(InputFile { filename, file_data, file_url, file_id }))),
             _ => Ok(Self::Other(kind.into())),
         }
     }

@@ -135,17 +135,17 @@ impl JsonSchema for messages::CountRequest {
     }
 }
 
-/// A text, or texts, pictures, videos and recordings.
+/// A text, or texts, pictures, videos, recordings and documents.
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 enum Content {
     /// One text.
     Text(String),
-    /// Texts, pictures, videos and recordings.
+    /// Texts, pictures, videos, recordings and documents.
     Parts(Items<Part, { chat::MOST_PARTS }>),
 }
 
-/// A text, a picture, a video or a recording.
+/// A text, a picture, a video, a recording or a document.
 #[derive(JsonSchema)]
 #[schemars(tag = "type", rename_all = "snake_case")]
 enum Part {
@@ -184,6 +184,11 @@ enum Part {
     InputAudio {
         /// It.
         input_audio: chat::InputAudio,
+    },
+    /// A document: a PDF file, or text.
+    File {
+        /// It.
+        file: chat::InputFile,
     },
 }
 
@@ -287,7 +292,7 @@ enum Input {
 enum InputContent {
     /// One text.
     Text(String),
-    /// Texts and pictures.
+    /// Texts, pictures and documents.
     Parts(Items<responses::Part, { chat::MOST_PARTS }>),
 }
 
@@ -301,7 +306,7 @@ enum WordOrTool {
     Which(responses::Which),
 }
 
-/// A text or a picture.
+/// A text, a picture or a document.
 #[derive(JsonSchema)]
 #[schemars(tag = "type", rename_all = "snake_case")]
 enum InputPart {
@@ -326,6 +331,17 @@ enum InputPart {
         image_url: chat::ImageUrl,
         /// Changes nothing.
         detail: Option<InputDetail>,
+    },
+    /// A document: a PDF file, or text.
+    InputFile {
+        /// What it is called.
+        filename: Option<String>,
+        /// The file in base64, or in a data URL.
+        file_data: Option<String>,
+        /// A URL of it.
+        file_url: Option<String>,
+        /// Refused for now: a file that was sent before.
+        file_id: Option<String>,
     },
     /// What an answer had besides, in items that are dropped.
     ReasoningText {

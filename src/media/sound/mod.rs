@@ -6,6 +6,7 @@ mod caf;
 mod codec;
 mod container;
 mod ffmpeg;
+mod live;
 mod mkv;
 mod mp4;
 mod opus;
@@ -31,6 +32,7 @@ use self::{
     source::{Section, Shared},
 };
 pub use self::{
+    live::{Live, LiveFormat},
     recording::{RATE, Recording},
     source::Source,
 };

@@ -246,14 +246,14 @@ fn cut() -> SoundError {
 }
 
 /// ITU-T G.711, µ-law.
-fn mu_law(byte: u8) -> i16 {
+pub(super) fn mu_law(byte: u8) -> i16 {
     let byte = !byte;
     let level = ((i16::from(byte & 0xf) << 3) + 0x84) << (byte >> 4 & 7);
     if byte & 0x80 == 0 { level - 0x84 } else { 0x84 - level }
 }
 
 /// ITU-T G.711, A-law.
-fn a_law(byte: u8) -> i16 {
+pub(super) fn a_law(byte: u8) -> i16 {
     let byte = byte ^ 0x55;
     let level = i16::from(byte & 0xf) << 4;
     let level = match byte >> 4 & 7 {

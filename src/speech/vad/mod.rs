@@ -71,6 +71,21 @@ impl Detector {
         self.frames.push(samples, |frame| self.spans.push(frame));
     }
 
+    /// Where speech began that has not ended, once it is sure to be speech.
+    pub fn speaking(&self) -> Option<usize> {
+        self.spans.speaking()
+    }
+
+    /// Whether what was heard last may be part of speech.
+    pub fn is_open(&self) -> bool {
+        self.spans.is_open()
+    }
+
+    /// Speech that has ended since this was asked last, in order of time.
+    pub fn ended(&mut self) -> Vec<Span> {
+        self.spans.take()
+    }
+
     /// All speech that was heard, in order of time.
     pub fn finish(mut self) -> Vec<Span> {
         let samples = self.frames.finish(|frame| self.spans.push(frame));
@@ -143,6 +158,26 @@ mod tests {
         let whole = whole.finish();
         assert_eq!(whole, spans(&samples, &options));
         assert_eq!(whole, single.finish());
+    }
+
+    #[test]
+    fn speech_is_told_while_it_goes_on() {
+        let (samples, options) = (recording(), VadOptions::default());
+        let mut detector = Detector::new(&options);
+        let (mut begun, mut ended) = (Vec::new(), Vec::new());
+        for piece in samples.chunks(160) {
+            detector.push(piece);
+            if let Some(start) = detector.speaking() {
+                assert!(begun.last().is_none_or(|&last| last <= start));
+                begun.push(start);
+            }
+            ended.extend(detector.ended());
+        }
+        begun.dedup();
+        ended.extend(detector.finish());
+        assert_eq!(ended, spans(&samples, &options));
+        // All that was told to begin is speech, and all speech was told of before its end.
+        assert_eq!(begun, ended.iter().map(|span| span.start).collect::<Vec<_>>());
     }
 
     #[test]

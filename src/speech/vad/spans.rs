@@ -79,6 +79,23 @@ impl Spans {
         }
     }
 
+    /// Where the current span begins, once it is sure to become one.
+    pub fn speaking(&self) -> Option<usize> {
+        let current = self.current.as_ref()?;
+        let spoken = current.spoken.unwrap_or(current.frames.len());
+        self.is_speech(current, spoken).then(|| (self.frames - current.frames.len()) * FRAME)
+    }
+
+    /// Whether there is a span that has not ended.
+    pub fn is_open(&self) -> bool {
+        self.current.is_some()
+    }
+
+    /// Spans that were done since this was asked last.
+    pub fn take(&mut self) -> Vec<Span> {
+        std::mem::take(&mut self.done)
+    }
+
     /// All spans, of a recording of that many samples.
     pub fn finish(mut self, samples: usize) -> Vec<Span> {
         if let Some(current) = &self.current {
@@ -93,15 +110,20 @@ impl Spans {
     /// Ends the current span, of whose frames that many may be speech; tells whether they are.
     fn end(&mut self, spoken: usize) -> bool {
         let Some(current) = self.current.take() else { return false };
-        let sure = || current.frames[..spoken].iter().any(|frame| frame.probability >= self.sure);
-        // The last words of what was cut, however short.
-        let rest = current.continues && spoken < self.longest / 2;
-        let speech = spoken > 0 && (rest || (spoken >= self.min_speech && sure()));
+        let speech = self.is_speech(&current, spoken);
         if speech {
             let start = self.frames - current.frames.len();
             self.done.push(Span { start: start * FRAME, end: (start + spoken) * FRAME });
         }
         speech
+    }
+
+    /// Whether the first frames of a span are speech.
+    fn is_speech(&self, current: &Current, spoken: usize) -> bool {
+        let sure = || current.frames[..spoken].iter().any(|frame| frame.probability >= self.sure);
+        // The last words of what was cut, however short.
+        let rest = current.continues && spoken < self.longest / 2;
+        spoken > 0 && (rest || (spoken >= self.min_speech && sure()))
     }
 
     /// Cuts speech that is too long, and goes on with what is behind the cut.
