@@ -829,3 +829,49 @@ async fn no_line_is_lost_or_answered_twice_whenever_the_program_is_killed() {
     assert_eq!(left.len(), 4, "{left:?}");
     drop(process);
 }
+
+#[tokio::test]
+async fn requests_name_files_that_are_kept() {
+    let folder = TempDir::new().unwrap();
+    let server = start(settings(folder.path())).await;
+    let caller = Caller::of(&server);
+    let picture = fs::read(support::fixtures().join("inputs/land_90x60.png")).unwrap();
+    let url = support::server::data_url_of(&picture);
+    let upload = async |bytes: Vec<u8>| {
+        let part = Part::bytes(bytes).file_name("x");
+        let (_, file) = caller.upload(Form::new().text("purpose", "user_data").part("file", part)).await;
+        file["id"].as_str().unwrap().to_owned()
+    };
+    let (kept, text) = (upload(picture.clone()).await, upload(b"some plain text".to_vec()).await);
+    let ask = |part: Value| {
+        json!({"model": "llava", "temperature": 0, "max_output_tokens": 16, "input": [{"role": "user", "content": [
+            {"type": "input_text", "text": "what"}, part]}]})
+    };
+    let said = async |path: &str, body: Value, place: &str| {
+        let (status, answer) = caller.post(path, &body).await;
+        assert_eq!(status, 200, "{answer}");
+        answer.pointer(place).unwrap().as_str().unwrap().to_owned()
+    };
+    let output = "/output/0/content/0/text";
+    let by_id = said("/v1/responses", ask(json!({"type": "input_image", "file_id": kept})), output).await;
+    let by_url = said("/v1/responses", ask(json!({"type": "input_image", "image_url": url})), output).await;
+    assert_eq!(by_id, by_url);
+    let by_id = said("/v1/responses", ask(json!({"type": "input_file", "file_id": text})), output).await;
+    let data = json!({"type": "input_file", "file_data": "c29tZSBwbGFpbiB0ZXh0"});
+    assert_eq!(by_id, said("/v1/responses", ask(data), output).await);
+    let messages = |source: Value| {
+        json!({"model": "llava", "temperature": 0, "max_tokens": 6, "messages": [{"role": "user", "content": [
+            {"type": "image", "source": source}]}]})
+    };
+    let anthropic = "/content/0/text";
+    let by_id = said("/v1/messages", messages(json!({"type": "file", "file_id": kept})), anthropic).await;
+    let data = url.split_once(',').unwrap().1;
+    let by_data = messages(json!({"type": "base64", "media_type": "image/png", "data": data}));
+    assert_eq!(by_id, said("/v1/messages", by_data, anthropic).await);
+    for (id, status) in [("file-0", 404), ("../x", 404), (text.as_str(), 400)] {
+        let (found, error) =
+            caller.post("/v1/responses", &ask(json!({"type": "input_image", "file_id": id}))).await;
+        check_error(&error);
+        assert_eq!(found, status, "{error}");
+    }
+}

@@ -231,7 +231,7 @@ async fn what_cannot_be_read_is_told_with_its_field() {
         assert!(message.contains(part), "{name}: {message}");
     }
     for (file, field, code, part) in [
-        (json!({"file_id": "file-1"}), "file_id", "unsupported_parameter", "not supported"),
+        (json!({"file_id": "file-1"}), "file_id", "unsupported_parameter", "--files"),
         (
             json!({"file_url": "https://a.b/c.pdf"}),
             "file_url",

@@ -78,7 +78,7 @@ async fn hear(app: &App, record: &Record, models: &Router, mut chat: Chat) -> Re
     let limit = app.config.sound.file_bytes;
     let texts = recordings.into_iter().map(async |recording| {
         let RecordingRef { param, data, place } = recording;
-        let file = media::base64_or_url(&data, limit)
+        let file = base64_or_url(&data, limit)
             .map_err(|error| SoundError::Broken { reason: error.to_string() })
             .map_err(|error| InvalidRequest::Sound { param: param.clone(), error })?;
         drop(data);
@@ -125,7 +125,7 @@ pub(super) async fn prompt(
     context: usize,
 ) -> Result<(Prompt, Vec<Opened>), ApiError> {
     let (conversation, media) = documents::unfold(app, record, (served, model), conversation, media).await?;
-    let opened = record.media(media::open(app, model.text.video(), media)).await?;
+    let opened = record.media(media::open(app, record, model.text.video(), media)).await?;
     let footprints =
         opened.iter().map(|medium| medium.footprint(&*model.preprocess)).collect::<Result<Vec<_>, _>>()?;
     let model = Arc::clone(model);

@@ -270,7 +270,7 @@ async fn pictures_to_requests(
     if pictures.is_empty() {
         return Ok(Vec::new());
     }
-    let opened = record.media(media::open(app, None, pictures)).await?;
+    let opened = record.media(media::open(app, record, None, pictures)).await?;
     record.images(opened.iter().map(media::Opened::files).sum())?;
     let footprint = |medium: &media::Opened| medium.footprint(&*model.preprocess);
     let footprints = opened.iter().map(footprint).collect::<Result<Vec<_>, _>>()?;

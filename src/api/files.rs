@@ -12,11 +12,13 @@ use axum::{
     },
     response::{IntoResponse as _, Response},
 };
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 
 use super::{
     ApiError, App,
-    check::{integer, missing, value},
+    check::{integer, missing, unsupported, value},
     error::is_anthropic,
     form::{Fields, Form, split},
     page::Page,
@@ -56,13 +58,15 @@ impl From<StoreError> for ApiError {
 
 /// The store, and whose part of it a request may see.
 pub(super) fn store<'a>(app: &'a App, record: &Record) -> Result<(&'a Store, Owner), ApiError> {
-    let store = app.store().ok_or(ApiError::NoStore)?;
-    let caller = record.caller();
-    let owner = match caller {
+    Ok((app.store().ok_or(ApiError::NoStore)?, owner(record)))
+}
+
+/// For whom a request's files are.
+fn owner(record: &Record) -> Owner {
+    match record.caller() {
         Some(caller) => Owner { tenant: Some(caller.tenant), key: Some(caller.key) },
         None => Owner { tenant: None, key: None },
-    };
-    Ok((store, owner))
+    }
 }
 
 /// The id in a path, where it can be one of ours.
@@ -242,6 +246,29 @@ pub(super) async fn one(
 pub(super) async fn find(store: &Store, owner: &Owner, id: &str) -> Result<File, ApiError> {
     let found = if is_id(id) { store.file(owner, id, false).await? } else { None };
     found.ok_or_else(|| ApiError::NotFound { what: "File", id: id.chars().take(100).collect() })
+}
+
+/// The content of a file that a request names by its id in the field `param`.
+pub(super) async fn read(
+    app: &App,
+    record: &Record,
+    param: &str,
+    id: &str,
+    limit: usize,
+) -> Result<Vec<u8>, ApiError> {
+    let Some(store) = app.store() else {
+        let reason = "this server keeps no files (it was started without --files); send the file itself";
+        return Err(unsupported(param, reason).into());
+    };
+    let file = find(store, &owner(record), id).await?;
+    if file.bytes > limit as u64 {
+        return Err(
+            value(param, &format!("a file of {} bytes", file.bytes), &format!("{limit} bytes")).into()
+        );
+    }
+    let pieces: Vec<Bytes> =
+        store.content(&file.id, None).await?.try_collect().await.map_err(StoreError::Io)?;
+    Ok(pieces.concat())
 }
 
 /// `GET /v1/files/{id}/content`

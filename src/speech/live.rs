@@ -330,10 +330,11 @@ mod tests {
         assert_eq!(listener.push(&samples), []);
         assert_eq!(listener.turn().map(<[i16]>::len), Some(samples.len()));
         assert_eq!(listener.commit().len(), samples.len());
-        assert_eq!((listener.turn(), listener.commit()), (None, Vec::new()));
+        assert_eq!(listener.turn(), None);
+        assert!(listener.commit().is_empty());
         listener.push(&samples);
         listener.clear();
-        assert_eq!(listener.commit(), []);
+        assert!(listener.commit().is_empty());
         // A turn that was noticed ends there, too.
         listener.set_turns(Some(Turns::default()));
         let from = listener.heard();
@@ -355,7 +356,7 @@ mod tests {
         for heard in &noticed {
             match heard {
                 Heard::Began { at } => {
-                    assert!(end.is_none_or(|end| *at >= end && *at < end + RATE / 2), "{at} {end:?}")
+                    assert!(end.is_none_or(|end| *at >= end && *at < end + RATE / 2), "{at} {end:?}");
                 }
                 Heard::Ended { at, samples } => {
                     assert!(samples.len() <= 8 * RATE);

@@ -9,7 +9,7 @@ use super::{
     parse::{Files, MediaRef, Mention},
 };
 use crate::{
-    api::{ApiError, App, check::unsupported, record::Record},
+    api::{ApiError, App, files, record::Record},
     media::{
         self, DocumentLimits, File,
         document::{DocumentError, Kind, Page, ReadError},
@@ -68,7 +68,7 @@ pub(super) async fn unfold(
     media: Vec<Mention>,
 ) -> Result<(Conversation, Vec<MediaRef>), ApiError> {
     let unfolded = async {
-        let (others, documents) = read(app, media).await?;
+        let (others, documents) = read(app, record, media).await?;
         let sizes = sizes(app, served, model, &documents);
         let mut unfolded = Vec::with_capacity(documents.len());
         for (document, sizes) in documents.into_iter().zip(sizes) {
@@ -81,7 +81,11 @@ pub(super) async fn unfold(
 }
 
 /// Reads the documents among media; [`None`] is where they were among the others.
-async fn read(app: &App, media: Vec<Mention>) -> Result<(Vec<Option<MediaRef>>, Vec<Read>), ApiError> {
+async fn read(
+    app: &App,
+    record: &Record,
+    media: Vec<Mention>,
+) -> Result<(Vec<Option<MediaRef>>, Vec<Read>), ApiError> {
     let limits = app.config.media.document;
     let mut others = Vec::with_capacity(media.len());
     let (mut documents, mut count) = (Vec::new(), 0);
@@ -93,7 +97,7 @@ async fn read(app: &App, media: Vec<Mention>) -> Result<(Vec<Option<MediaRef>>, 
                 continue;
             }
         };
-        let file = file(app, &param, source, limits.bytes).await?;
+        let file = file(app, record, &param, source, limits.bytes).await?;
         let refuse = |error| InvalidRequest::Document { param: param.clone(), error };
         let content = match Kind::of(&file).map_err(refuse)? {
             Kind::Text => Content::Text(String::from_utf8_lossy(&file).into_owned()),
@@ -128,7 +132,13 @@ fn failed(param: &str, error: ReadError) -> ApiError {
     }
 }
 
-async fn file(app: &App, param: &str, source: DocumentSource, limit: usize) -> Result<File, ApiError> {
+async fn file(
+    app: &App,
+    record: &Record,
+    param: &str,
+    source: DocumentSource,
+    limit: usize,
+) -> Result<File, ApiError> {
     let file = match source {
         DocumentSource::Url(url) if Fetcher::is_remote(&url) => app.fetcher.fetch(&url, limit).await,
         DocumentSource::Url(url) => media::read_url(&url, limit),
@@ -136,13 +146,7 @@ async fn file(app: &App, param: &str, source: DocumentSource, limit: usize) -> R
             let decoded = app.decoders.run(move || base64_or_url(&data, limit)).await;
             decoded.map_err(|error| ApiError::internal(&error))?
         }
-        DocumentSource::Id(id) => {
-            let id: String = id.chars().take(100).collect();
-            let reason = format!(
-                "ids of files, such as '{id}', are not supported by this server for now; send the file itself"
-            );
-            return Err(unsupported(param, reason).into());
-        }
+        DocumentSource::Id(id) => return files::read(app, record, param, &id, limit).await,
     };
     Ok(file.map_err(|error| InvalidRequest::FileUrl { param: param.into(), error })?)
 }

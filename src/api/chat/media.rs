@@ -7,7 +7,7 @@ use percept_models::{Footprint, MediaSize, Preprocess, VideoInfo};
 
 use super::parse::{Files, MediaRef};
 use crate::{
-    api::{ApiError, App, record::Record},
+    api::{ApiError, App, files, record::Record},
     engine::{Key, Pin},
     media::{self, FetchError, File, Header, MediaLimits, remote::Fetcher},
     request::{InvalidRequest, Media, Source},
@@ -51,13 +51,14 @@ pub(in crate::api) fn base64_or_url(data: &str, limit: usize) -> Result<File, Fe
 /// Reads the files behind the URLs, and what their headers say. `video` is how the model takes videos, if it does.
 pub(in crate::api) async fn open(
     app: &App,
+    record: &Record,
     video: Option<VideoInfo>,
     media: Vec<MediaRef>,
 ) -> Result<Vec<Opened>, ApiError> {
     if media.is_empty() {
         return Ok(Vec::new());
     }
-    let media = try_join_all(media.into_iter().map(async |medium| fetch(app, medium).await)).await?;
+    let media = try_join_all(media.into_iter().map(async |medium| fetch(app, record, medium).await)).await?;
     let mut reader = Reader { limits: app.config.media, video, pixels: 0, frames: 0 };
     let opened = app.decoders.run(move || {
         let mut opened = Vec::with_capacity(media.len());
@@ -69,6 +70,8 @@ pub(in crate::api) async fn open(
                 Files::Base64(data) => {
                     opened.push(reader.picture(medium.param, |most| media::read_base64(&data, most))?);
                 }
+                // It was read before.
+                Files::Kept(_) => {}
                 Files::Fetched(file) => opened.push(reader.picture(medium.param, |_| Ok(file))?),
                 Files::FetchedFrames { files, rate } => {
                     let video = reader.count(&medium.param, files.len())?;
@@ -85,7 +88,7 @@ pub(in crate::api) async fn open(
 }
 
 /// Fetches the files of a medium that are elsewhere, where this server may.
-async fn fetch(app: &App, medium: MediaRef) -> Result<MediaRef, ApiError> {
+async fn fetch(app: &App, record: &Record, medium: MediaRef) -> Result<MediaRef, ApiError> {
     let MediaRef { param, files } = medium;
     let limits = app.config.media;
     let file = async |param: String, url: String| {
@@ -97,6 +100,7 @@ async fn fetch(app: &App, medium: MediaRef) -> Result<MediaRef, ApiError> {
     };
     let files = match files {
         Files::Picture(url) if Fetcher::is_remote(&url) => Files::Fetched(file(param.clone(), url).await?),
+        Files::Kept(id) => Files::Fetched(files::read(app, record, &param, &id, limits.image_bytes).await?),
         Files::Frames { urls, rate } if urls.iter().any(|url| Fetcher::is_remote(url)) => {
             // Before any of so many is fetched; what the model says to videos comes later.
             if urls.len() > limits.video_frames {

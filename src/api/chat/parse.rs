@@ -103,6 +103,8 @@ pub(in crate::api) enum Files {
     Picture(String),
     /// A picture in base64.
     Base64(String),
+    /// A picture among files that were sent before.
+    Kept(String),
     /// A picture that was fetched.
     Fetched(File),
     /// A video: a picture behind each URL, so many a second.

@@ -303,12 +303,11 @@ impl Reader {
                 (param, Files::Picture(url))
             }
             Some("file") => {
-                return Err(unsupported(
-                    &kind,
-                    "files are not kept by this server; send the picture in base64",
-                ));
+                let param = format!("{path}.file_id");
+                let id = source.file_id.ok_or_else(|| missing(&param))?;
+                (param, Files::Kept(id))
             }
-            Some(other) => return Err(value(&kind, other, "'base64' and 'url'")),
+            Some(other) => return Err(value(&kind, other, "'base64', 'url' and 'file'")),
         };
         self.media.push(Mention::Medium(MediaRef { param, files }));
         parts.push(Part::Picture);

@@ -13,7 +13,7 @@ use super::super::{
 use crate::{
     media::sound::LiveFormat,
     request::InvalidRequest,
-    router::Served,
+    router::{Kind, Served},
     speech::{Options, Transcriber, live::Turns},
 };
 
@@ -222,7 +222,7 @@ const PCM_RATE: i64 = 24_000;
 fn find(app: &App, record: &Record, name: &str) -> Result<(Arc<Served>, Arc<Transcriber>), ApiError> {
     let models = app.models()?;
     let model = record.find(models, name)?;
-    let transcriber = model.speech().ok_or_else(|| wrong_model(record, models, model, "transcribe"))?;
+    let transcriber = model.speech().ok_or_else(|| wrong_model(record, models, model, Kind::Speech))?;
     Ok((Arc::clone(model), Arc::clone(transcriber)))
 }
 

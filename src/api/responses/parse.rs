@@ -218,15 +218,11 @@ impl Reader {
         match part {
             wire::Part::Text(text) => Ok(Part::Text(text.into())),
             wire::Part::Image(image) => {
-                let param = format!("{path}.image_url");
-                let url = match image.image_url.and_then(|image| image.url) {
-                    Some(url) => url,
-                    None if image.file_id => {
-                        let reason =
-                            "files are not kept by this server; send the picture as a data URL in image_url";
-                        return Err(unsupported(&format!("{path}.file_id"), reason));
-                    }
-                    None => return Err(missing(&param)),
+                let url = image.image_url.and_then(|image| image.url);
+                let (param, files) = match (url, image.file_id) {
+                    (Some(url), _) => (format!("{path}.image_url"), Files::Picture(url)),
+                    (None, Some(id)) => (format!("{path}.file_id"), Files::Kept(id)),
+                    (None, None) => return Err(missing(&format!("{path}.image_url"))),
                 };
                 match image.detail.as_deref() {
                     None | Some("auto" | "low" | "high" | "original") => {}
@@ -235,7 +231,7 @@ impl Reader {
                         return Err(value(&format!("{path}.detail"), other, supported));
                     }
                 }
-                self.media.push(Mention::Medium(MediaRef { param, files: Files::Picture(url) }));
+                self.media.push(Mention::Medium(MediaRef { param, files }));
                 Ok(Part::Picture)
             }
             wire::Part::File(file) => {

@@ -249,7 +249,7 @@ pub struct MediaSource {
     pub url: Option<String>,
     /// Texts and pictures.
     pub content: Option<Content>,
-    /// Refused.
+    /// A file that is kept.
     pub file_id: Option<String>,
 }
 

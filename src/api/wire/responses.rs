@@ -269,8 +269,8 @@ pub struct Image {
     pub image_url: Option<ImageUrl>,
     /// `auto`, `low`, `high` or `original`.
     pub detail: Option<String>,
-    /// Whether there is one, which is refused: nothing is kept.
-    pub file_id: bool,
+    /// A file that is kept, instead.
+    pub file_id: Option<String>,
 }
 
 impl<'de> Deserialize<'de> for Part {
@@ -296,9 +296,7 @@ impl<'de> Deserialize<'de> for Part {
         match kind.as_str() {
             "input_text" | "output_text" => text.map(Self::Text).ok_or_else(|| missing("text")),
             "refusal" => refusal.map(Self::Text).ok_or_else(|| missing("refusal")),
-            "input_image" => {
-                Ok(Self::Image(Box::new(Image { image_url, detail, file_id: file_id.is_some() })))
-            }
+            "input_image" => Ok(Self::Image(Box::new(Image { image_url, detail, file_id }))),
             "input_file" => Ok(Self::File(Box::new(InputFile { filename, file_data, file_url, file_id }))),
             _ => Ok(Self::Other(kind.into())),
         }
