@@ -1,12 +1,32 @@
 //! Contents of files: on the disk, or in any store that speaks S3.
 
-use std::{fs, io, ops::Range, path::PathBuf, str::FromStr, sync::Arc, time::SystemTime};
+use std::{
+    fs, io,
+    ops::Range,
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
+use http_body_util::BodyExt as _;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::Client as Pool,
+    rt::{TokioExecutor, TokioTimer},
+};
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, WriteMultipart, aws::AmazonS3Builder,
-    local::LocalFileSystem, path::Path, prefix::PrefixStore,
+    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, WriteMultipart,
+    aws::AmazonS3Builder,
+    client::{
+        HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse,
+        HttpResponseBody, HttpService,
+    },
+    local::LocalFileSystem,
+    path::Path,
+    prefix::PrefixStore,
 };
 use tokio::io::AsyncReadExt as _;
 
@@ -14,6 +34,9 @@ use super::StoreError;
 
 /// Pieces in which content goes to a store; S3 takes none smaller but the last.
 const PIECE: usize = 8 << 20;
+/// How long a bucket's server may take to accept a connection, and to answer a request.
+const CONNECT: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Pieces that are on their way at once.
 const AT_ONCE: usize = 4;
 
@@ -57,9 +80,8 @@ impl Blobs {
     /// In a bucket; where it is and who we are is in the environment, as AWS's own tools have it (`AWS_ENDPOINT_URL`,
     /// `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and so on).
     pub(super) fn in_bucket(bucket: &Bucket) -> Result<Self, StoreError> {
-        // Of a process; whoever was first has set the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let store = AmazonS3Builder::from_env().with_bucket_name(&bucket.name).build()?;
+        let store = AmazonS3Builder::from_env().with_http_connector(Connector);
+        let store = store.with_bucket_name(&bucket.name).build()?;
         Ok(match bucket.prefix.as_str() {
             "" => Self(Arc::new(store)),
             prefix => Self(Arc::new(PrefixStore::new(store, prefix))),
@@ -115,6 +137,42 @@ impl Blobs {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Reaches a bucket by the HTTP client that the program has already.
+#[derive(Debug)]
+struct Connector;
+
+impl HttpConnector for Connector {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        let mut tcp = hyper_util::client::legacy::connect::HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(CONNECT));
+        let connector = HttpsConnectorBuilder::new()
+            .with_webpki_roots()
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let pool = Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
+        Ok(HttpClient::new(Requests(pool)))
+    }
+}
+
+#[derive(Debug)]
+struct Requests(Pool<HttpsConnector<hyper_util::client::legacy::connect::HttpConnector>, HttpRequestBody>);
+
+#[async_trait::async_trait]
+impl HttpService for Requests {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let answered = tokio::time::timeout(PATIENCE, self.0.request(request)).await;
+        let answered = answered.map_err(|error| HttpError::new(HttpErrorKind::Timeout, error))?;
+        let response = answered.map_err(|error| {
+            let kind = if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Request };
+            HttpError::new(kind, error)
+        })?;
+        let cut = |error| HttpError::new(HttpErrorKind::Interrupted, error);
+        Ok(response.map(|body| HttpResponseBody::new(body.map_err(cut))))
     }
 }
 
