@@ -17,14 +17,11 @@ use axum::http::Request;
 use candle_core::DType;
 use hyper::{
     body::Incoming,
+    server::conn::http1,
     service::{Service as _, service_fn},
 };
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use percept_models::{
@@ -33,7 +30,7 @@ use percept_models::{
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::AbortHandle,
 };
 use tracing::{debug, error_span, info, warn};
@@ -466,22 +463,24 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
     drain: Duration,
 ) -> io::Result<()> {
-    let graceful = GracefulShutdown::new();
+    let (stopping, connections) = watch::channel(false);
     let refreshing = Abort(tokio::spawn(refresh(Arc::clone(&app))).abort_handle());
     // To the end: what is being answered is noted.
     let _batches = Abort(tokio::spawn(api::run_batches(Arc::clone(&app))).abort_handle());
     tokio::select! {
-        never = accept(&listener, &app, &graceful) => match never {},
+        never = accept(&listener, &app, &connections) => match never {},
         () = shutdown => {}
     }
-    drop((listener, refreshing));
+    drop((listener, refreshing, connections));
     info!("stopping: finishing what is running");
     app.stop();
     for served in app.models().map(Router::models).unwrap_or_default() {
         served.handle.drain();
     }
     let finished = async {
-        graceful.shutdown().await;
+        stopping.send_replace(true);
+        // Each connection has a receiver until its end.
+        stopping.closed().await;
         app.sessions_ended().await;
         for served in app.models().map(Router::models).unwrap_or_default() {
             served.handle.ended().await;
@@ -528,7 +527,7 @@ async fn refresh(app: Arc<App>) {
 }
 
 /// Serves connections, each on a task of its own.
-async fn accept(listener: &TcpListener, app: &Arc<App>, graceful: &GracefulShutdown) -> Infallible {
+async fn accept(listener: &TcpListener, app: &Arc<App>, stopping: &watch::Receiver<bool>) -> Infallible {
     let Connections { most, .. } = app.connections();
     let (places, turned_away) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(TURNED_AWAY)));
     let full = api::full();
@@ -563,7 +562,7 @@ async fn accept(listener: &TcpListener, app: &Arc<App>, graceful: &GracefulShutd
             limits: app.connections(),
             place: Arc::new((place, app.operations().metrics.connected())),
         };
-        tokio::spawn(serving.run(connection, peer, graceful.watcher()));
+        tokio::spawn(serving.run(connection, peer, stopping.clone()));
     }
 }
 
@@ -576,7 +575,7 @@ struct Serving {
 }
 
 impl Serving {
-    async fn run(self, connection: TcpStream, peer: SocketAddr, watcher: Watcher) {
+    async fn run(self, connection: TcpStream, peer: SocketAddr, mut stopping: watch::Receiver<bool>) {
         let began = Arc::new(AtomicBool::new(false));
         let (routes, has_begun) = (TowerToHyperService::new(self.routes.clone()), Arc::clone(&began));
         let place = self.place;
@@ -586,16 +585,25 @@ impl Serving {
             request.extensions_mut().insert(Connection(place.clone()));
             routes.call(request)
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+        // Not the builder of hyper-util: with upgrades, it takes HTTP/2 all the same, which has none of these limits.
+        let mut builder = http1::Builder::new();
         builder
-            .http1()
             .timer(TokioTimer::new())
             // From the end of an answer to the end of the next head: an idle connection is one as well.
             .header_read_timeout(self.limits.idle)
             .max_buf_size(HEAD_BYTES)
             .max_headers(HEADERS);
-        // The one with upgrades would take HTTP/2 all the same, which has none of these limits.
-        let serving = watcher.watch(builder.serve_connection(TokioIo::new(connection), service));
+        let connection = builder.serve_connection(TokioIo::new(connection), service).with_upgrades();
+        tokio::pin!(connection);
+        let serving = async {
+            tokio::select! {
+                // Clients leave as they like.
+                ended = connection.as_mut() => return drop(ended),
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+            connection.as_mut().graceful_shutdown();
+            drop(connection.await);
+        };
         let silent = async {
             tokio::time::sleep(self.limits.head).await;
             if began.load(Relaxed) {
@@ -603,8 +611,7 @@ impl Serving {
             }
         };
         tokio::select! {
-            // Clients leave as they like.
-            ended = serving => drop(ended),
+            () = serving => {}
             () = silent => {}
         }
     }

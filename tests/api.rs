@@ -592,7 +592,7 @@ async fn every_path_answers_in_the_shape_of_the_api() {
     for (method, path, status) in [
         ("GET", "/nothing", 404),
         ("GET", "/v1", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/moderations", 404),
         ("POST", "/v1/v1/chat/completions", 404),
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models/llava", 405),

@@ -383,8 +383,10 @@ async fn each_line_has_the_answer_that_a_client_gets() {
     let mut streamed = words("a");
     streamed["stream"] = json!(true);
     lines.push(line("streamed", &streamed));
+    let mut gone = words("a");
+    gone["model"] = json!("gone");
     lines.push(line("wrong", &json!({"model": "llava", "messages": "none"})));
-    lines.push(line("unknown", &json!({"model": "gone", "messages": []})));
+    lines.push(line("unknown", &gone));
     lines.push(line(
         "ssrf",
         &json!({"model": "llava", "messages": [{"role": "user", "content": [

@@ -460,8 +460,8 @@ async fn bad_requests_are_told_with_the_path_of_the_field() {
         ),
         (
             source("image", json!({"type": "file", "file_id": "f"})),
-            "messages.0.content.1.source.type",
-            "not kept",
+            "messages.0.content.1.source.file_id",
+            "keeps no files",
         ),
         (
             source(
@@ -479,7 +479,7 @@ async fn bad_requests_are_told_with_the_path_of_the_field() {
         (
             source("document", json!({"type": "file", "file_id": "f"})),
             "messages.0.content.1.source.file_id",
-            "not supported",
+            "keeps no files",
         ),
         (source("document", json!({"type": "base64"})), "messages.0.content.1.source.data", "Field required"),
         (source("document", json!({"type": "text"})), "messages.0.content.1.source.data", "Field required"),

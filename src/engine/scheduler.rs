@@ -209,6 +209,8 @@ impl Scheduler {
     /// Starts waiting sequences in order, as long as all their rows have pages.
     fn admit(&mut self) {
         let mut next = 0;
+        // What one in front could not use is not taken from those behind it twice.
+        let mut may_take = true;
         while let Some(mut sequence) = self.waiting.remove(next) {
             let id = sequence.id;
             let room = if self.running.len() < self.limits.sequences {
@@ -216,7 +218,7 @@ impl Scheduler {
             } else if self.is_held_up(&sequence) {
                 Room::Later
             } else {
-                Room::None
+                Room::None { lacking: 0 }
             };
             if room == Room::Found {
                 let at = self.running.partition_point(|other| other.id < id);
@@ -225,8 +227,8 @@ impl Scheduler {
                 continue;
             }
             self.waiting.insert(next, sequence);
-            if room == Room::None {
-                if self.running.last().is_some_and(|last| last.id.class() > id.class()) {
+            if let Room::None { lacking } = room {
+                if may_take && self.held_below(id).is_some_and(|pages| pages >= lacking) {
                     self.preempt_youngest();
                     continue;
                 }
@@ -234,6 +236,7 @@ impl Scheduler {
                     return;
                 }
             }
+            may_take = false;
             // One behind it, which gave up its rows, may hold the encoded rows that it waits for.
             let holds = |sequence: &Sequence| sequence.reused.is_some();
             match self.waiting.iter().skip(next).position(holds) {
@@ -241,6 +244,12 @@ impl Scheduler {
                 _ => return,
             }
         }
+    }
+
+    /// Pages of those that run and have a lower priority, where there are any.
+    fn held_below(&self, id: SeqId) -> Option<usize> {
+        let lower = self.running.iter().rev().take_while(|other| other.id.class() > id.class());
+        lower.map(|other| other.all_pages().count()).reduce(|sum, pages| sum + pages)
     }
 
     /// Whether a sequence waits for encoded rows that others hold.
@@ -277,8 +286,9 @@ impl Scheduler {
         let revived = known_pages().filter(|&&page| self.pages.is_free(page)).count();
         // Room to grow for those that run, or the newcomer would soon be thrown out again.
         let spare = self.running.len().min(self.pages.total() / 100 + 1);
-        if self.pages.available() < wanted + revived + spare {
-            return Room::None;
+        let needed = wanted + revived + spare;
+        if self.pages.available() < needed {
+            return Room::None { lacking: needed - self.pages.available() };
         }
         for &page in known_pages() {
             self.pages.share(page);
@@ -444,8 +454,11 @@ enum Room {
     Found,
     /// When those that run have got further.
     Later,
-    /// When one of those that run gives up its rows.
-    None,
+    /// When those that run give up so many pages more, or their places.
+    None {
+        /// Pages.
+        lacking: usize,
+    },
 }
 
 /// Encoding that a step has taken on.

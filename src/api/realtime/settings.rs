@@ -160,11 +160,9 @@ impl Settings {
             audio: wire::SessionAudio {
                 input: wire::SessionInput {
                     format: match self.format {
-                        LiveFormat::Pcm16 => {
-                            wire::Format { kind: Some("audio/pcm".into()), rate: Some(PCM_RATE) }
-                        }
-                        LiveFormat::MuLaw => wire::Format { kind: Some("audio/pcmu".into()), rate: None },
-                        LiveFormat::ALaw => wire::Format { kind: Some("audio/pcma".into()), rate: None },
+                        LiveFormat::Pcm16 => wire::SessionFormat { kind: "audio/pcm", rate: Some(PCM_RATE) },
+                        LiveFormat::MuLaw => wire::SessionFormat { kind: "audio/pcmu", rate: None },
+                        LiveFormat::ALaw => wire::SessionFormat { kind: "audio/pcma", rate: None },
                     },
                     transcription: self.transcription(),
                     turn_detection: self.turn_detection(),

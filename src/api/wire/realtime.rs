@@ -96,14 +96,13 @@ fn also_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) ->
 }
 
 /// What sound is sent.
-#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[schemars(rename = "RealtimeFormat")]
 pub struct Format {
     /// `audio/pcm` (16 bits, little-endian), `audio/pcmu` or `audio/pcma` (G.711).
     #[serde(rename = "type")]
     pub kind: Option<String>,
     /// 24000 of `audio/pcm`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<i64>,
 }
 
@@ -309,11 +308,23 @@ pub struct SessionAudio<'a> {
     pub input: SessionInput<'a>,
 }
 
+/// What sound is sent.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "RealtimeSessionFormat")]
+pub struct SessionFormat {
+    /// `audio/pcm`, `audio/pcmu` or `audio/pcma`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Of `audio/pcm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<i64>,
+}
+
 /// How a session hears.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct SessionInput<'a> {
     /// What is sent.
-    pub format: Format,
+    pub format: SessionFormat,
     /// What is written.
     pub transcription: SessionTranscription<'a>,
     /// How turns are told apart.
