@@ -248,9 +248,10 @@ class Client:
 
     async def leaves_while_sending(self):
         data = post("/v1/chat/completions", self.chaos.questions.picture(self.random))
-        if self.random.random() < 0.4:
+        if self.random.random() < 0.5:
             files = [("file", "a.wav", self.chaos.questions.sound)]
-            data = form("/v1/audio/transcriptions", {"model": "whisper"}, files)
+            path = self.random.choice(["/v1/audio/transcriptions", "/v1/files"])
+            data = form(path, {"model": "whisper", "purpose": "user_data"}, files)
         async with Connection(self.port) as connection:
             await connection.send(data[: self.random.randrange(1, len(data))])
             await self.pause(self.random.random())
@@ -519,7 +520,7 @@ DOES = {
     "picture": 8,
     "messages": 6,
     "responses": 4,
-    "transcription": 5,
+    "transcription": 3,
     "small_questions": 6,
     "count_tokens": 3,
     "many_on_one_connection": 4,
@@ -527,7 +528,7 @@ DOES = {
     "leaves_while_sending": 4,
     "leaves_before_the_answer": 4,
     "leaves_in_the_stream": 5,
-    "leaves_a_transcription": 2,
+    "leaves_a_transcription": 1,
     "reads_slowly": 3,
     "sends_slowly": 3,
     "stops_sending": 1,
