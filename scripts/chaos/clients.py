@@ -79,17 +79,13 @@ class Client:
                 return f"refused {answer.status}"
             return "answered"
         check_error(answer, anthropic)
-        if answer.status == 429 or (anthropic and answer.status == 529 and not self.loading(answer)):
+        if answer.status == (529 if anthropic else 429):
             if int(answer.headers.get("retry-after", 0)) < 1:
                 raise Wrong(f"a full queue without Retry-After: {answer.headers}")
             return "queue full"
         if answer.status >= 500 and self.chaos.server.outage(began):
             return "unavailable around a kill"
         raise Wrong(f"{answer.status}, not {allowed}: {answer.body[:300]!r}")
-
-    @staticmethod
-    def loading(answer):
-        return b"loading" in answer.body or b"loaded" in answer.body
 
     async def whole(self, data, allowed=(200,), anthropic=False):
         """Asks and reads all of it; what came of it, and the answer."""
@@ -293,7 +289,7 @@ class Client:
     async def reads_slowly(self):
         body = self.chaos.questions.chat(self.random) | {"stream": True}
         async with Connection(self.port) as connection:
-            connection.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.set(socket.SO_RCVBUF, 2048)
             await connection.send(post("/v1/chat/completions", body))
             for _ in range(20):
                 # A connection may only end where the answer does.

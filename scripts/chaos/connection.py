@@ -76,10 +76,14 @@ class Connection:
         except OSError as error:
             raise Cut(f"while sending: {error}") from None
 
+    def set(self, option, value):
+        # A connection that ended by itself has no socket any more.
+        with contextlib.suppress(OSError):
+            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, value)
+
     def reset(self):
         """Leaves without a goodbye: the server gets a reset."""
-        linger = struct.pack("ii", 1, 0)
-        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.set(socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     async def read(self, work):
