@@ -819,6 +819,8 @@ async fn no_line_is_lost_or_answered_twice_whenever_the_program_is_killed() {
     }
     // Nothing is left of what was begun and not ended: two inputs, two outputs.
     drop(process);
+    // A kill in the middle of writing a content leaves this.
+    fs::write(folder.path().join("files/file-0123456789abcdef0123456789abcdef#1"), "not all of").unwrap();
     let process = Process::start(folder.path());
     for _ in 0..200 {
         if fs::read_dir(folder.path().join("files")).unwrap().count() == 4 {

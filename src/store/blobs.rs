@@ -74,6 +74,7 @@ impl Blobs {
     /// In a folder. What was written is on the disk, not only on its way there.
     pub(super) fn in_folder(folder: PathBuf) -> Result<Self, StoreError> {
         fs::create_dir_all(&folder)?;
+        remove_unfinished(&folder)?;
         Ok(Self(Arc::new(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true))))
     }
 
@@ -174,6 +175,18 @@ impl HttpService for Requests {
         let cut = |error| HttpError::new(HttpErrorKind::Interrupted, error);
         Ok(response.map(|body| HttpResponseBody::new(body.map_err(cut))))
     }
+
+/// Removes what was being written when the process ended by force. `LocalFileSystem` writes to `NAME#1` and renames that;
+/// it neither lists nor deletes such names, so that nobody else finds them.
+fn remove_unfinished(folder: &std::path::Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // Names of ours have no such sign.
+        if entry.file_name().as_encoded_bytes().contains(&b'#') {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes a content in pieces. It is there as a whole when it is finished, or not at all.
