@@ -175,6 +175,7 @@ impl HttpService for Requests {
         let cut = |error| HttpError::new(HttpErrorKind::Interrupted, error);
         Ok(response.map(|body| HttpResponseBody::new(body.map_err(cut))))
     }
+}
 
 /// Removes what was being written when the process ended by force. `LocalFileSystem` writes to `NAME#1` and renames that;
 /// it neither lists nor deletes such names, so that nobody else finds them.
