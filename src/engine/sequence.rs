@@ -16,7 +16,7 @@ impl SeqId {
     /// Bits of a name below the priority's.
     const BITS: u32 = 60;
 
-    /// A name of this priority, in the order of `number`, which has [`Self::BITS`] bits.
+    /// A name of this priority, in the order of `number`, which has 60 bits at most.
     pub fn new(priority: Priority, number: u64) -> Self {
         debug_assert!(number >> Self::BITS == 0);
         Self((priority as u64) << Self::BITS | number)
@@ -175,7 +175,6 @@ impl Sequence {
     }
 
     /// All pages it holds.
-    #[cfg(test)]
     pub(super) fn all_pages(&self) -> impl Iterator<Item = Page> + '_ {
         self.pages.iter().chain(self.memories.iter().flat_map(|memory| &memory.pages)).copied()
     }
