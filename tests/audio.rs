@@ -413,7 +413,7 @@ async fn broken_forms_are_refused_and_harm_nobody() {
         ("multipart/form-data; boundary=", whole.clone(), 400),
         (&format!("multipart/form-data; boundary={}", "b".repeat(300)), whole.clone(), 400),
         ("multipart/mixed; boundary=a-boundary", whole.clone(), 415),
-        ("application/json", b"{\"model\": \"whisper\"}".to_vec(), 415),
+        ("application/json", b"{\"model\": \"whisper\"}".to_vec(), 400),
         ("application/x-www-form-urlencoded", b"model=whisper".to_vec(), 415),
     ] {
         let (status_found, error) =

@@ -550,12 +550,20 @@ async fn sessions_are_counted_as_other_requests_are() {
     let seconds = total["audio_seconds"].as_f64().unwrap();
     assert!((2.8..5.0).contains(&seconds), "{total}");
     assert!(total["completion_tokens"].as_f64().unwrap() > 0.0, "{total}");
-    let lines: String = std::fs::read_dir(audit)
-        .unwrap()
-        .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default())
-        .collect();
-    let line = lines.lines().find(|line| line.contains("GET /v1/realtime")).expect("there is a line");
-    let line: Value = serde_json::from_str(line).unwrap();
+    // It is written a little later than it is counted.
+    let written = || -> Option<Value> {
+        let files = std::fs::read_dir(&audit).unwrap();
+        let lines = files.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default());
+        let lines: String = lines.collect();
+        let line = lines.lines().find(|line| line.contains("GET /v1/realtime"))?;
+        serde_json::from_str(line).ok()
+    };
+    let line = loop {
+        match written() {
+            Some(line) => break line,
+            None => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
     assert_eq!((&line["status"], &line["tenant"]), (&json!(101), &json!("acme")), "{line}");
     assert!(
         line["request_bytes"].as_u64().unwrap() > 100_000 && line["response_bytes"].as_u64().unwrap() > 500,
