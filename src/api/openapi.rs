@@ -264,7 +264,11 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                     query("after_id", "With `anthropic-version`: the page behind this one.", &text),
                     query("before_id", "With `anthropic-version`: the page in front of it.", &text),
                 ]);
-                Shape { parameters, ..get_shape(&json!({"anyOf": lists}), FILE_ERRORS) }
+                Shape {
+                    parameters,
+                    envelope: Envelope::Either,
+                    ..get_shape(&json!({"anyOf": lists}), FILE_ERRORS)
+                }
             },
         },
         Endpoint {
@@ -294,7 +298,11 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                     schemas.answer::<wire::files::FileMetadataDeleted>(),
                 ];
                 let parameters = json!([path_id(), anthropic_version()]);
-                Shape { parameters, ..get_shape(&json!({"anyOf": answers}), FILE_ERRORS) }
+                Shape {
+                    parameters,
+                    envelope: Envelope::Either,
+                    ..get_shape(&json!({"anyOf": answers}), FILE_ERRORS)
+                }
             },
         },
         Endpoint {
@@ -735,7 +743,7 @@ fn path_id() -> Value {
 fn file_shape(schemas: &mut Schemas, errors: &'static [&'static str]) -> Shape {
     let answers =
         [schemas.answer::<wire::files::FileObject>(), schemas.answer::<wire::files::FileMetadata>()];
-    get_shape(&json!({"anyOf": answers}), errors)
+    Shape { envelope: Envelope::Either, ..get_shape(&json!({"anyOf": answers}), errors) }
 }
 
 fn batch_shape(schemas: &mut Schemas) -> Shape {
@@ -906,7 +914,14 @@ const EITHER_ERRORS: &[(&str, &str)] = &[
     ("400", "A field is wrong; the message names it."),
     ("401", "The request has no key, or one that is nobody's, where the server wants keys."),
     ("403", "The key may not be used for this, or the server is not called so."),
-    ("404", "There is no such model, or the key may not use it."),
+    ("404", "There is no such model or file, or the key may not use it."),
+    ("408", "The body came too slowly."),
+    ("409", "It cannot be done as things are; the message says why."),
+    ("413", "The file is too large; the message names the limit."),
+    ("415", "The body has another type than it must have, or it is compressed."),
+    ("429", "The tenant has had what it may have; `Retry-After` says for how long."),
+    ("431", "The request's head is too large."),
+    ("500", "The server failed; its log says how, under the id in `x-request-id`."),
     ("503", "The models are being loaded, or the server is stopping."),
     ("529", "The same, with `anthropic-version`."),
 ];
