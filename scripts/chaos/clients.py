@@ -330,19 +330,23 @@ class Client:
                 over.cancel()
                 await asyncio.gather(answer, over, return_exceptions=True)
 
+    async def until_closed(self, connection):
+        """Waits until the server closes a connection, or the run is over; says which."""
+        closed = asyncio.ensure_future(connection.until_closed())
+        over = asyncio.ensure_future(self.chaos.over.wait())
+        await asyncio.wait([closed, over], return_when=asyncio.FIRST_COMPLETED)
+        outcome = "closed" if closed.done() else "left"
+        over.cancel()
+        closed.cancel()
+        await asyncio.gather(closed, over, return_exceptions=True)
+        return outcome
+
     async def begins_a_head(self):
         """A head that does not end, or nothing at all: the connection is closed after 10 seconds."""
         async with Connection(self.port) as connection:
             if self.random.random() < 0.5:
                 await connection.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: loc")
-            closed = asyncio.ensure_future(connection.until_closed())
-            over = asyncio.ensure_future(self.chaos.over.wait())
-            await asyncio.wait([closed, over], return_when=asyncio.FIRST_COMPLETED)
-            outcome = "closed" if closed.done() else "left"
-            over.cancel()
-            closed.cancel()
-            await asyncio.gather(closed, over, return_exceptions=True)
-            return outcome
+            return await self.until_closed(connection)
 
     async def stays_connected(self):
         """A connection that is kept and not used: it is closed after 15 seconds."""
@@ -350,14 +354,7 @@ class Client:
             data = request("GET", "/live").replace(b"connection: close\r\n", b"", 1)
             await connection.send(data)
             await connection.answer()
-            closed = asyncio.ensure_future(connection.until_closed())
-            over = asyncio.ensure_future(self.chaos.over.wait())
-            await asyncio.wait([closed, over], return_when=asyncio.FIRST_COMPLETED)
-            outcome = "closed" if closed.done() else "left"
-            over.cancel()
-            closed.cancel()
-            await asyncio.gather(closed, over, return_exceptions=True)
-            return outcome
+            return await self.until_closed(connection)
 
     # What is wrong.
 

@@ -31,7 +31,10 @@ use super::{
 };
 use crate::{
     engine::Refused,
-    media::sound::{self, Channels, Recording, SoundError, SoundLimits},
+    media::{
+        FetchError,
+        sound::{self, Channels, Recording, SoundError, SoundLimits},
+    },
     request::InvalidRequest,
     router::{Kind, Router, Served},
     speech::{Options, SpeechError, Task, Transcriber},
@@ -131,8 +134,7 @@ impl Received {
         headers: &HeaderMap,
         body: Body,
     ) -> Result<Self, ApiError> {
-        let upload =
-            app.uploads.try_acquire().map_err(|_| Refused::Busy { waiting: MOST_UPLOADS, retry_after: 5 })?;
+        let upload = app.upload()?;
         let mut form = Form::open(headers, body, app.config.sound.file_bytes)?;
         let (mut fields, mut file, mut model) = (Fields::default(), None, None);
         let read = async {
@@ -184,14 +186,21 @@ impl Received {
             Some(Object(audio)) => {
                 let param = "input_audio.data";
                 let data = audio.data.ok_or_else(|| InvalidRequest::Missing { param: param.into() })?;
-                let bytes = chat::base64_or_url(&data, app.config.sound.file_bytes)
-                    .map_err(|error| SoundError::Broken { reason: error.to_string() })
-                    .map_err(|error| InvalidRequest::Sound { param: param.into(), error })?;
+                let bytes = from_base64(param, &data, app.config.sound.file_bytes)?;
                 Some(spooled(Cursor::new(bytes)).await?)
             }
         };
         Ok(Self { request, ignored, file, model })
     }
+}
+
+/// The file of a recording that the field `param` has in base64, or as a data URL.
+pub(super) fn from_base64(param: &str, data: &str, limit: usize) -> Result<Vec<u8>, InvalidRequest> {
+    let broken = |error: FetchError| {
+        let error = SoundError::Broken { reason: error.to_string() };
+        InvalidRequest::Sound { param: param.into(), error }
+    };
+    chat::base64_or_url(data, limit).map_err(broken)
 }
 
 /// Refuses what would change the answer and is not done.

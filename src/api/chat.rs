@@ -35,7 +35,6 @@ use super::{
 };
 use crate::{
     engine::Place,
-    media::sound::SoundError,
     request::{self, Constraint, InvalidRequest, Media, Prompt, Readout, Request, Sampling},
     router::{ChatModel, Router, Served},
     text::{Conversation, GrammarError, Part, PromptError, Reading},
@@ -78,9 +77,7 @@ async fn hear(app: &App, record: &Record, models: &Router, mut chat: Chat) -> Re
     let limit = app.config.sound.file_bytes;
     let texts = recordings.into_iter().map(async |recording| {
         let RecordingRef { param, data, place } = recording;
-        let file = base64_or_url(&data, limit)
-            .map_err(|error| SoundError::Broken { reason: error.to_string() })
-            .map_err(|error| InvalidRequest::Sound { param: param.clone(), error })?;
+        let file = audio::from_base64(&param, &data, limit)?;
         drop(data);
         Ok::<_, ApiError>((place, audio::write_down(app, record, model, &param, file).await?))
     });

@@ -34,7 +34,6 @@ use super::{
     },
 };
 use crate::{
-    engine::Refused,
     request::InvalidRequest,
     store::{File, Listing, NewFile, Owner, Removed, Store, StoreError},
 };
@@ -111,10 +110,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let (store, owner) = store(&app, &record)?;
     let anthropic = is_anthropic(uri.path(), &headers);
-    let _upload = app
-        .uploads
-        .try_acquire()
-        .map_err(|_| Refused::Busy { waiting: super::audio::MOST_UPLOADS, retry_after: 5 })?;
+    let _upload = app.upload()?;
     let mut form = Form::open(&headers, body, app.config.file_bytes)?;
     let received = match Received::read(&mut form).await {
         Ok(received) => received,

@@ -148,7 +148,7 @@ fn identify(access: &Access, headers: &HeaderMap) -> Result<Caller, ApiError> {
 }
 
 /// The origin of the page that asks, if it is one that may.
-fn origin(app: &App, headers: &HeaderMap) -> Option<HeaderValue> {
+pub(super) fn origin(app: &App, headers: &HeaderMap) -> Option<HeaderValue> {
     let origin = headers.get(ORIGIN)?;
     app.config.cors.iter().any(|known| known.as_bytes() == origin.as_bytes()).then(|| origin.clone())
 }

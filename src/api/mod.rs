@@ -41,7 +41,7 @@ use axum::{
     middleware::{self, Next},
     response::Response,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use uuid::Uuid;
 
 pub use self::{audio::SoundConfig, error::ApiError, openapi::document, realtime::RealtimeLimits};
@@ -52,6 +52,7 @@ use self::{
 };
 use crate::{
     access::Area,
+    engine::Refused,
     media::{
         Decoders, MediaLimits,
         document::Readers,
@@ -186,6 +187,12 @@ impl App {
     /// Waits until nothing goes on behind responses.
     pub async fn sessions_ended(&self) {
         self.sessions.ended().await;
+    }
+
+    /// A place among those whose file is being received.
+    fn upload(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        let busy = |_| Refused::Busy { waiting: audio::MOST_UPLOADS, retry_after: 5 };
+        Ok(self.uploads.try_acquire().map_err(busy)?)
     }
 
     /// Files and batches, where they are kept.

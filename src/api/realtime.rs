@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use self::{session::Session, settings::Settings};
 use super::{
-    ApiError, App,
+    ApiError, App, guard,
     record::{Ending, Record},
     wire::realtime as wire,
 };
@@ -102,7 +102,7 @@ fn is_older(headers: &HeaderMap) -> bool {
 /// Browsers let every page open a WebSocket to any server, and tell who does.
 fn check_origin(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
-    let known = app.config.cors.iter().any(|known| known.as_bytes() == origin.as_bytes());
+    let known = guard::origin(app, headers).is_some();
     let text = String::from_utf8_lossy(origin.as_bytes());
     let of_this = text.split_once("://").is_some_and(|(_, authority)| {
         headers.get(HOST).is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()))

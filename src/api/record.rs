@@ -274,8 +274,8 @@ pub(super) struct Ending {
     sent: bool,
     request: Tally,
     response: Tally,
-    /// The trace that it is part of.
-    trace: Context,
+    /// The trace that it is part of, where traces are sent.
+    trace: Option<Context>,
 }
 
 impl Ending {
@@ -292,7 +292,7 @@ impl Ending {
             status: None,
             error: None,
             sent: false,
-            trace: trace(request.headers()),
+            trace: record.0.app.operations.traces.as_ref().map(|_| trace(request.headers())),
             response: tally.another(),
             request: tally,
         }
@@ -388,7 +388,7 @@ impl Drop for Ending {
         if let Some(content) = operations.content.as_ref().filter(|_| agreed) {
             content.write(&entry, request.content().as_deref(), response.content().as_deref());
         }
-        if let Some(traces) = &operations.traces {
+        if let (Some(traces), Some(trace)) = (&operations.traces, trace) {
             traces.request(trace, &entry, &timing);
         }
         operations.ended(caller.as_ref(), entry, admitted);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use rusqlite::{
-    Connection, ErrorCode, OptionalExtension as _, Row, ToSql, named_params,
+    Connection, OptionalExtension as _, Row, ToSql, named_params,
     types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef},
 };
 
@@ -435,33 +435,23 @@ impl Store {
     }
 
     /// Begins a batch whose lines are as they should be. Those that it had are forgotten: the program ended before it
-    /// had all of them. `Err` of the inner result is the number of the first line whose name another one has.
+    /// had all of them.
     ///
     /// # Errors
-    /// When the database fails.
-    pub async fn begin_batch(
-        &self,
-        number: i64,
-        lines: Vec<NewLine>,
-    ) -> Result<Result<(), usize>, StoreError> {
+    /// When the database fails, or two lines have one name.
+    pub async fn begin_batch(&self, number: i64, lines: Vec<NewLine>) -> Result<(), StoreError> {
         self.transact(move |database| {
             database.execute("DELETE FROM lines WHERE batch = ?1", (number,))?;
             let query = "INSERT INTO lines (batch, line, custom_id, start, length) VALUES (?1, ?2, ?3, ?4, ?5)";
             let mut insert = database.prepare(query)?;
             for (index, NewLine { custom_id, place }) in lines.iter().enumerate() {
                 let (start, length) = (place.start.cast_signed(), place.length.cast_signed());
-                match insert.execute((number, index as i64, custom_id, start, length)) {
-                    Ok(_) => {}
-                    Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
-                        return Ok(Err(index));
-                    }
-                    Err(error) => return Err(error.into()),
-                }
+                insert.execute((number, index as i64, custom_id, start, length))?;
             }
             let query = "UPDATE batches SET total = ?2, began = ?3, \
                          state = CASE state WHEN 'validating' THEN 'in_progress' ELSE state END WHERE number = ?1";
             database.execute(query, (number, lines.len() as i64, now()))?;
-            Ok(Ok(()))
+            Ok(())
         })
         .await
     }

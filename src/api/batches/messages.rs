@@ -17,7 +17,8 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{
-    ApiError, App, Page, Parsed, Record, few_enough, give_up, id_in, json as body_of, of, page, store,
+    ApiError, App, Page, Parsed, Record, WINDOW, few_enough, give_up, id_in, json as body_of, of, page,
+    store,
     wire::{self, MessageBatch},
 };
 use crate::{
@@ -34,7 +35,6 @@ use crate::{
 pub(super) const PREFIX: &str = "msgbatch_";
 /// What their requests ask for.
 pub(super) const ENDPOINT: &str = "/v1/messages";
-const WINDOW: (&str, i64) = ("24h", 24 * 3600);
 /// How long results are kept, in seconds: 29 days.
 pub(super) const KEPT: i64 = 29 * 24 * 3600;
 /// Most batches of a page, and how many without a word.

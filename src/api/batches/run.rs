@@ -177,8 +177,7 @@ impl Runner {
         match lines::read(self.store.content(&input.id, None).await?, allowed).await {
             Ok(lines) => {
                 let count = lines.len();
-                // No two have one name: that was looked at.
-                let _ = self.store.begin_batch(batch.number, lines).await?;
+                self.store.begin_batch(batch.number, lines).await?;
                 info!(batch = batch.id, lines = count, endpoint = batch.endpoint, "a batch begins");
                 Ok(())
             }
@@ -230,10 +229,8 @@ impl Runner {
     /// Answers a line and notes what comes of it; does nothing where the program ends before.
     async fn line(&self, batch: &Batch, line: Line) -> Result<(), StoreError> {
         let Some(answer) = self.answer(batch, &line).await? else { return Ok(()) };
-        let (state, result) = match answer.status.is_success() {
-            true => (LineState::Succeeded, answer.result(batch, &line)),
-            false => (LineState::Failed, answer.result(batch, &line)),
-        };
+        let state = if answer.status.is_success() { LineState::Succeeded } else { LineState::Failed };
+        let result = answer.result(batch, &line);
         self.store.finish_line(batch.number, line.number, state, result, answer.tokens()).await
     }
 
