@@ -41,12 +41,18 @@ tests() {
     cargo nextest run --locked --workspace --no-fail-fast
 }
 
+# The program, as the tests have it: the features of what tests need beside it are in what is built, so that nothing is
+# built twice.
+program() {
+    cargo build --locked --workspace --tests
+}
+
 # Real clients, each environment with a server of its own: the official libraries in the oldest and the newest version
 # that is supported, frameworks on top of them, of which some want an openai package before 3, and Node.js' libraries.
 clients() {
     need_python
     need_node_packages tests/clients/node
-    cargo build --locked --bin percept
+    program
     local name environment tests
     for name in old new frameworks frameworks_openai_2; do
         environment=$(python_environment "clients-$name" "tests/clients/requirements-$name.txt")
@@ -68,7 +74,7 @@ browser() {
     need_node_packages ui
     need_python
     command -v chromium >/dev/null || need_packages chromium
-    cargo build --locked --bin percept
+    program
     PERCEPT="$CARGO_TARGET_DIR/debug/percept" npm test --prefix ui --silent
 }
 
@@ -87,7 +93,7 @@ deploy() {
     local helm environment
     environment=$(python_environment deploy tests/deploy/requirements.txt)
     helm=$(find_helm "$environment")
-    cargo build --locked --bin percept
+    program
     HELM="$helm" PERCEPT="$CARGO_TARGET_DIR/debug/percept" \
         "$environment/bin/python" -B -m pytest --quiet -p no:cacheprovider tests/deploy
 }

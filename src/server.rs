@@ -41,7 +41,7 @@ use crate::{
     engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
     memory::{Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights},
-    operations::{Connected, OperationsConfig},
+    operations::{Counted, OperationsConfig},
     plan::{self, Member},
     router::{Aliases, ChatModel, EmbeddingModel, Kind, Router, Served, Work},
     speech::{Transcriber, Vocabulary},
@@ -571,7 +571,7 @@ struct Serving {
     routes: axum::Router,
     limits: Connections,
     /// Given up at its end, and at that of what goes on in it as another protocol.
-    place: Arc<(OwnedSemaphorePermit, Connected)>,
+    place: Arc<(OwnedSemaphorePermit, Counted)>,
 }
 
 impl Serving {

@@ -115,7 +115,8 @@ async fn answers_are_the_reference_texts_whole_streamed_and_counted() {
         let tokens = case.input_ids.len();
         assert_eq!(count(&server, &body).await, tokens as u64, "{}", case.name);
         let answer = ask(&server, &body).await;
-        assert_eq!(answer["content"], json!([{"type": "text", "text": case.greedy_text}]), "{}", case.name);
+        let content = json!([{"type": "text", "text": case.greedy_text, "citations": null}]);
+        assert_eq!(answer["content"], content, "{}", case.name);
         assert_eq!(answer["stop_reason"], "max_tokens");
         assert_eq!(answer["usage"]["input_tokens"], tokens);
         assert_eq!(answer["usage"]["output_tokens"], case.greedy_tokens.len());
@@ -132,7 +133,19 @@ async fn a_whole_answer_has_the_shape_that_clients_check() {
     let server = start(Settings::default()).await;
     let answer = ask(&server, &say(&json!("hello"))).await;
     let keys: Vec<_> = answer.as_object().unwrap().keys().collect();
-    let expected = ["id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"];
+    let expected = [
+        "id",
+        "type",
+        "role",
+        "model",
+        "content",
+        "stop_reason",
+        "stop_sequence",
+        "stop_details",
+        "container",
+        "diagnostics",
+        "usage",
+    ];
     assert_eq!(keys, expected);
     assert!(answer["id"].as_str().unwrap().starts_with("msg_"));
     assert_eq!((&answer["type"], &answer["role"]), (&json!("message"), &json!("assistant")));
@@ -169,15 +182,22 @@ async fn a_stream_has_the_events_that_clients_check() {
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
         "output_tokens": 0,
+        "cache_creation": null,
+        "inference_geo": null,
+        "output_tokens_details": null,
+        "server_tool_use": null,
+        "service_tier": "standard",
     });
     assert_eq!(message["usage"], usage);
-    assert_eq!(events[2]["content_block"], json!({"type": "text", "text": ""}));
+    assert_eq!(events[2]["content_block"], json!({"type": "text", "text": "", "citations": null}));
     for event in &events[3..names.len() - 3] {
         assert_eq!(event["index"], 0);
         assert_eq!(event["delta"]["type"], "text_delta");
     }
     let end = &events[names.len() - 2];
-    assert_eq!(end["delta"], json!({"stop_reason": "max_tokens", "stop_sequence": null}));
+    let delta =
+        json!({"stop_reason": "max_tokens", "stop_sequence": null, "stop_details": null, "container": null});
+    assert_eq!(end["delta"], delta);
     assert_eq!((&end["usage"]["input_tokens"], &end["usage"]["output_tokens"]), (&json!(tokens), &json!(12)));
 }
 
@@ -203,7 +223,9 @@ async fn an_answer_tells_why_it_ended() {
         let events = stream(&server, &body).await;
         assert_eq!(streamed_text(&events), text, "{stops}");
         let end = &events[events.len() - 2]["delta"];
-        assert_eq!(end, &json!({"stop_reason": reason, "stop_sequence": stop}), "{stops}");
+        let expected =
+            json!({"stop_reason": reason, "stop_sequence": stop, "stop_details": null, "container": null});
+        assert_eq!(end, &expected, "{stops}");
     }
     // Sooner or later the context is full, where the model does not end by itself.
     let mut body = say(&json!("hello"));

@@ -124,6 +124,7 @@ async fn the_description_has_every_route_and_no_other() {
         "delete /v1/files/{id}",
         "get /v1/messages/batches/{id}/results",
         "get /v1/realtime",
+        "post /v1/realtime/client_secrets",
     ];
     for operation in expected {
         assert!(operations.contains(operation), "{operation} is not described");

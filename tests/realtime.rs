@@ -516,6 +516,162 @@ async fn who_may_not_connect_is_told_in_http() {
     }
 }
 
+/// Asks for a client secret, with a key where there is one.
+async fn secret(server: &Server, key: Option<&str>, body: &Value) -> (u16, Value) {
+    let mut request = reqwest::Client::new().post(server.path("/v1/realtime/client_secrets")).json(body);
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
+    let response = request.send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
+#[tokio::test]
+async fn pages_open_sessions_with_secrets_of_their_own() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("keys.toml");
+    let add =
+        |tenant: &str, terms: Terms| KeyFile::change(&file, |keys| keys.add(tenant, terms, None)).unwrap();
+    let (key, id) = add("acme", Terms::default());
+    let (other, _) = add("other", Terms { endpoints: Some(vec![Area::Chat]), ..Terms::default() });
+    let (third, _) = add("third", Terms { models: Some(vec!["else".into()]), ..Terms::default() });
+    let audit = folder.path().join("audit");
+    let operations = Settings { keys: Some(file.clone()), audit: Some(audit.clone()), ..settings() };
+    let server = start(operations).await;
+    let body = json!({
+        "expires_after": {"anchor": "created_at", "seconds": 60},
+        "session": {
+            "type": "transcription",
+            "audio": {"input": {
+                "format": {"type": "audio/pcmu"},
+                "noise_reduction": {"type": "near_field"},
+                "transcription": {"model": "whisper-1", "language": "en"},
+                "turn_detection": null,
+            }},
+        },
+    });
+    let (status, made) = secret(&server, Some(&key), &body).await;
+    assert_eq!(status, 200, "{made}");
+    let now = jiff::Timestamp::now().as_second();
+    assert!((now + 50..=now + 60).contains(&made["expires_at"].as_i64().unwrap()), "{made}");
+    let value = made["value"].as_str().unwrap();
+    assert!(value.starts_with("ek_percept-") && value.len() > 64, "{value}");
+
+    // Sessions begin as it says, and are the tenant's.
+    let offered = format!("realtime, openai-insecure-api-key.{value}");
+    let headers = [("sec-websocket-protocol", &*offered)];
+    for _ in 0..2 {
+        let mut client = Client::connect(&server, "/v1/realtime", &headers).await.ok().unwrap();
+        let created = client.expect("session.created").await;
+        assert_eq!(created["session"]["audio"], made["session"]["audio"]);
+        let input = &created["session"]["audio"]["input"];
+        assert_eq!(
+            (&input["format"]["type"], &input["transcription"]["model"], &input["turn_detection"]),
+            (&json!("audio/pcmu"), &json!("whisper-1"), &Value::Null)
+        );
+        client.append(&mu_law(&speech())).await;
+        client.send(&json!({"type": "input_audio_buffer.commit"})).await;
+        client.until("conversation.item.input_audio_transcription.completed").await;
+        let metrics = reqwest::Client::new().get(server.path("/metrics")).bearer_auth(&key);
+        let refused = metrics.send().await.unwrap();
+        assert_eq!(refused.status(), 403, "the figures are not the tenant's");
+        client.socket.close(None).await.unwrap();
+    }
+    let named = Client::connect(&server, "/v1/realtime?model=whisper", &headers).await;
+    let created = named.ok().unwrap().expect("session.created").await;
+    assert_eq!(created["session"]["audio"]["input"]["transcription"]["model"], "whisper");
+    let used = async || -> f64 {
+        let usage = reqwest::Client::new().get(server.path("/v1/usage")).bearer_auth(&key);
+        let usage: Value = usage.send().await.unwrap().json().await.unwrap();
+        usage["total"]["audio_seconds"].as_f64().unwrap()
+    };
+    while used().await < 5.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    // It opens nothing else, and makes no others.
+    let mut get = async |path: &str| {
+        reqwest::Client::new().get(server.path(path)).bearer_auth(value).send().await.unwrap().status()
+    };
+    for path in ["/v1/models", "/v1/usage", "/v1/realtimes", "/v1/files"] {
+        assert_eq!(get(path).await, 401, "{path}");
+    }
+    // Without a WebSocket, only that is missing.
+    assert_eq!(get("/v1/realtime/").await, 426);
+    assert_eq!(secret(&server, Some(value), &body).await.0, 401);
+    let both = [headers[0], ("authorization", &*format!("Bearer {other}"))];
+    assert_eq!(Client::connect(&server, "/v1/realtime", &both).await.err().unwrap().0, 401);
+    let wrong = offered.replace("ek_percept-", "ek_percept-0");
+    let wrong = [("sec-websocket-protocol", &*wrong)];
+    assert_eq!(Client::connect(&server, "/v1/realtime", &wrong).await.err().unwrap().0, 401);
+
+    // Who may not use the API makes none; a model that may not be used is not found.
+    assert_eq!(secret(&server, None, &body).await.0, 401);
+    assert_eq!(secret(&server, Some(&other), &body).await.0, 403);
+    assert_eq!(secret(&server, Some(&third), &json!({"session": body["session"]})).await.0, 400);
+    for (change, status, param) in [
+        (json!({"expires_after": {"seconds": 9}}), 400, "expires_after.seconds"),
+        (json!({"expires_after": {"seconds": 7201}}), 400, "expires_after.seconds"),
+        (json!({"expires_after": {"anchor": "now"}}), 400, "expires_after.anchor"),
+        (json!({"session": {"type": "realtime"}}), 400, "session.type"),
+        (
+            json!({"session": {"audio": {"input": {"format": {"type": "x"}}}}}),
+            400,
+            "session.audio.input.format.type",
+        ),
+        (json!({"session": {"audio": {"input": {"transcription": {"model": "x"}}}}}), 404, "model"),
+        (json!({"session": 1}), 400, "session"),
+    ] {
+        let (found, error) = secret(&server, Some(&key), &change).await;
+        assert_eq!((found, error["error"]["param"].as_str()), (status, Some(param)), "{change}: {error}");
+    }
+    let (_, least) = secret(&server, Some(&key), &json!({})).await;
+    assert!(least["expires_at"].as_i64().unwrap() >= now + 600, "{least}");
+
+    // Gone with the key that it was made with.
+    assert_eq!(KeyFile::change(&file, |keys| keys.revoke(&id)).unwrap(), 1);
+    let again = async || Client::connect(&server, "/v1/realtime", &headers).await;
+    while again().await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(again().await.err().unwrap().0, 401);
+    for entry in std::fs::read_dir(&audit).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+        assert!(!text.contains(value), "it is in the audit log");
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_bounded_and_need_no_keys() {
+    let server = start(settings()).await;
+    let long = json!({"session": {"audio": {"input": {"transcription": {"prompt": "a ".repeat(30_000)}}}}});
+    let mut made = 0;
+    let error = loop {
+        let (status, answer) = secret(&server, None, &long).await;
+        match status {
+            200 => made += 1,
+            _ => break (status, answer["error"]["code"].clone()),
+        }
+    };
+    assert_eq!(error, (429, json!("rate_limit_exceeded")));
+    assert_eq!(made, (4 << 20) / (60_000 + 1024 + "whisper".len()));
+    let gauge = async || -> f64 {
+        let text = reqwest::get(server.path("/metrics")).await.unwrap().text().await.unwrap();
+        let line = text.lines().find(|line| line.starts_with("percept_realtime_sessions ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert_eq!(gauge().await, 0.0);
+    let mut client = Client::connect(&server, "/v1/realtime", &[]).await.ok().unwrap();
+    client.expect("session.created").await;
+    assert_eq!(gauge().await, 1.0);
+    client.socket.close(None).await.unwrap();
+    while gauge().await > 0.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let unknown = [("authorization", "Bearer ek_percept-00")];
+    assert_eq!(Client::connect(&server, "/v1/realtime", &unknown).await.err().unwrap().0, 401);
+}
+
 #[tokio::test]
 async fn sessions_are_counted_as_other_requests_are() {
     let folder = TempDir::new().unwrap();

@@ -242,8 +242,8 @@ fn the_api_document_names_every_field() {
         ("realtime", "GET /v1/realtime", realtime_fields),
     ] {
         let (_, section) = document.split_once(&format!("\n## `{path}`\n")).unwrap();
-        // Those of both APIs follow each other.
-        let sections = if api == "batches" { 2 } else { 1 };
+        // Some types are those of two endpoints that follow each other.
+        let sections = if ["batches", "realtime"].contains(&api) { 2 } else { 1 };
         let section: String = section.split("\n## ").take(sections).collect();
         let quoted: String = section.split('`').skip(1).step_by(2).collect::<Vec<_>>().join(" ");
         let quoted: Vec<&str> = words(&quoted).collect();

@@ -178,6 +178,11 @@ impl Secret {
         Self(Sha256::digest(text.as_bytes()).into())
     }
 
+    /// All of it.
+    pub fn bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
     /// Its first bytes, by which it is looked up.
     pub fn start(&self) -> [u8; 8] {
         let mut start = [0; 8];
@@ -245,6 +250,13 @@ pub struct Key {
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
+}
+
+impl Key {
+    /// Whether it has ended.
+    pub fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|expires| expires <= Timestamp::now())
+    }
 }
 
 /// All that the file has.

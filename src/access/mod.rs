@@ -129,7 +129,7 @@ impl Access {
         let known = Arc::clone(&state.known);
         let candidates = known.keys.get(&secret.start())?;
         let key = candidates.iter().find(|key| key.hash == secret)?;
-        if key.expires.is_some_and(|expires| expires <= Timestamp::now()) {
+        if key.is_expired() {
             return None;
         }
         let terms = Arc::clone(known.tenants.get(&key.tenant)?);
@@ -144,6 +144,17 @@ impl Access {
         let terms = Arc::clone(state.known.tenants.get(name)?);
         let meter = Arc::clone(state.meters.entry(name.to_owned()).or_default());
         Some(Caller { tenant: name.to_owned(), key: key.to_owned(), terms, meter })
+    }
+
+    /// A tenant as one that asks with a key, by that key's public name: as long as the key is good.
+    pub fn holder(&self, tenant: &str, key: &str) -> Option<Caller> {
+        let known = Arc::clone(&self.state().known);
+        let mut keys = known.keys.values().flatten();
+        let found = keys.find(|found| found.id == key && found.tenant == tenant)?;
+        if found.is_expired() {
+            return None;
+        }
+        self.tenant(tenant, key)
     }
 
     /// What a tenant has used, for the time before this program began.

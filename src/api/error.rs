@@ -186,6 +186,14 @@ pub enum ApiError {
         /// How many there may be.
         limit: usize,
     },
+    /// The tenant has as many client secrets as it may have.
+    #[error(
+        "There are as many client secrets as there may be ({limit}, or fewer with long prompts). Wait until one expires."
+    )]
+    ClientSecrets {
+        /// How many there may be.
+        limit: usize,
+    },
     /// The request is for another server.
     #[error(
         "This server is not called {host}. It listens on this machine only, and answers to localhost and to names that \
@@ -284,6 +292,7 @@ impl ApiError {
             Self::NoKey | Self::WrongKey => ("invalid_request_error", Some("invalid_api_key"), None),
             Self::NotWebSocket => ("invalid_request_error", None, None),
             Self::Sessions { .. } => ("sessions", Some("rate_limit_exceeded"), None),
+            Self::ClientSecrets { .. } => ("client_secrets", Some("rate_limit_exceeded"), None),
             Self::NotAllowed(_) | Self::Host { .. } | Self::Origin { .. } => {
                 ("invalid_request_error", Some("insufficient_permissions"), None)
             }
@@ -333,6 +342,7 @@ impl ApiError {
             Self::Limited(_)
             | Self::TooManyBatches { .. }
             | Self::Sessions { .. }
+            | Self::ClientSecrets { .. }
             | Self::Refused(Refused::Busy { .. }) => StatusCode::TOO_MANY_REQUESTS,
             Self::Connections
             | Self::Loading
@@ -348,7 +358,7 @@ impl ApiError {
             Self::Limited(Exceeded::Rate { wait, .. }) => Some((wait.as_millis() as u64 + 1).min(60_000)),
             Self::Refused(Refused::Busy { retry_after, .. }) => Some(1000 * retry_after),
             Self::Loading | Self::Connections => Some(2000),
-            Self::Sessions { .. } => Some(10_000),
+            Self::Sessions { .. } | Self::ClientSecrets { .. } => Some(10_000),
             Self::Refused(Refused::Stopped) | Self::Engine(EngineError::Stopped) => Some(10_000),
             _ => None,
         }

@@ -18,11 +18,8 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{ApiError, App, batches::Inside, record::Record};
-use crate::{
-    access::{Access, Caller},
-    request::Priority,
-};
+use super::{ApiError, App, batches::Inside, realtime::is_client_secret, record::Record};
+use crate::{access::Caller, request::Priority};
 
 /// Most headers of a request.
 const MOST_HEADERS: usize = 100;
@@ -89,7 +86,13 @@ fn admit(app: &App, record: &Record, request: &Request, of_known_origin: bool) -
         return Ok(Admitted::In);
     }
     let Some(access) = &app.operations.access else { return Ok(Admitted::In) };
-    let caller = identify(access, headers);
+    // Client secrets open sessions, and nothing else.
+    let opens_session = is_session(request);
+    let caller = identify(headers, |key| match is_client_secret(key) {
+        true if opens_session => app.secrets.identify(key, access),
+        true => None,
+        false => access.identify(key),
+    });
     let reads = [Method::GET, Method::HEAD].contains(request.method());
     let is_public = reads && app.public.contains(request.uri().path());
     match caller {
@@ -125,8 +128,14 @@ fn check_host(app: &App, request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whose the request is. Where it has several keys, all must be of one tenant.
-fn identify(access: &Access, headers: &HeaderMap) -> Result<Caller, ApiError> {
+/// Whether a session that transcribes is asked for.
+fn is_session(request: &Request) -> bool {
+    let path = request.uri().path().trim_end_matches('/');
+    request.method() == Method::GET && path.strip_prefix("/v1").unwrap_or(path) == "/realtime"
+}
+
+/// All keys of a request.
+pub(super) fn keys(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let bearer = headers.get_all(AUTHORIZATION).iter().filter_map(|value| {
         let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(key)
@@ -135,10 +144,14 @@ fn identify(access: &Access, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     let offered =
         offered.flat_map(|list| list.split(',')).filter_map(|word| word.trim().strip_prefix(SUBPROTOCOL));
-    let keys = bearer.chain(plain).chain(offered).map(str::trim).filter(|key| !key.is_empty());
+    bearer.chain(plain).chain(offered).map(str::trim).filter(|key| !key.is_empty())
+}
+
+/// Whose the request is. Where it has several keys, all must be of one tenant.
+fn identify(headers: &HeaderMap, whose: impl Fn(&str) -> Option<Caller>) -> Result<Caller, ApiError> {
     let mut found: Option<Caller> = None;
-    for key in keys {
-        let caller = access.identify(key).ok_or(ApiError::WrongKey)?;
+    for key in keys(headers) {
+        let caller = whose(key).ok_or(ApiError::WrongKey)?;
         if found.as_ref().is_some_and(|found| found.tenant != caller.tenant) {
             return Err(ApiError::WrongKey);
         }

@@ -47,7 +47,7 @@ use uuid::Uuid;
 pub use self::{audio::SoundConfig, error::ApiError, openapi::document, realtime::RealtimeLimits};
 pub(crate) use self::{batches::run as run_batches, realtime::Connection, record::Peer};
 use self::{
-    realtime::{Sessions, Until},
+    realtime::{Secrets, Sessions, Until},
     record::{Ending, Incoming, Record, TIMING, Tally, WantsTiming},
 };
 use crate::{
@@ -121,6 +121,8 @@ pub struct App {
     stopped: watch::Sender<bool>,
     /// What goes on behind responses.
     sessions: Sessions,
+    /// What pages may open sessions with.
+    secrets: Secrets,
     decoders: Decoders,
     fetcher: Fetcher,
     documents: Readers,
@@ -157,6 +159,7 @@ impl App {
             public: public(&config),
             stopped: watch::Sender::new(false),
             sessions: Sessions::default(),
+            secrets: Secrets::default(),
             config,
             uploads: Semaphore::new(audio::MOST_UPLOADS),
             models: OnceLock::new(),

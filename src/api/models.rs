@@ -35,7 +35,7 @@ pub(super) async fn list(
         app.models()?.models().iter().flat_map(|served| served.names().map(move |name| (served, name)));
     let names = names.filter(|(served, name)| record.may_use(served, name));
     if is_anthropic(uri.path(), &headers) {
-        let infos = names.map(|(served, name)| info(served, name)).collect();
+        let infos = names.map(|(served, name)| info(&app, served, name)).collect();
         return Ok(Json(page_of(Page::parse(uri.query(), 20, MOST_LISTED)?, infos)).into_response());
     }
     let data = names.map(|(served, name)| model(served, name)).collect();
@@ -76,7 +76,7 @@ pub(super) async fn one(
     let id = id.strip_suffix('/').unwrap_or(&id).to_owned();
     let served = record.find(models, &id)?;
     if is_anthropic(uri.path(), &headers) {
-        return Ok(Json(info(served, &id)).into_response());
+        return Ok(Json(info(&app, served, &id)).into_response());
     }
     Ok(Json(model(served, &id)).into_response())
 }
@@ -129,7 +129,8 @@ fn model(served: &Served, name: &str) -> Model {
     }
 }
 
-fn info(served: &Served, name: &str) -> anthropic::ModelInfo {
+fn info(app: &App, served: &Served, name: &str) -> anthropic::ModelInfo {
+    let keeps_files = app.store().is_some();
     let created = jiff::Timestamp::from_second(i64::try_from(served.created).unwrap_or(0));
     anthropic::ModelInfo {
         kind: "model",
@@ -137,6 +138,44 @@ fn info(served: &Served, name: &str) -> anthropic::ModelInfo {
         display_name: name.to_owned(),
         created_at: created.unwrap_or_default().to_string(),
         lifecycle: "active",
+        deprecated_at: None,
+        retires_at: None,
+        line: None,
         max_input_tokens: served.handle.context(),
+        max_tokens: served.handle.context(),
+        capabilities: capabilities(served, keeps_files),
+    }
+}
+
+fn capabilities(served: &Served, keeps_files: bool) -> anthropic::Capabilities {
+    let no = anthropic::Support::from(false);
+    let chats = served.chat().is_some().into();
+    anthropic::Capabilities {
+        batch: (served.chat().is_some() && keeps_files).into(),
+        citations: no,
+        code_execution: no,
+        context_management: anthropic::ContextSupport {
+            supported: false,
+            clear_thinking_20251015: None,
+            clear_tool_uses_20250919: None,
+            compact_20260112: None,
+        },
+        effort: anthropic::EffortSupport {
+            supported: false,
+            low: no,
+            medium: no,
+            high: no,
+            xhigh: no,
+            max: no,
+        },
+        // Every model that chats sees.
+        image_input: chats,
+        pdf_input: chats,
+        server_tools: anthropic::ServerToolSupport { supported: false, code_execution: no, web_search: no },
+        structured_outputs: chats,
+        thinking: anthropic::ThinkingSupport {
+            supported: false,
+            types: anthropic::ThinkingTypes { adaptive: no, between_tools: no, disabled: chats, enabled: no },
+        },
     }
 }

@@ -222,6 +222,27 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             },
         },
         Endpoint {
+            path: "/v1/realtime/client_secrets",
+            method: "post",
+            id: "createClientSecret",
+            summary: "Makes a key for a web page that may open realtime sessions, and do nothing else, for a while.",
+            description: "It is good as long as the key that it was made with, at most until it expires or the server \
+                          ends. Sessions begin as it says.",
+            area: Some(Area::Audio),
+            handler: post(realtime::create_secret),
+            shape: |schemas| {
+                let request = schemas.request::<wire::realtime::ClientSecretRequest>();
+                let answer = schemas.answer::<wire::realtime::ClientSecret<'_>>();
+                Shape {
+                    parameters: json!([]),
+                    body: Some(json!({"application/json": {"schema": request}})),
+                    answers: vec![("200", "The key.", json!({"application/json": {"schema": answer}}))],
+                    errors: CHAT_ERRORS,
+                    envelope: Envelope::OpenAi,
+                }
+            },
+        },
+        Endpoint {
             path: "/v1/files",
             method: "post",
             id: "createFile",

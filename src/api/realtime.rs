@@ -1,5 +1,6 @@
 //! `/v1/realtime`: speech that is written down while it is said, over a WebSocket.
 
+mod secrets;
 mod session;
 mod settings;
 
@@ -25,13 +26,14 @@ use axum::{
 };
 use tokio::sync::watch;
 
+pub(super) use self::secrets::{Secrets, create as create_secret, is_client_secret};
 use self::{session::Session, settings::Settings};
 use super::{
     ApiError, App, guard,
     record::{Ending, Record},
     wire::realtime as wire,
 };
-use crate::request::InvalidRequest;
+use crate::{operations::Counted, request::InvalidRequest};
 
 /// What is answered of the protocols that a client offers.
 const PROTOCOL: &str = "realtime";
@@ -75,7 +77,17 @@ pub(super) async fn connect(
     if let Some(other) = intent.filter(|intent| intent != "transcription") {
         return Err(super::check::value("intent", &other, "'transcription'").into());
     }
-    let settings = Settings::new(&app, &record, model.as_deref())?;
+    // A page that was given a secret begins as that says; its URL may say another model.
+    let settings = match guard::keys(&headers).find(|key| is_client_secret(key)) {
+        Some(secret) => {
+            let mut settings = app.secrets.settings(secret)?;
+            if let Some(name) = model.filter(|name| !name.is_empty()) {
+                settings.set_model(&app, &record, &name)?;
+            }
+            settings
+        }
+        None => Settings::new(&app, &record, model.as_deref())?,
+    };
     let tenant = record.caller().map(|caller| caller.tenant).unwrap_or_default();
     let open = app.open_session(tenant, app.config.realtime.sessions)?;
     let ending = Until::default();
@@ -157,6 +169,7 @@ pub(super) struct Sessions {
 struct Open {
     app: Arc<App>,
     tenant: String,
+    _counted: Counted,
 }
 
 impl Sessions {
@@ -182,7 +195,8 @@ impl App {
         *count += 1;
         self.sessions.count.send_modify(|count| *count += 1);
         drop(by_tenant);
-        Ok(Open { app: Arc::clone(self), tenant })
+        let counted = self.operations.metrics.session();
+        Ok(Open { app: Arc::clone(self), tenant, _counted: counted })
     }
 }
 

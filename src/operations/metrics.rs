@@ -39,6 +39,7 @@ pub struct Metrics {
     stages: HistogramVec,
     connections: IntGauge,
     connections_refused: IntCounter,
+    sessions: IntGauge,
 }
 
 impl Default for Metrics {
@@ -95,6 +96,8 @@ impl Default for Metrics {
                 "Connections that were turned away because there were too many.",
             )
             .expect("the name is good"),
+            sessions: IntGauge::new("percept_realtime_sessions", "Realtime sessions that are open.")
+                .expect("the name is good"),
             registry,
         };
         metrics.register();
@@ -106,7 +109,7 @@ impl Metrics {
     fn register(&self) {
         let Self { registry, requests, errors, retries, tokens, images, .. } = self;
         let Self { audio_seconds, compute_seconds, cost, seconds, first_token, stages, .. } = self;
-        let all: [Box<dyn prometheus::core::Collector>; 14] = [
+        let all: [Box<dyn prometheus::core::Collector>; 15] = [
             Box::new(requests.clone()),
             Box::new(errors.clone()),
             Box::new(retries.clone()),
@@ -120,6 +123,7 @@ impl Metrics {
             Box::new(stages.clone()),
             Box::new(self.connections.clone()),
             Box::new(self.connections_refused.clone()),
+            Box::new(self.sessions.clone()),
             Box::new(information()),
         ];
         for collector in all {
@@ -165,9 +169,13 @@ impl Metrics {
     }
 
     /// A connection is open as long as this lives.
-    pub fn connected(&self) -> Connected {
-        self.connections.inc();
-        Connected(self.connections.clone())
+    pub fn connected(&self) -> Counted {
+        Counted::of(&self.connections)
+    }
+
+    /// A realtime session is open as long as this lives.
+    pub fn session(&self) -> Counted {
+        Counted::of(&self.sessions)
     }
 
     /// A connection was turned away.
@@ -195,11 +203,18 @@ impl Metrics {
     }
 }
 
-/// An open connection.
+/// Something that is open as long as this lives, among all that are.
 #[derive(Debug)]
-pub struct Connected(IntGauge);
+pub struct Counted(IntGauge);
 
-impl Drop for Connected {
+impl Counted {
+    fn of(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
     }

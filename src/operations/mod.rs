@@ -19,7 +19,7 @@ use tracing::warn;
 use self::audit::{Audit, AuditError, Event};
 pub use self::{
     content::{Content, ContentConfig, ContentError, MOST_BYTES as MOST_CONTENT},
-    metrics::{Connected, Metrics, Names},
+    metrics::{Counted, Metrics, Names},
     traces::Traces,
     usage::{Row, Totals, Usage},
 };

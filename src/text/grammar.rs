@@ -26,7 +26,7 @@ pub const DEEPEST_SCHEMA: usize = 64;
 const MOST_CALLS: usize = 16;
 /// White space that JSON may have between its parts: a space, or a line's end and an indentation. A model that may write
 /// more sometimes writes nothing else.
-const WHITE_SPACE: &str = r"( |\n {0,64})";
+const WHITE_SPACE: &str = r"( |\n {0,24})";
 /// Most characters of an error that a client is told.
 const LONGEST_ERROR: usize = 500;
 

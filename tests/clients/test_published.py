@@ -156,8 +156,7 @@ def test_models_and_errors_are_as_openai_has_them(server, openai):
         openai.named(answer.json(), "ErrorResponse")
 
 
-def test_requests_tokens_and_errors_are_as_anthropic_has_them(server, anthropic):
-    """Messages lack what the newest description demands (`stop_details`), and older clients do not know."""
+def test_anthropic_s_answers_are_as_it_has_them(server, anthropic):
     body = {"model": "llava", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}
     anthropic.request(body | {"max_tokens": 4, "system": "a", "stop_sequences": ["e"]}, "/v1/messages")
     path = "/v1/messages/count_tokens"
@@ -169,3 +168,30 @@ def test_requests_tokens_and_errors_are_as_anthropic_has_them(server, anthropic)
         http.post(f"{server}/messages", content="{", headers={"content-type": "application/json"}),
     ]:
         anthropic.named(answer.json(), "ErrorResponse")
+    headers = {"anthropic-version": "2023-06-01"}
+    models = http.get(f"{server}/models", headers=headers).json()
+    anthropic.answer(models, "/v1/models", "get")
+    anthropic.answer(models["data"][0], "/v1/models/{model_id}", "get")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"stop_sequences": ["e"], "temperature": 0},
+        {
+            "tools": [{"name": "clock", "description": "a", "input_schema": TOOL["parameters"]}],
+            "tool_choice": {"type": "any"},
+            "max_tokens": 60,
+        },
+    ],
+)
+def test_messages_are_as_anthropic_has_them(server, anthropic, more):
+    path = "/v1/messages"
+    body = {"model": "llava", "max_tokens": 8, "messages": [{"role": "user", "content": "a"}], **more}
+    anthropic.request(body, path)
+    answer = post(f"{server}/messages", body).json()
+    anthropic.answer(answer, path)
+    assert answer["stop_details"] is None
+    for event in events(post(f"{server}/messages", body | {"stream": True}).text):
+        anthropic.named(event, "MessageStreamEvent")

@@ -111,6 +111,25 @@ def test_the_client_ends_turns(demo, said):
         assert connection.recv().type == "input_audio_buffer.cleared"
 
 
+@pytest.mark.skipif(not hasattr(openai.resources, "realtime"), reason="it came with 1.107")
+def test_a_page_s_secret_opens_a_session(demo, said):
+    transcription = {"model": "whisper", "language": "en"}
+    audio = {"input": {"transcription": transcription, "turn_detection": None}}
+    made = client(demo).realtime.client_secrets.create(
+        expires_after={"anchor": "created_at", "seconds": 60},
+        session={"type": "transcription", "audio": audio},
+    )
+    assert made.session.type == "transcription" and made.session.audio.input.transcription.language == "en"
+    page = client(demo).with_options(api_key=made.value)
+    with page.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+        created = connection.recv()
+        assert created.session.audio.input.turn_detection is None
+        for piece in sound():
+            connection.input_audio_buffer.append(audio=piece)
+        connection.input_audio_buffer.commit()
+        check(until(connection, WHOLE), said)
+
+
 @pytest.mark.skipif(not HAS_BETA, reason="this version has the newer API only")
 def test_the_older_api(demo, said):
     query = {"intent": "transcription"}

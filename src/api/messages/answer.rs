@@ -44,6 +44,9 @@ impl Base {
             content: Vec::new(),
             stop_reason: None,
             stop_sequence: None,
+            stop_details: None,
+            container: None,
+            diagnostics: None,
             usage: self.usage(usage),
         }
     }
@@ -56,6 +59,11 @@ impl Base {
             cache_creation_input_tokens: 0,
             cache_read_input_tokens: read,
             output_tokens: usage.generated,
+            cache_creation: None,
+            inference_geo: None,
+            output_tokens_details: None,
+            server_tool_use: None,
+            service_tier: "standard",
         }
     }
 
@@ -74,7 +82,12 @@ impl Base {
 
 fn tool_use(name: String) -> wire::ContentBlock {
     let id = format!("toolu_{}", Uuid::new_v4().simple());
-    wire::ContentBlock::ToolUse { id, name, input: Value::Object(Map::new()) }
+    wire::ContentBlock::ToolUse {
+        id,
+        name,
+        input: Value::Object(Map::new()),
+        caller: wire::Caller { kind: "direct" },
+    }
 }
 
 /// Gives the last call its input, unless it was cut off: then it keeps an empty one.
@@ -97,8 +110,8 @@ pub(super) async fn collect(base: Base, mut answers: Answers) -> Result<Response
             AnswerEvent::Text(more) => {
                 settle(&mut content, &mut input);
                 match content.last_mut() {
-                    Some(wire::ContentBlock::Text { text }) => *text += &more,
-                    _ => content.push(wire::ContentBlock::Text { text: more }),
+                    Some(wire::ContentBlock::Text { text, .. }) => *text += &more,
+                    _ => content.push(wire::ContentBlock::text(more)),
                 }
             }
             AnswerEvent::Call(name) => {
@@ -116,12 +129,15 @@ pub(super) async fn collect(base: Base, mut answers: Answers) -> Result<Response
     let (reason, usage) = end.ok_or(EngineError::Stopped)?;
     // Clients read the first block without a look.
     if content.is_empty() {
-        content.push(wire::ContentBlock::Text { text: String::new() });
+        content.push(wire::ContentBlock::text(String::new()));
     }
     let message = wire::Message {
         content,
         stop_reason: Some(base.stop_reason(&answers, reason, usage)),
         stop_sequence: answers.stopped_by(0).map(str::to_owned),
+        stop_details: None,
+        container: None,
+        diagnostics: None,
         ..base.message(usage)
     };
     Ok(Json(message).into_response())
@@ -197,7 +213,7 @@ impl Pieces {
         match step {
             AnswerEvent::Text(text) => {
                 if self.open != Open::Text {
-                    self.begin(Open::Text, wire::ContentBlock::Text { text: String::new() });
+                    self.begin(Open::Text, wire::ContentBlock::text(String::new()));
                 }
                 self.delta(wire::Delta::TextDelta { text: &text });
             }
@@ -206,11 +222,16 @@ impl Pieces {
             AnswerEvent::Scored(_) => {}
             AnswerEvent::Finished(reason, usage) => {
                 if self.blocks == 0 {
-                    self.begin(Open::Text, wire::ContentBlock::Text { text: String::new() });
+                    self.begin(Open::Text, wire::ContentBlock::text(String::new()));
                 }
                 self.end();
                 let stop_reason = self.base.stop_reason(&self.answers, reason, usage);
-                let delta = wire::End { stop_reason, stop_sequence: self.answers.stopped_by(0) };
+                let delta = wire::End {
+                    stop_reason,
+                    stop_sequence: self.answers.stopped_by(0),
+                    stop_details: None,
+                    container: None,
+                };
                 let delta = wire::StreamEvent::MessageDelta { delta, usage: self.base.usage(usage) };
                 self.ready.push_back(event(&delta));
                 self.send(&wire::StreamEvent::MessageStop);

@@ -662,7 +662,7 @@ fn event(kind: wire::Happening<'_>) -> String {
 }
 
 /// A name that nobody has.
-fn name(kind: &str) -> String {
+pub(super) fn name(kind: &str) -> String {
     format!("{kind}_{}", Uuid::new_v4().simple())
 }
 

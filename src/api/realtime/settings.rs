@@ -125,8 +125,7 @@ impl Settings {
     ) -> Result<(), ApiError> {
         let wire::Transcription { model, language, languages, prompt, keywords } = transcription;
         if let Some(name) = model.filter(|name| *name != self.name) {
-            (self.model, self.transcriber) = find(app, record, &name)?;
-            self.name = name;
+            self.set_model(app, record, &name)?;
         }
         let known: Vec<String> = self.transcriber.languages().map(str::to_owned).collect();
         let spoken = |field: &str, language: &str| spoken(&format!("{path}.{field}"), language, &known);
@@ -148,6 +147,19 @@ impl Settings {
         self.options.initial_prompt = prompt;
         self.options.hotwords = keywords;
         Ok(())
+    }
+
+    /// Has another model transcribe.
+    pub(super) fn set_model(&mut self, app: &App, record: &Record, name: &str) -> Result<(), ApiError> {
+        (self.model, self.transcriber) = find(app, record, name)?;
+        name.clone_into(&mut self.name);
+        Ok(())
+    }
+
+    /// Bytes of texts in them.
+    pub(super) fn words(&self) -> usize {
+        let texts = [&self.options.initial_prompt, &self.options.hotwords];
+        texts.into_iter().flatten().map(String::len).sum::<usize>() + self.name.len()
     }
 
     /// As the wire has them.

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     Anything, Items, Object,
-    chat::{MOST_MESSAGES, MOST_PARTS, text_or},
+    chat::{MOST_MESSAGES, MOST_PARTS, Never, text_or},
     tools::MOST_TOOLS,
 };
 
@@ -381,6 +381,12 @@ pub struct Message<'a> {
     pub stop_reason: Option<StopReason>,
     /// The stop text that ended it.
     pub stop_sequence: Option<String>,
+    /// Always null: what refuses is the model, in words.
+    pub stop_details: Option<Never>,
+    /// Always null.
+    pub container: Option<Never>,
+    /// Always null.
+    pub diagnostics: Option<Never>,
     /// Tokens.
     pub usage: Usage,
 }
@@ -393,6 +399,8 @@ pub enum ContentBlock {
     Text {
         /// What is said.
         text: String,
+        /// Always null.
+        citations: Option<Never>,
     },
     /// A call of a function.
     ToolUse {
@@ -402,7 +410,25 @@ pub enum ContentBlock {
         name: String,
         /// An object; empty where the call begins, or was cut off.
         input: Value,
+        /// The model itself.
+        caller: Caller,
     },
+}
+
+impl ContentBlock {
+    /// Words.
+    pub fn text(text: String) -> Self {
+        Self::Text { text, citations: None }
+    }
+}
+
+/// Who calls a function.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+#[schemars(rename = "AnthropicCaller")]
+pub struct Caller {
+    /// `direct`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
 }
 
 /// Why an answer ended.
@@ -433,6 +459,16 @@ pub struct Usage {
     pub cache_read_input_tokens: usize,
     /// Of the answer.
     pub output_tokens: usize,
+    /// Always null.
+    pub cache_creation: Option<Never>,
+    /// Always null: where it was computed is where the server is.
+    pub inference_geo: Option<Never>,
+    /// Always null.
+    pub output_tokens_details: Option<Never>,
+    /// Always null.
+    pub server_tool_use: Option<Never>,
+    /// `standard`.
+    pub service_tier: &'static str,
 }
 
 /// A piece of an answer, under its name as the event's.
@@ -516,6 +552,10 @@ pub struct End<'a> {
     pub stop_reason: StopReason,
     /// The stop text that ended it.
     pub stop_sequence: Option<&'a str>,
+    /// Always null, as in the message.
+    pub stop_details: Option<Never>,
+    /// Always null.
+    pub container: Option<Never>,
 }
 
 /// `POST /v1/messages/count_tokens`
@@ -579,6 +619,117 @@ pub struct ModelInfo {
     pub created_at: String,
     /// `active`.
     pub lifecycle: &'static str,
+    /// Always null.
+    pub deprecated_at: Option<Never>,
+    /// Always null.
+    pub retires_at: Option<Never>,
+    /// Always null.
+    pub line: Option<Never>,
     /// Most tokens of prompt and answer together.
     pub max_input_tokens: usize,
+    /// Most tokens of an answer.
+    pub max_tokens: usize,
+    /// What requests for it may have.
+    pub capabilities: Capabilities,
+}
+
+/// What requests for a model may have.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub struct Capabilities {
+    /// Whether it answers batches.
+    pub batch: Support,
+    /// Not yet.
+    pub citations: Support,
+    /// Never.
+    pub code_execution: Support,
+    /// Never.
+    pub context_management: ContextSupport,
+    /// Not: it is ignored.
+    pub effort: EffortSupport,
+    /// Pictures.
+    pub image_input: Support,
+    /// Documents.
+    pub pdf_input: Support,
+    /// Never.
+    pub server_tools: ServerToolSupport,
+    /// Answers that follow a schema, and strict tools.
+    pub structured_outputs: Support,
+    /// Not: what asks for it is answered without.
+    pub thinking: ThinkingSupport,
+}
+
+/// Whether there is something.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub struct Support {
+    /// That.
+    pub supported: bool,
+}
+
+impl From<bool> for Support {
+    fn from(supported: bool) -> Self {
+        Self { supported }
+    }
+}
+
+/// What a server can leave out of a conversation itself.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub struct ContextSupport {
+    /// Anything at all.
+    pub supported: bool,
+    /// Always null.
+    pub clear_thinking_20251015: Option<Never>,
+    /// Always null.
+    pub clear_tool_uses_20250919: Option<Never>,
+    /// Always null.
+    pub compact_20260112: Option<Never>,
+}
+
+/// How much effort a model can be told to make.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub struct EffortSupport {
+    /// Any at all.
+    pub supported: bool,
+    /// Little.
+    pub low: Support,
+    /// Some.
+    pub medium: Support,
+    /// Much.
+    pub high: Support,
+    /// More.
+    pub xhigh: Support,
+    /// All.
+    pub max: Support,
+}
+
+/// Tools that a server runs itself.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub struct ServerToolSupport {
+    /// Any of them.
+    pub supported: bool,
+    /// Programs.
+    pub code_execution: Support,
+    /// Searches.
+    pub web_search: Support,
+}
+
+/// Whether a model can be told to think.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub struct ThinkingSupport {
+    /// Whether it can.
+    pub supported: bool,
+    /// What of `thinking.type` has an effect, or is taken as what there is.
+    pub types: ThinkingTypes,
+}
+
+/// What of `thinking.type` has an effect, or is taken as what there is.
+#[derive(Debug, Clone, Copy, Serialize, JsonSchema)]
+pub struct ThinkingTypes {
+    /// As much as the model likes.
+    pub adaptive: Support,
+    /// Not, but between calls of tools.
+    pub between_tools: Support,
+    /// Not.
+    pub disabled: Support,
+    /// So much.
+    pub enabled: Support,
 }

@@ -20,6 +20,24 @@ pub struct Connect {
     pub intent: Option<String>,
 }
 
+/// What `POST /v1/realtime/client_secrets` takes.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct ClientSecretRequest {
+    /// How long sessions can be opened with it.
+    pub expires_after: Option<Object<SecretExpiry>>,
+    /// How they begin.
+    pub session: Option<Object<SessionUpdate>>,
+}
+
+/// How long a client secret is good.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct SecretExpiry {
+    /// `created_at`.
+    pub anchor: Option<String>,
+    /// From then on: 10 to 7200, by default 600.
+    pub seconds: Option<i64>,
+}
+
 /// What a client sends. Everything may be absent or null here: what must be there is checked with a better message.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(extend("required" = ["type"]))]
@@ -139,6 +157,17 @@ pub struct TurnDetection {
 }
 
 /// A whole answer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ClientSecret<'a> {
+    /// `ek_percept-…`: what a page connects with.
+    pub value: &'a str,
+    /// Until when, in seconds since 1970. Sessions may take longer.
+    pub expires_at: u64,
+    /// How they begin.
+    pub session: Session<'a>,
+}
+
+/// A whole event.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ServerEvent<'a> {
     /// `event_…`.
