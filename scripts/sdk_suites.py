@@ -12,42 +12,74 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from anthropic._data import DEPRECATED_MODELS
+
 # Of each package: tests of endpoints that percept has, the base URL's end, and what its tests are run with.
 SUITES = {
     "openai": (
         [
             "chat/test_completions.py",
-            "test_completions.py",
             "test_responses.py",
-            "test_models.py",
+            "test_completions.py",
+            "test_embeddings.py",
             "audio/test_transcriptions.py",
             "audio/test_translations.py",
+            "realtime/test_client_secrets.py",
+            "test_files.py",
+            "test_batches.py",
+            "test_models.py",
         ],
         "/v1",
         [],
     ),
-    "anthropic": (["test_messages.py", "test_models.py"], "", ["-p", "tests._alias_httpx"]),
+    "anthropic": (
+        [
+            "test_messages.py",
+            "beta/test_messages.py",
+            "messages/test_batches.py",
+            "beta/messages/test_batches.py",
+            "test_files.py",
+            "beta/test_files.py",
+            "test_models.py",
+            "beta/test_models.py",
+        ],
+        "",
+        ["-p", "tests._alias_httpx"],
+    ),
 }
-# Kept chat completions and responses, which percept has not: it keeps nothing.
-KEPT = "not (retrieve or update or list or delete or cancel or compact)"
-SPEECH = re.compile("whisper|transcribe")
+# Kept chat completions and responses, which percept has not: it keeps none. Files and batches it keeps.
+KEPT = {
+    "chat/test_completions.py": "not (retrieve or update or list or delete)",
+    "test_responses.py": "not (retrieve or delete or cancel or compact)",
+}
+EMBEDDER = "bert"
+FIXTURES = Path(__file__).resolve().parents[1] / "tests/fixtures"
 
 
 def files(folder, package):
-    """The files of a suite."""
-    found = [folder / package / "tests/api_resources" / name for name in SUITES[package][0]]
-    missing = [str(file) for file in found if not file.is_file()]
+    """The files of a suite, by the names above."""
+    found = {name: folder / package / "tests/api_resources" / name for name in SUITES[package][0]}
+    missing = [str(file) for file in found.values() if not file.is_file()]
     if missing:
         sys.exit(f"the package has no {', '.join(missing)} any more")
     return found
 
 
-def names(folder):
-    """The chat models that the tests ask for."""
-    asked = re.compile(r'(?:model|model_id)="([^"]+)"|retrieve\(\s*"([^"]+)"')
-    text = "".join(file.read_text() for package in SUITES for file in files(folder, package))
-    found = {a or b for a, b in asked.findall(text)}
-    return sorted(name for name in found if not SPEECH.search(name))
+def aliases(folder):
+    """The names that the tests ask for, and the models that they mean; speech models have theirs already."""
+    found = {}
+    for package in SUITES:
+        for name, file in files(folder, package).items():
+            if name.startswith(("audio/", "realtime/")):
+                continue
+            asked = r'\bmodel"?(?:=|: )"([^"]+)"'
+            if name.endswith("test_models.py"):
+                asked = r'(?:model_id=|retrieve\(\s*)"([^"]+)"'
+            model = EMBEDDER if name == "test_embeddings.py" else "percept-demo-vlm"
+            found |= dict.fromkeys(re.findall(asked, file.read_text()), model)
+    # One test asks for each of these.
+    found |= dict.fromkeys(DEPRECATED_MODELS, "percept-demo-vlm")
+    return [f"--alias={name}={model}" for name, model in sorted(found.items())]
 
 
 def failures(folder, package, url):
@@ -55,8 +87,8 @@ def failures(folder, package, url):
     _, end, more = SUITES[package]
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        for file in files(folder, package):
-            kept = ["-k", KEPT] if package == "openai" and file.name != "test_models.py" else []
+        for name, file in files(folder, package).items():
+            kept = ["-k", KEPT[name]] if package == "openai" and name in KEPT else []
             command = [
                 sys.executable,
                 "-m",
@@ -69,14 +101,18 @@ def failures(folder, package, url):
                 *more,
                 *kept,
             ]
-            subprocess.run(
+            done = subprocess.run(
                 [*command, f"--junit-xml={report}", file.relative_to(folder / package)],
                 cwd=folder / package,
                 env=os.environ | {"TEST_API_BASE_URL": url + end},
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
                 check=False,
             )
-            yield file.relative_to(folder / package / "tests/api_resources"), *read(report)
+            # 1 is that tests failed, more that they could not be run.
+            if done.returncode > 1:
+                sys.exit(f"{package} {name} could not be run:\n{done.stdout}")
+            yield name, *read(report)
 
 
 def read(report):
@@ -86,7 +122,8 @@ def read(report):
         problem = case.find("error") if problem is None else problem
         if problem is not None:
             name = case.get("name").split("[")[0]
-            failed[name][" ".join(problem.get("message", "").split())] += 1
+            reason = re.sub("req_[0-9a-f]+", "req_…", " ".join(problem.get("message", "").split()))
+            failed[name][reason] += 1
         elif case.find("skipped") is None:
             passed += 1
     return passed, failed
@@ -94,21 +131,23 @@ def read(report):
 
 def main():
     folder = Path(sys.argv[1])
-    aliases = [f"--alias={name}=percept-demo-vlm" for name in names(folder)]
-    command = [os.environ["PERCEPT"], "serve", *aliases, "--port", "0", "--log", "error"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        url = server.stdout.readline().strip().rsplit(" ", 1)[1].removesuffix("/v1")
-        for package in SUITES:
-            for file, passed, failed in failures(folder, package, url):
-                count = sum(sum(reasons.values()) for reasons in failed.values())
-                print(f"{package} {file}: {passed} passed, {count} failed", flush=True)
-                for name, reasons in sorted(failed.items()):
-                    for reason, times in reasons.items():
-                        print(f"    {name}, {times} times: {reason[:300]}", flush=True)
-    finally:
-        server.terminate()
-        server.wait(timeout=120)
+    models = ["percept-demo-vlm", "percept-demo-whisper", f"{EMBEDDER}={FIXTURES / EMBEDDER}"]
+    with tempfile.TemporaryDirectory() as kept:
+        options = [*aliases(folder), "--files", kept, "--port", "0", "--log", "error"]
+        command = [os.environ["PERCEPT"], "serve", *models, *options]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            url = server.stdout.readline().strip().rsplit(" ", 1)[1].removesuffix("/v1")
+            for package in SUITES:
+                for file, passed, failed in failures(folder, package, url):
+                    count = sum(sum(reasons.values()) for reasons in failed.values())
+                    print(f"{package} {file}: {passed} passed, {count} failed", flush=True)
+                    for name, reasons in sorted(failed.items()):
+                        for reason, times in reasons.items():
+                            print(f"    {name}, {times} times: {reason[:300]}", flush=True)
+        finally:
+            server.terminate()
+            server.wait(timeout=120)
 
 
 if __name__ == "__main__":
