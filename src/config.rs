@@ -131,6 +131,10 @@ pub struct Settings {
     #[arg(long, value_name = "SECONDS", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_seconds: Option<u32>,
+    /// Seconds for which a client may take nothing of what is sent to it [default: 60]
+    #[arg(long, value_name = "SECONDS", help_heading = "Server")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stalled_seconds: Option<u32>,
     /// What to log: error, warn, info, debug, trace, or per module as in percept::engine=debug [default: info]
     #[arg(long, value_name = "FILTER", help_heading = "Server")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -713,6 +717,7 @@ impl Settings {
                 most: count("max_connections", self.max_connections, 1024)?,
                 head: Duration::from_secs(count("head_seconds", self.head_seconds, 10)? as u64),
                 idle: Duration::from_secs(count("idle_seconds", self.idle_seconds, 75)? as u64),
+                stalled: Duration::from_secs(count("stalled_seconds", self.stalled_seconds, 60)? as u64),
             },
         })
     }

@@ -33,6 +33,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::AbortHandle,
 };
+use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error_span, info, warn};
 
 use crate::{
@@ -474,15 +475,14 @@ pub async fn run(
     drop((listener, refreshing, connections));
     info!("stopping: finishing what is running");
     app.stop();
-    for served in app.models().map(Router::models).unwrap_or_default() {
-        served.handle.drain();
-    }
     let finished = async {
         stopping.send_replace(true);
-        // Each connection has a receiver until its end.
+        // Each connection has a receiver until its end. Until then engines take what has come already: a turn of a
+        // session that waits, a request whose body is being read.
         stopping.closed().await;
         app.sessions_ended().await;
         for served in app.models().map(Router::models).unwrap_or_default() {
+            served.handle.drain();
             served.handle.ended().await;
         }
     };
@@ -593,7 +593,11 @@ impl Serving {
             .header_read_timeout(self.limits.idle)
             .max_buf_size(HEAD_BYTES)
             .max_headers(HEADERS);
-        let connection = builder.serve_connection(TokioIo::new(connection), service).with_upgrades();
+        // A client that does not read would keep its place, and what is to be sent, for ever.
+        let mut connection = TimeoutStream::new(connection);
+        connection.set_write_timeout(Some(self.limits.stalled));
+        let connection = TokioIo::new(Box::pin(connection));
+        let connection = builder.serve_connection(connection, service).with_upgrades();
         tokio::pin!(connection);
         let serving = async {
             tokio::select! {

@@ -436,6 +436,45 @@ async fn two_hundred_malformed_requests_are_refused_in_shape() {
     server.ask(&words("hello")).await;
 }
 
+/// A value of two bytes takes many times as much in memory: there are only so many in all schemas of a body together.
+#[tokio::test]
+async fn schemas_have_only_so_many_values() {
+    let server = start(Settings::default()).await;
+    let many = |count: usize| json!({"type": "object", "enum": vec![0; count]});
+    let tool = |schema: Value| json!({"type": "function", "function": {"name": "f", "parameters": schema}});
+    let one = with("tools", json!([tool(many(600_000))]));
+    let two = with("tools", json!([tool(many(300_000)), tool(many(300_000))]));
+    let other = with(
+        "response_format",
+        json!({"type": "json_schema", "json_schema": {"name": "a", "schema": many(600_000)}}),
+    );
+    for (body, param) in [
+        (&one, "tools[0].function.parameters.enum[524285]"),
+        (&two, "tools[1].function.parameters.enum[224282]"),
+        (&other, "response_format.json_schema.schema.enum[524285]"),
+    ] {
+        let (status, error) = server.refuse(body).await;
+        assert_eq!((status, &error["code"]), (400, &json!("array_above_max_length")), "{error}");
+        assert_eq!(error["param"], param);
+        assert!(error["message"].as_str().unwrap().contains("524288"), "{error}");
+    }
+    // One body's do not count for the next.
+    for _ in 0..3 {
+        let (status, error) = server.refuse(&with("tools", json!([tool(many(400_000))]))).await;
+        assert_eq!((status, &error["code"]), (400, &json!("context_length_exceeded")), "{error}");
+    }
+    let input = json!({"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": vec![0; 600_000]}});
+    let message = json!({
+        "model": "llava",
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": [input]}],
+    });
+    let response = server.post_to("/v1/messages", &message).await;
+    assert_eq!(response.status(), 400);
+    let error: Value = response.json().await.unwrap();
+    assert!(error["error"]["message"].as_str().unwrap().contains("524288"), "{error}");
+}
+
 #[tokio::test]
 async fn limits_hold_at_their_value_and_not_beyond() {
     let file = std::fs::read(server::fixture("inputs/land_90x60.png")).unwrap();

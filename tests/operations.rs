@@ -632,6 +632,34 @@ async fn who_sends_nothing_is_not_waited_for() {
     }
 }
 
+/// A client that asks and does not read takes a place, which is somebody else's after a while.
+#[tokio::test]
+async fn who_reads_nothing_is_not_waited_for() {
+    let server = start(Settings { stalled_seconds: Some(1), ..Settings::default() }).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address = server.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let mut silent = socket.connect(address).await.unwrap();
+    let page = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    silent.write_all(&page.repeat(400)).await.unwrap();
+    // Somebody who reads, slowly but all the time, is.
+    let mut slow = connect(&server).await;
+    slow.write_all(&page.repeat(2)).await.unwrap();
+    let connections = async || figures(&server).await["percept_connections"];
+    // The two, and the one that asks.
+    assert!(connections().await >= 3.0);
+    let mut read = 0;
+    let mut buffer = vec![0; 1000];
+    while connections().await >= 3.0 {
+        read += slow.read(&mut buffer).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(read > 0, "who read was left before who did not");
+    slow.write_all(b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let text = rest(&mut slow).await;
+    assert!(text.ends_with("{\"status\":\"live\"}"), "{}", &text[text.len() - 100..]);
+}
+
 #[tokio::test]
 async fn heads_have_a_size() {
     let server = start(Settings::default()).await;

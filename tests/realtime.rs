@@ -131,6 +131,19 @@ impl Client {
         events
     }
 
+    /// Events up to one of these ends of a transcription.
+    async fn until_any(&mut self, ends: &[&str]) -> Vec<Value> {
+        let mut events = Vec::new();
+        loop {
+            let event = self.next().await;
+            let kind = event["type"].as_str().unwrap().to_owned();
+            events.push(event);
+            if ends.iter().any(|end| kind == format!("conversation.item.input_audio_transcription.{end}")) {
+                return events;
+            }
+        }
+    }
+
     /// How the server closes, behind its last event.
     async fn closed(&mut self) -> u16 {
         loop {
@@ -590,7 +603,7 @@ async fn pages_open_sessions_with_secrets_of_their_own() {
     }
 
     // It opens nothing else, and makes no others.
-    let mut get = async |path: &str| {
+    let get = async |path: &str| {
         reqwest::Client::new().get(server.path(path)).bearer_auth(value).send().await.unwrap().status()
     };
     for path in ["/v1/models", "/v1/usage", "/v1/realtimes", "/v1/files"] {
@@ -743,10 +756,14 @@ async fn a_session_ends_when_it_must() {
     let said = said(&server).await;
     let mut client = Client::begin(&server).await;
     client.update(&json!({"turn_detection": null})).await;
-    client.append(&pcm(&speech())).await;
-    client.send(&json!({"type": "input_audio_buffer.commit"})).await;
-    // It has begun when that is told.
-    client.until("conversation.item.done").await;
+    // Three turns, of which it can have begun one.
+    for _ in 0..3 {
+        client.append(&pcm(&speech())).await;
+        client.send(&json!({"type": "input_audio_buffer.commit"})).await;
+    }
+    for _ in 0..3 {
+        client.until("conversation.item.done").await;
+    }
     let (events, ()) = tokio::join!(
         async {
             let events = client.until("error").await;
@@ -756,8 +773,95 @@ async fn a_session_ends_when_it_must() {
     );
     let (events, code) = events;
     assert_eq!(events.last().unwrap()["error"]["code"], "engine_overloaded");
-    assert!(events.iter().any(|event| event["transcript"] == said.as_str()), "{events:?}");
+    let written = events.iter().filter(|event| event["transcript"] == said.as_str());
+    assert_eq!(written.count(), 3, "{events:?}");
     assert_eq!(code, 1001);
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_key_and_its_budget() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("keys.toml");
+    let add =
+        |tenant: &str, terms: Terms| KeyFile::change(&file, |keys| keys.add(tenant, terms, None)).unwrap();
+    let minute = Terms { audio_minutes_per_day: NonZeroU32::new(1), ..Terms::default() };
+    let (poor, _) = add("poor", minute);
+    let logged = Terms { log_content: Some(true), ..Terms::default() };
+    let (key, id) = add("acme", logged);
+    let (watching, _) = add("watching", Terms { endpoints: Some(vec![Area::Metrics]), ..Terms::default() });
+    let content = folder.path().join("content");
+    let server =
+        start(Settings { keys: Some(file.clone()), content_log: Some(content.clone()), ..settings() }).await;
+    let open = async |key: &str| {
+        let headers = [("authorization", &*format!("Bearer {key}"))];
+        let mut client = Client::connect(&server, "/v1/realtime", &headers).await.ok().unwrap();
+        client.expect("session.created").await;
+        client.update(&json!({"format": {"type": "audio/pcmu"}, "turn_detection": null})).await;
+        client
+    };
+    // Within a session, too, a budget is what it is.
+    let mut client = open(&poor).await;
+    let half = mu_law(&silence(30.0));
+    for end in ["completed", "completed", "failed"] {
+        client.append(&half).await;
+        client.send(&json!({"type": "input_audio_buffer.commit"})).await;
+        let kind = format!("conversation.item.input_audio_transcription.{end}");
+        let events = client.until(&kind).await;
+        if end == "failed" {
+            assert_eq!(events.last().unwrap()["error"]["code"], "insufficient_quota");
+        }
+    }
+    // While it is open, that counts for others.
+    let headers = [("authorization", &*format!("Bearer {poor}"))];
+    let (status, error) = Client::connect(&server, "/v1/realtime", &headers).await.err().unwrap();
+    assert_eq!((status, &error["error"]["code"]), (429, &json!("insufficient_quota")));
+
+    // A key that is taken away opens nothing, and what it opened ends with the next turn.
+    let mut client = open(&key).await;
+    client.append(&mu_law(&speech())).await;
+    client.send(&json!({"type": "input_audio_buffer.commit"})).await;
+    let events = client.until("conversation.item.input_audio_transcription.completed").await;
+    let said = events.last().unwrap()["transcript"].clone();
+    KeyFile::change(&file, |keys| keys.revoke(&id)).unwrap();
+    loop {
+        client.append(&mu_law(&speech())).await;
+        client.send(&json!({"type": "input_audio_buffer.commit"})).await;
+        let events = client.until_any(&["completed", "failed"]).await;
+        if let Some(error) = events.last().unwrap().get("error") {
+            assert_eq!(error["code"], "invalid_api_key");
+            break;
+        }
+    }
+    assert_eq!(client.expect("error").await["error"]["code"], "invalid_api_key");
+    assert_eq!(client.closed().await, 1008);
+
+    // What was said is in the content log, and no sound is.
+    let read = || {
+        let files = std::fs::read_dir(&content).unwrap();
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect::<String>()
+    };
+    while read().lines().count() < 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let text = read();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["endpoint"], "GET /v1/realtime");
+    let kinds = |events: &Value| -> Vec<String> {
+        let events = events.as_array().unwrap().iter();
+        events.map(|event| event["type"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(kinds(&line["request"])[..2], ["session.update", "input_audio_buffer.commit"]);
+    assert!(line["response"].as_array().unwrap().iter().any(|event| event["transcript"] == said));
+    assert!(!text.contains(&STANDARD.encode(&mu_law(&speech())[..300])), "sound is written down");
+
+    // A session is no answer that anyone waited for.
+    let figures = reqwest::Client::new().get(server.path("/metrics")).bearer_auth(&watching);
+    let figures = figures.send().await.unwrap().text().await.unwrap();
+    assert!(figures.contains("endpoint=\"GET /v1/realtime\""), "{figures}");
+    for name in ["percept_first_token_seconds_count", "percept_stage_seconds_count"] {
+        assert!(!figures.contains(name), "{figures}");
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use super::{
     body::{Pieces, header},
     error::ApiError,
     params::{Ignored, Parsed},
-    wire::{Object, TOO_MANY},
+    wire::{Object, TOO_MANY, begin_body},
 };
 use crate::request::InvalidRequest;
 
@@ -61,6 +61,7 @@ pub(super) fn parse<T: DeserializeOwned>(
     if bytes.trim_ascii().is_empty() {
         return Err(ApiError::NotJson("the body is empty".into()));
     }
+    begin_body();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let mut track = serde_path_to_error::Track::new();
     let tracked = serde_path_to_error::Deserializer::new(&mut deserializer, &mut track);

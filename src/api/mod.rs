@@ -108,6 +108,8 @@ pub struct Connections {
     pub head: Duration,
     /// How long one may be silent after an answer, until the head of the next request is there.
     pub idle: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    pub stalled: Duration,
 }
 
 /// What every handler sees.

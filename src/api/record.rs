@@ -27,7 +27,7 @@ use super::{ApiError, App, error::Class};
 use crate::{
     access::{Caller, Rate, hex},
     engine::{Figures, Key, Place, Work},
-    operations::{Entry, MOST_CONTENT, Outcome, Timing},
+    operations::{Charged, Entry, MOST_CONTENT, Outcome, Timing},
     request::Priority,
     router::{Router, Served},
 };
@@ -66,8 +66,8 @@ struct Facts {
     images: u64,
     audio_seconds: f64,
     media: Duration,
-    /// Tokens that the tenant's meter has counted.
-    admitted: u64,
+    /// What the tenant's meter has counted.
+    charged: Charged,
 }
 
 impl Facts {
@@ -201,7 +201,7 @@ impl Record {
     /// When the tenant may not use so many now.
     pub(super) fn prompt(&self, tokens: usize) -> Result<(), ApiError> {
         self.take(Rate::Tokens, tokens as f64)?;
-        self.facts().admitted += tokens as u64;
+        self.facts().charged.of_rate += tokens as u64;
         Ok(())
     }
 
@@ -222,6 +222,30 @@ impl Record {
     pub(super) fn audio(&self, seconds: f64) -> Result<(), ApiError> {
         self.take(Rate::AudioSeconds, seconds)?;
         self.facts().audio_seconds += seconds;
+        Ok(())
+    }
+
+    /// Adds what was used so far to what the tenant has used: of a request that goes on for long, so that budgets hold
+    /// while it does.
+    pub(super) fn charge(&self) {
+        let operations = &self.0.app.operations;
+        let mut facts = self.facts();
+        let used = operations.used(&facts.figures(), facts.images, facts.audio_seconds);
+        if let Some(caller) = facts.caller.clone() {
+            operations.charge(&caller, &used, &mut facts.charged);
+        }
+    }
+
+    /// Looks again at who asks: of a request that goes on for long, what its key may do can change.
+    ///
+    /// # Errors
+    /// When the key is no good any more.
+    pub(super) fn renew(&self) -> Result<(), ApiError> {
+        let (Some(access), Some(caller)) = (&self.0.app.operations.access, self.caller()) else {
+            return Ok(());
+        };
+        let caller = access.holder(&caller.tenant, &caller.key).ok_or(ApiError::WrongKey)?;
+        self.came_from(caller);
         Ok(())
     }
 
@@ -305,14 +329,14 @@ impl Ending {
         self
     }
 
-    /// Counts what came.
-    pub(super) fn received(&self, data: &[u8]) {
-        self.request.add(data);
+    /// Counts what came: an event, of which the text is kept where it has no sound in it.
+    pub(super) fn received(&self, event: &str, has_sound: bool) {
+        self.request.add_event(event, !has_sound);
     }
 
-    /// Counts what was sent.
-    pub(super) fn sent(&self, data: &[u8]) {
-        self.response.add(data);
+    /// Counts what was sent: an event.
+    pub(super) fn sent(&self, event: &str) {
+        self.response.add_event(event, true);
     }
 
     /// Ends when the response has.
@@ -332,7 +356,11 @@ impl Drop for Ending {
     fn drop(&mut self) {
         let Self { record, method, path, client_id, status, error, sent, request, response, trace } = &*self;
         let Record(shared) = record;
-        let timing = record.timing();
+        let mut timing = record.timing();
+        if *status == Some(StatusCode::SWITCHING_PROTOCOLS) {
+            // Where nobody spoke is no time that anyone waited for an answer.
+            timing = timing.as_whole();
+        }
         let operations = &shared.app.operations;
         let facts = record.facts();
         let figures = facts.figures();
@@ -364,7 +392,7 @@ impl Drop for Ending {
             used: operations.used(&figures, facts.images, facts.audio_seconds),
             ms: timing.total.as_millis() as u64,
         };
-        let (caller, admitted) = (facts.caller.clone(), facts.admitted);
+        let (caller, charged) = (facts.caller.clone(), facts.charged);
         let is_routine = facts.routine && outcome != Outcome::Refused;
         drop(facts);
         operations.metrics.observe(&entry, &timing);
@@ -386,12 +414,12 @@ impl Drop for Ending {
         );
         let agreed = caller.as_ref().is_none_or(|caller| caller.terms.log_content == Some(true));
         if let Some(content) = operations.content.as_ref().filter(|_| agreed) {
-            content.write(&entry, request.content().as_deref(), response.content().as_deref());
+            content.write(&entry, request.content(), response.content());
         }
         if let (Some(traces), Some(trace)) = (&operations.traces, trace) {
             traces.request(trace, &entry, &timing);
         }
-        operations.ended(caller.as_ref(), entry, admitted);
+        operations.ended(caller.as_ref(), entry, charged);
     }
 }
 
@@ -407,8 +435,26 @@ pub(super) struct Tally(Arc<Mutex<Counted>>);
 struct Counted {
     bytes: u64,
     hash: Option<Sha256>,
-    /// The bytes themselves, as far as they may be written down.
+    /// The bytes themselves, as far as they may be written down; nothing once there were too many.
     content: Option<Vec<u8>>,
+}
+
+impl Counted {
+    fn count(&mut self, data: &[u8]) {
+        self.bytes += data.len() as u64;
+        if let Some(hash) = &mut self.hash {
+            hash.update(data);
+        }
+    }
+
+    fn keep(&mut self, data: &[u8]) {
+        self.content = self.content.take().filter(|content| content.len() + data.len() <= MOST_CONTENT).map(
+            |mut content| {
+                content.extend_from_slice(data);
+                content
+            },
+        );
+    }
 }
 
 impl Tally {
@@ -433,14 +479,18 @@ impl Tally {
     }
 
     fn add(&self, data: &[u8]) {
-        let counted = &mut *self.lock();
-        counted.bytes += data.len() as u64;
-        if let Some(hash) = &mut counted.hash {
-            hash.update(data);
-        }
-        if let Some(content) = &mut counted.content {
-            let room = MOST_CONTENT - content.len();
-            content.extend_from_slice(&data[..data.len().min(room)]);
+        let mut counted = self.lock();
+        counted.count(data);
+        counted.keep(data);
+    }
+
+    /// Adds a text of a protocol that tells its texts apart; what is kept of them is in lines.
+    fn add_event(&self, event: &str, keep: bool) {
+        let mut counted = self.lock();
+        counted.count(event.as_bytes());
+        if keep {
+            counted.keep(event.as_bytes());
+            counted.keep(b"\n");
         }
     }
 

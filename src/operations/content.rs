@@ -3,12 +3,14 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
         mpsc::{self, Receiver, SyncSender},
     },
     thread,
@@ -27,14 +29,15 @@ use crate::access::today;
 pub const MOST_BYTES: usize = 1 << 20;
 /// Texts from this length on that are nothing but base64 are files.
 const FILE: usize = 256;
-/// Lines that wait to be written; more are lost.
+/// Lines that wait to be written, and most bytes of them; more are lost.
 const QUEUE: usize = 1024;
+const MOST_WAITING: usize = 64 << 20;
 /// What stands for what was taken out.
 const REDACTED: &str = "[redacted]";
 /// What is always taken out: addresses of mail, keys, tokens, numbers of cards and accounts, telephone numbers.
 const USUAL: &[&str] = &[
     r"(?i)\b[a-z0-9._%+-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)+\b",
-    r"\b(?:sk|pk|rk|ghp|gho|xox[abp])[-_][A-Za-z0-9_-]{8,}",
+    r"\b(?:sk|pk|rk|ek|ghp|gho|xox[abp])[-_][A-Za-z0-9_-]{8,}",
     r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+",
     r"(?i)\bbearer\s+[a-z0-9._~+/=-]{8,}",
     r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b",
@@ -76,8 +79,22 @@ struct Redaction(Vec<Regex>);
 /// Where content is written down: a file for each day (UTC), a line of JSON for each request.
 #[derive(Debug)]
 pub struct Content {
-    redaction: Redaction,
-    lines: Mutex<SyncSender<(Date, String)>>,
+    lines: Mutex<SyncSender<Said>>,
+    /// Bytes that wait.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// What was asked and answered. What must not be written down is still in it: a thread of its own takes that out.
+struct Said {
+    entry: Entry,
+    request: Option<Vec<u8>>,
+    response: Option<Vec<u8>>,
+}
+
+impl Said {
+    fn bytes(&self) -> usize {
+        [&self.request, &self.response].into_iter().flatten().map(Vec::len).sum()
+    }
 }
 
 /// A line.
@@ -107,45 +124,53 @@ impl Content {
         open(folder, today()).map_err(failed)?;
         warn!(folder = %folder.display(), days, "content of requests is written down");
         let (lines, received) = mpsc::sync_channel(QUEUE);
-        let writer = Writer { folder: folder.clone(), days: *days, file: None };
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let writer = Writer {
+            redaction,
+            waiting: Arc::clone(&waiting),
+            folder: folder.clone(),
+            days: *days,
+            file: None,
+        };
         thread::Builder::new()
             .name("content log".into())
             .spawn(move || writer.run(&received))
             .map_err(failed)?;
-        Ok(Self { redaction, lines: Mutex::new(lines) })
+        Ok(Self { lines: Mutex::new(lines), waiting })
     }
 
-    /// Writes down what was asked and answered, as far as it was kept.
-    pub fn write(&self, entry: &Entry, request: Option<&[u8]>, response: Option<&[u8]>) {
-        let line = Line {
-            time: entry.time,
-            id: &entry.id,
-            tenant: entry.tenant.as_deref(),
-            endpoint: &entry.endpoint,
-            model: entry.model.as_deref(),
-            status: entry.status,
-            request: self.redaction.body(request, entry.request_bytes),
-            response: self.redaction.body(response, entry.response_bytes),
-        };
-        let Ok(line) = serde_json::to_string(&line) else { return };
+    /// Writes down what was asked and answered, where it was kept.
+    pub fn write(&self, entry: &Entry, request: Option<Vec<u8>>, response: Option<Vec<u8>>) {
+        let said = Said { entry: entry.clone(), request, response };
+        let bytes = said.bytes();
+        let fits = self.waiting.fetch_add(bytes, Relaxed) + bytes <= MOST_WAITING;
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.try_send((date_of(entry.time), line)).is_err() {
-            warn!(id = entry.id, "a line of the content log is lost: the disk is too slow");
+        if !fits || lines.try_send(said).is_err() {
+            self.waiting.fetch_sub(bytes, Relaxed);
+            warn!(id = entry.id, "a line of the content log is lost: it is written too slowly");
         }
     }
 }
 
 /// The thread that writes.
 struct Writer {
+    redaction: Redaction,
+    waiting: Arc<AtomicUsize>,
     folder: PathBuf,
     days: u32,
     file: Option<(Date, File)>,
 }
 
 impl Writer {
-    fn run(mut self, lines: &Receiver<(Date, String)>) {
+    fn run(mut self, lines: &Receiver<Said>) {
         self.forget();
-        for (date, line) in lines {
+        for said in lines {
+            let bytes = said.bytes();
+            let date = date_of(said.entry.time);
+            let line = self.redaction.line(&said);
+            drop(said);
+            self.waiting.fetch_sub(bytes, Relaxed);
+            let Ok(line) = line else { continue };
             if let Err(error) = self.write(date, &line) {
                 error!(%error, "a line of the content log is not written");
             }
@@ -189,25 +214,46 @@ impl Redaction {
         patterns.map(Regex::new).collect::<Result<_, _>>().map(Self)
     }
 
-    /// A body, of which `kept` was kept.
-    fn body(&self, kept: Option<&[u8]>, bytes: u64) -> Value {
-        let Some(kept) = kept.filter(|kept| kept.len() as u64 == bytes) else {
-            return format!("[{bytes} bytes]").into();
-        };
+    fn line(&self, said: &Said) -> serde_json::Result<String> {
+        let Said { entry, request, response } = said;
+        let speaks = entry.endpoint.starts_with("POST /v1/audio/");
+        // What is kept and given back as it came is a file, whatever is in it.
+        let is_file =
+            [" /v1/files/{id}/content", "/{id}/results"].iter().any(|end| entry.endpoint.ends_with(end));
+        let response = response.as_deref().filter(|_| !is_file);
+        serde_json::to_string(&Line {
+            time: entry.time,
+            id: &entry.id,
+            tenant: entry.tenant.as_deref(),
+            endpoint: &entry.endpoint,
+            model: entry.model.as_deref(),
+            status: entry.status,
+            request: self.body(request.as_deref(), entry.request_bytes, false),
+            response: self.body(response, entry.response_bytes, speaks),
+        })
+    }
+
+    /// A body of so many bytes, where it was kept. Only what is understood is written down: JSON, one value or several;
+    /// answers in pieces; and, where `is_text` says so, text. Of anything else nobody knows what files are in it.
+    fn body(&self, kept: Option<&[u8]>, bytes: u64, is_text: bool) -> Value {
+        let unknown = || format!("[{bytes} bytes]").into();
+        let Some(kept) = kept else { return unknown() };
         if kept.is_empty() {
-            return Value::Null;
+            return if bytes == 0 { Value::Null } else { unknown() };
         }
-        if let Ok(mut value) = serde_json::from_slice(kept) {
-            self.value(&mut value);
-            return value;
+        let values = serde_json::Deserializer::from_slice(kept).into_iter::<Value>();
+        if let Ok(mut values) = values.collect::<Result<Vec<_>, _>>()
+            && !values.is_empty()
+        {
+            values.iter_mut().for_each(|value| self.value(value));
+            return if values.len() == 1 { values.remove(0) } else { values.into() };
         }
         match std::str::from_utf8(kept) {
             Ok(text) if text.starts_with("data: ") || text.starts_with("event: ") => {
                 self.text(&streamed(text)).into_owned().into()
             }
-            // Forms have files in them.
-            Ok(text) if !text.starts_with("--") => self.text(text).into_owned().into(),
-            _ => format!("[{bytes} bytes]").into(),
+            Ok(text) if is_text => self.text(text).into_owned().into(),
+            _ => unknown(),
         }
     }
 
@@ -243,8 +289,10 @@ fn is_file(text: &str) -> bool {
     text.starts_with("data:") || text.len() >= FILE && text.bytes().all(base64)
 }
 
-/// The text of an answer that came in pieces, joined: what is to be taken out may be spread over several.
+/// The text of an answer that came in pieces, joined: what is to be taken out may be spread over several. Where there are
+/// several answers at once, they follow each other.
 fn streamed(events: &str) -> String {
+    const INDICES: [&str; 3] = ["/choices/0/index", "/output_index", "/index"];
     const PLACES: [&str; 6] = [
         "/choices/0/delta/content",
         "/choices/0/text",
@@ -255,11 +303,14 @@ fn streamed(events: &str) -> String {
     ];
     let data = events.lines().filter_map(|line| line.strip_prefix("data: "));
     let pieces = data.filter_map(|data| serde_json::from_str::<Value>(data).ok());
-    let text = |piece: Value| {
+    let mut answers: BTreeMap<u64, String> = BTreeMap::new();
+    for piece in pieces {
         let found = PLACES.iter().find_map(|place| piece.pointer(place)?.as_str().map(str::to_owned));
-        found.or_else(|| piece.get("error").map(Value::to_string))
-    };
-    pieces.filter_map(text).collect()
+        let Some(text) = found.or_else(|| piece.get("error").map(Value::to_string)) else { continue };
+        let index = INDICES.iter().find_map(|place| piece.pointer(place)?.as_u64()).unwrap_or(0);
+        *answers.entry(index).or_default() += &text;
+    }
+    answers.into_values().collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -274,6 +325,7 @@ mod tests {
         for (text, expected) in [
             ("mail a.b+c@example.co.uk, now", "mail [redacted], now"),
             ("key sk-percept-0a1B2c3D4e", "key [redacted]"),
+            ("for a page: ek_percept-0a1B2c3D4e", "for a page: [redacted]"),
             ("Authorization: Bearer abcdef.123456", "Authorization: [redacted]"),
             ("4111 1111 1111 1111", "[redacted]"),
             ("4111-1111-1111-1111.", "[redacted]."),
@@ -298,16 +350,22 @@ mod tests {
             {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
         ]}]});
         let bytes = body.to_string().into_bytes();
-        let written = redaction.body(Some(&bytes), bytes.len() as u64).to_string();
+        let written = redaction.body(Some(&bytes), bytes.len() as u64, true).to_string();
         assert!(written.contains("what is it") && written.contains("a file"), "{written}");
         assert!(!written.contains("QUJD"), "{written}");
-        assert_eq!(
-            redaction.body(Some(&bytes[..10]), bytes.len() as u64),
-            format!("[{} bytes]", bytes.len())
-        );
+        // Cut off, or with a comma too much, it is no JSON any more.
+        for broken in [&bytes[..bytes.len() - 2], &[&bytes[..], b","].concat()] {
+            let length = broken.len() as u64;
+            assert_eq!(redaction.body(Some(broken), length, false), format!("[{length} bytes]"));
+        }
         let form = b"--x\r\nContent-Disposition: form-data; name=file\r\n\r\nsecret\r\n--x--";
-        assert_eq!(redaction.body(Some(form), form.len() as u64), format!("[{} bytes]", form.len()));
-        assert_eq!(redaction.body(None, 7), "[7 bytes]");
+        for form in [&form[..], &[b"preamble\r\n", &form[..]].concat()] {
+            let length = form.len() as u64;
+            assert_eq!(redaction.body(Some(form), length, false), format!("[{length} bytes]"));
+        }
+        assert_eq!(redaction.body(None, 7, true), "[7 bytes]");
+        let lines = b"{\"a\": 1}\n{\"b\": \"x@example.com\"}\n";
+        assert_eq!(redaction.body(Some(lines), 30, false), json!([{"a": 1}, {"b": "[redacted]"}]));
     }
 
     #[test]
@@ -315,10 +373,19 @@ mod tests {
         let redaction = Redaction::new(&[]).unwrap();
         let piece = |text: &str| format!("data: {}\n\n", json!({"choices": [{"delta": {"content": text}}]}));
         let events = ["write to a.b", "@exam", "ple.com, please"].map(piece).concat() + "data: [DONE]\n\n";
-        let written = redaction.body(Some(events.as_bytes()), events.len() as u64);
+        let written = redaction.body(Some(events.as_bytes()), events.len() as u64, false);
         assert_eq!(written, "write to [redacted], please");
+        // Of two answers at once, pieces come in turns.
+        let piece = |index: u32, text: &str| {
+            format!("data: {}\n\n", json!({"choices": [{"index": index, "delta": {"content": text}}]}))
+        };
+        let events =
+            [(0, "a@exa"), (1, "b"), (0, "mple.com"), (1, "ye")].map(|(index, text)| piece(index, text));
+        let events = events.concat();
+        let written = redaction.body(Some(events.as_bytes()), events.len() as u64, false);
+        assert_eq!(written, "[redacted]\nbye");
         let event =
             "event: content_block_delta\ndata: {\"delta\": {\"type\": \"text_delta\", \"text\": \"hi\"}}\n\n";
-        assert_eq!(redaction.body(Some(event.as_bytes()), event.len() as u64), "hi");
+        assert_eq!(redaction.body(Some(event.as_bytes()), event.len() as u64, false), "hi");
     }
 }

@@ -183,6 +183,19 @@ pub struct Used {
     pub cost: f64,
 }
 
+/// What a tenant's meter has counted of a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Charged {
+    /// Tokens, of what is bounded by the minute.
+    pub of_rate: u64,
+    /// Tokens, of a budget.
+    pub tokens: u64,
+    /// Of recordings, of a budget.
+    pub audio_seconds: f64,
+    /// Money, of a budget.
+    pub cost: f64,
+}
+
 /// How long the stages of a request took. What did not happen took no time.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Timing {
@@ -205,6 +218,11 @@ pub struct Timing {
 }
 
 impl Timing {
+    /// The same as a whole, without stages: of what was no one answer.
+    pub fn as_whole(&self) -> Self {
+        Self { total: self.total, ..Self::default() }
+    }
+
     /// Of a request that began at some time, whose media took `media` to decode, and what an engine says of it.
     pub fn new(began: Instant, media: Duration, figures: &Figures) -> Self {
         let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
@@ -279,9 +297,28 @@ impl Operations {
         }
     }
 
-    /// Counts a request that has ended, and writes it down. `admitted` is how many of its tokens its tenant's meter has
-    /// counted already.
-    pub fn ended(&self, caller: Option<&Caller>, entry: Entry, admitted: u64) {
+    /// Adds what a request has used to what its tenant has, but for what was added before.
+    pub fn charge(&self, caller: &Caller, used: &Used, charged: &mut Charged) {
+        let (Caller { terms, meter, .. }, now) = (caller, self.now());
+        let tokens = used.prompt_tokens + used.completion_tokens;
+        meter.charge(terms, Rate::Tokens, tokens.saturating_sub(charged.of_rate) as f64, now);
+        let more = |now: f64, before: f64| (now - before).max(0.0);
+        meter.spend(
+            tokens.saturating_sub(charged.tokens),
+            more(used.audio_seconds, charged.audio_seconds),
+            more(used.cost, charged.cost),
+            now,
+        );
+        *charged = Charged {
+            of_rate: charged.of_rate.max(tokens),
+            tokens,
+            audio_seconds: used.audio_seconds,
+            cost: used.cost,
+        };
+    }
+
+    /// Counts a request that has ended, and writes it down. `charged` is what its tenant's meter has counted already.
+    pub fn ended(&self, caller: Option<&Caller>, entry: Entry, mut charged: Charged) {
         let used = entry.used;
         self.usage.add(
             date_of(entry.time),
@@ -290,11 +327,8 @@ impl Operations {
             entry.outcome,
             &used,
         );
-        if let Some(Caller { terms, meter, .. }) = caller {
-            let now = self.now();
-            let tokens = used.prompt_tokens + used.completion_tokens;
-            meter.charge(terms, Rate::Tokens, tokens.saturating_sub(admitted) as f64, now);
-            meter.spend(tokens, used.audio_seconds, used.cost, now);
+        if let Some(caller) = caller {
+            self.charge(caller, &used, &mut charged);
         }
         if let Some(audit) = &self.audit {
             audit.write(Event::Request(Box::new(entry)));

@@ -140,6 +140,10 @@ impl Listener {
         for span in ended {
             let (start, end) = (whole(span.start), whole(span.end));
             if self.began.is_none() {
+                // Of what a turn has ended with already, nothing is left.
+                if end <= self.first() {
+                    continue;
+                }
                 noticed.push(self.begin(start.saturating_sub(padding)));
             }
             // Speech that was cut because it is long goes on where it was cut.
@@ -369,6 +373,32 @@ mod tests {
         assert!(noticed.len() >= 8, "{}", noticed.len());
         assert!(seconds(length) > 24.0, "{}", seconds(length));
         assert_eq!(listener.turn(), None);
+    }
+
+    /// Wherever speech is cut because it is long, and however it goes on: no turn is empty, and turns follow each other.
+    #[test]
+    fn no_turn_is_empty() {
+        let sentence = &recording()[RATE / 2..(1.14 * RATE as f64) as usize];
+        for (longest_ms, silence_ms) in [(2000, 20), (2000, 100), (3000, 160), (5000, 160)] {
+            let turns = Turns { silence_ms, padding_ms: 0, ..Turns::default() };
+            let mut listener = Listener::new(Some(turns), longest_ms);
+            let mut last = 0;
+            for round in 0..40 {
+                let speech = sentence.iter().copied().cycle().take(RATE / 2 + round * 1511);
+                let pause = std::iter::repeat_n(0.0, RATE / 20 + round * 397 % (RATE / 2));
+                let samples: Vec<f32> = speech.chain(pause).collect();
+                for heard in listener.push(&samples) {
+                    match heard {
+                        Heard::Began { at } => assert!(at >= last, "{at} is before {last}"),
+                        Heard::Ended { at, samples } => {
+                            assert!(!samples.is_empty(), "{longest_ms} {silence_ms} {round}");
+                            last = at;
+                        }
+                    }
+                }
+            }
+            assert!(last > 0);
+        }
     }
 
     #[test]

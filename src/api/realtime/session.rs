@@ -86,6 +86,8 @@ pub(super) struct Session {
     /// Events that are to be sent.
     out: Vec<String>,
     ending: Until,
+    /// Whether the key was found to be no good any more.
+    revoked: bool,
     _kept: (Open, Option<Connection>),
 }
 
@@ -136,6 +138,8 @@ enum End {
     Idle,
     /// The server stops.
     Stopping,
+    /// The key is no good any more.
+    Revoked,
 }
 
 impl Session {
@@ -166,6 +170,7 @@ impl Session {
             again: None,
             out: Vec::new(),
             ending,
+            revoked: false,
             _kept: (open, connection),
         }
     }
@@ -190,6 +195,10 @@ impl Session {
                 let seconds = self.app.config.realtime.idle.as_secs();
                 let text = format!("Nothing was sent for {seconds} seconds.");
                 (close_code::NORMAL, failure("invalid_request_error", "session_idle", text))
+            }
+            End::Revoked => {
+                let error = ApiError::WrongKey.body().failure(None);
+                (close_code::POLICY, error)
             }
             End::Stopping => {
                 let text = "The server is shutting down.".to_owned();
@@ -224,6 +233,9 @@ impl Session {
             self.start();
             if self.send(socket).await.is_err() {
                 return End::Left;
+            }
+            if self.revoked {
+                return End::Revoked;
             }
             let busy = self.working.as_ref().is_some_and(|working| working.finished.is_some());
             if stopping && !busy && self.waiting.is_empty() {
@@ -261,7 +273,11 @@ impl Session {
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 },
                 _ = ping.tick() => {
-                    if socket.send(Message::Ping(Vec::new().into())).await.is_err() {
+                    if self.record.renew().is_err() {
+                        return End::Revoked;
+                    }
+                    let ping = socket.send(Message::Ping(Vec::new().into()));
+                    if !matches!(timeout(SEND, ping).await, Ok(Ok(()))) {
                         return End::Left;
                     }
                 }
@@ -275,7 +291,7 @@ impl Session {
     /// Answers an event of the client's.
     async fn hear(&mut self, text: &str) {
         if let Some(ending) = self.ending.get() {
-            ending.received(text.as_bytes());
+            ending.received(text, text.contains("input_audio_buffer.append"));
         }
         if text.len() > MOST_MESSAGE {
             self.wrong(&ApiError::BodyTooLarge { limit: MOST_MESSAGE }, None);
@@ -504,7 +520,10 @@ impl Session {
                     self.again = Some(Instant::now() + AGAIN);
                     return;
                 }
-                Err(error) => self.failed(&finished.item, &error),
+                Err(error) => {
+                    self.revoked |= matches!(error, ApiError::WrongKey);
+                    self.failed(&finished.item, &error);
+                }
             }
         }
         if self.working.is_none() {
@@ -514,6 +533,9 @@ impl Session {
 
     fn begin(&self, finished: &Finished) -> Result<Transcription, ApiError> {
         let Finished { settings, samples, counted, .. } = finished;
+        // What was used before counts, and so does what has happened to the key.
+        self.record.charge();
+        self.record.renew()?;
         let place = self.record.reserve_more(&settings.model)?;
         self.record.admit()?;
         // What was looked at while it went on is counted.
@@ -568,6 +590,7 @@ impl Session {
 
     fn completed(&mut self, finished: Finished, transcript: &Transcript) {
         let Finished { item, settings, agreement, .. } = finished;
+        self.record.charge();
         let text = transcript.text.trim();
         let rest = agreement.rest(text);
         self.delta(&item, &rest);
@@ -605,7 +628,7 @@ impl Session {
     async fn send(&mut self, socket: &mut WebSocket) -> Result<(), ()> {
         for text in self.out.drain(..) {
             if let Some(ending) = self.ending.get() {
-                ending.sent(text.as_bytes());
+                ending.sent(&text);
             }
             timeout(SEND, socket.send(Message::Text(text.into()))).await.map_err(drop)?.map_err(drop)?;
         }

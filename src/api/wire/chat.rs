@@ -97,6 +97,7 @@ pub struct ChatRequest {
     /// An extension: the same as vLLM has it.
     pub structured_outputs: Option<Object<StructuredOutputs>>,
     /// An extension: an older form of `structured_outputs.json`.
+    #[serde(default, deserialize_with = "super::tree")]
     pub guided_json: Option<serde_json::Value>,
     /// An extension: an older form of `structured_outputs.regex`.
     pub guided_regex: Option<String>,

@@ -77,6 +77,7 @@ pub struct CompletionRequest {
     /// An extension: what form answers have, as vLLM has it.
     pub structured_outputs: Option<Object<StructuredOutputs>>,
     /// An extension: an older form of `structured_outputs.json`.
+    #[serde(default, deserialize_with = "super::tree")]
     pub guided_json: Option<serde_json::Value>,
     /// An extension: an older form of `structured_outputs.regex`.
     pub guided_regex: Option<String>,

@@ -108,6 +108,7 @@ pub struct ToolParam {
     /// What it does.
     pub description: Option<String>,
     /// A JSON schema of its input.
+    #[serde(default, deserialize_with = "super::tree")]
     pub input_schema: Option<Value>,
     /// Whether a schema that cannot be enforced in full is refused.
     pub strict: Option<bool>,
@@ -143,6 +144,7 @@ pub struct OutputFormat {
     #[serde(rename = "type")]
     pub kind: Option<String>,
     /// A JSON schema.
+    #[serde(default, deserialize_with = "super::tree")]
     pub schema: Option<Value>,
 }
 
@@ -310,6 +312,7 @@ impl<'de> Deserialize<'de> for Block {
             cache_control: Option<Anything>,
             id: Option<String>,
             name: Option<String>,
+            #[serde(default, deserialize_with = "super::tree")]
             input: Option<Value>,
             tool_use_id: Option<String>,
             is_error: Option<bool>,

@@ -15,12 +15,13 @@ pub mod responses;
 mod schema;
 pub mod tools;
 
-use std::{collections::BTreeMap, fmt, marker::PhantomData};
+use std::{cell::Cell, collections::BTreeMap, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
+use serde_json::{Map, Value};
 
 /// A JSON object. What serde derives would take an array of the fields' values as well.
 #[derive(Debug, Default)]
@@ -110,6 +111,90 @@ impl<'de, T: Deserialize<'de>, const MOST: usize> Deserialize<'de> for Entries<T
             }
         }
         deserializer.deserialize_map(Bounded::<T, MOST>(PhantomData)).map(Self)
+    }
+}
+
+/// Most values inside of all schemas and arguments of a body. Each takes many times the two bytes that it may be long.
+pub const MOST_VALUES: usize = 1 << 19;
+
+thread_local! {
+    /// How many there may still be in the body that this thread reads.
+    static VALUES: Cell<usize> = const { Cell::new(MOST_VALUES) };
+}
+
+/// A body begins: what others had does not count.
+pub(super) fn begin_body() {
+    VALUES.set(MOST_VALUES);
+}
+
+/// Any value, such as a schema, given up where the body has too many of them; nothing where it is null.
+fn tree<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Tree.deserialize(deserializer).map(|value| Some(value).filter(|value| !value.is_null()))
+}
+
+struct Tree;
+
+impl<'de> DeserializeSeed<'de> for Tree {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        match VALUES.get().checked_sub(1) {
+            Some(left) => VALUES.set(left),
+            None => return Err(D::Error::custom(format_args!("{TOO_MANY}{MOST_VALUES}"))),
+        }
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Tree {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("any value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(item) = items.next_element_seed(Self)? {
+            all.push(item);
+        }
+        Ok(Value::Array(all))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut all = Map::new();
+        while let Some(name) = map.next_key()? {
+            all.insert(name, map.next_value_seed(Self)?);
+        }
+        Ok(Value::Object(all))
     }
 }
 

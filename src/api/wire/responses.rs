@@ -137,7 +137,7 @@ pub struct TextFormat {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// A JSON schema.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "super::tree", skip_serializing_if = "Option::is_none")]
     pub schema: Option<Value>,
     /// Whether a schema that cannot be enforced in full is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,6 +156,7 @@ pub struct Tool {
     /// What it does.
     pub description: Option<String>,
     /// A JSON schema of its arguments. Without one it takes none.
+    #[serde(default, deserialize_with = "super::tree")]
     pub parameters: Option<Value>,
     /// Whether a schema that cannot be enforced in full is refused.
     pub strict: Option<bool>,

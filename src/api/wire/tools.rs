@@ -34,6 +34,7 @@ pub struct Function {
     /// What it does.
     pub description: Option<String>,
     /// A JSON schema of its arguments. Without one it takes none.
+    #[serde(default, deserialize_with = "super::tree")]
     pub parameters: Option<Value>,
     /// Whether a schema that cannot be enforced in full is refused.
     pub strict: Option<bool>,
@@ -131,6 +132,7 @@ pub struct NamedSchema {
     /// Changes nothing.
     pub description: Option<String>,
     /// A JSON schema.
+    #[serde(default, deserialize_with = "super::tree")]
     pub schema: Option<Value>,
     /// Whether a schema that cannot be enforced in full is refused.
     pub strict: Option<bool>,
@@ -140,6 +142,7 @@ pub struct NamedSchema {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct StructuredOutputs {
     /// A JSON schema, or its text.
+    #[serde(default, deserialize_with = "super::tree")]
     pub json: Option<Value>,
     /// A regular expression that all of it matches.
     pub regex: Option<String>,
