@@ -2,13 +2,13 @@
 # Every check of the project, as CI runs them; installs what the machine lacks.
 #
 #   scripts/check.sh            all
-#   scripts/check.sh STEP...    only these: format lint licences docs tests clients ui browser deploy demo
+#   scripts/check.sh STEP...    only these: format lint licences docs tests fuzz clients ui browser deploy demo
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 
-STEPS=(format lint licences docs tests clients ui browser deploy demo)
+STEPS=(format lint licences docs tests fuzz clients ui browser deploy demo)
 
 format() {
     local linters
@@ -39,6 +39,11 @@ docs() {
 tests() {
     need_cargo_command nextest 0.9.143
     cargo nextest run --locked --workspace --no-fail-fast
+}
+
+# What takes a stranger's bytes, for a minute each.
+fuzz() {
+    scripts/fuzz.sh
 }
 
 # The program, as the tests have it: the features of what tests need beside it are in what is built, so that nothing is

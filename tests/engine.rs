@@ -4,142 +4,31 @@
 mod support;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use candle_core::{DType, Device, Tensor};
 use futures_util::future::join_all;
 use percept::{
-    config::Settings,
     engine::{self, EngineConfig, EngineError, Event, Events, FinishReason, Handle, Key, Limits, Refused},
     media::Picture,
     request::{self, Media, Prompt, Readout, Request, Sampling, Source, Span},
-    router::{ChatModel, Served, Work},
-    text::TextModel,
-};
-use percept_models::{
-    Batch, CacheShape, Checkpoint, Features, Footprint, KvCache, Loaded, MediaSize, Medium, Model,
-    Preprocess, SizeError, Task, TextInfo,
 };
 use serde_json::{Value, json};
-use support::{llava, server};
+use support::{
+    fake::{
+        Counts, ERROR, Faults, LATE, NAN, PANIC, PLACEHOLDER, ROWS, UNENCODED, UNPREPARED, config, fake,
+        next, serve,
+    },
+    server,
+};
 
-const VOCABULARY: usize = 482;
-const PLACEHOLDER: u32 = 480;
-/// A picture's rows.
-const ROWS: usize = 4;
-
-/// Tokens that make a step fail in which they are computed.
-const ERROR: u32 = 470;
-const PANIC: u32 = 471;
-const NAN: u32 = 472;
-/// A token whose answer goes on for three tokens, and then breaks.
-const LATE: u32 = 458;
-/// Sides of pictures that cannot be prepared, or not be encoded.
-const UNPREPARED: usize = 13;
-const UNENCODED: usize = 17;
-
-#[derive(Debug, Default)]
-struct Counts {
-    encoded: AtomicUsize,
-}
-
-/// Answers each token with the next but three, unless a fault is asked for.
-struct Fake {
-    counts: Arc<Counts>,
-    slow: Duration,
-}
-
-fn next(token: u32) -> u32 {
-    if token >= LATE { token + 3 } else { (token + 3) % LATE }
-}
-
-impl Model for Fake {
-    fn cache_shape(&self) -> CacheShape {
-        CacheShape { layers: 1, kv_heads: 1, head_dim: 2 }
-    }
-
-    fn encode(&self, media: &[Features]) -> candle_core::Result<Tensor> {
-        let sides: Vec<f32> =
-            media.iter().map(|medium| medium.tensor.to_scalar()).collect::<candle_core::Result<_>>()?;
-        if sides.contains(&(UNENCODED as f32)) {
-            candle_core::bail!("this picture cannot be encoded");
-        }
-        self.counts.encoded.fetch_add(sides.len(), Relaxed);
-        Tensor::zeros((sides.len() * ROWS, 8), DType::F32, &Device::Cpu)
-    }
-
-    fn forward(&self, batch: &Batch, _: &KvCache) -> candle_core::Result<Tensor> {
-        std::thread::sleep(self.slow);
-        let tokens = batch.tokens.to_vec1::<u32>()?;
-        if tokens.contains(&ERROR) {
-            candle_core::bail!("this step fails");
-        }
-        assert!(!tokens.contains(&PANIC), "this step panics");
-        let last = batch.last.to_vec1::<u32>()?;
-        let logits: Vec<f32> = last
-            .iter()
-            .flat_map(|&row| {
-                let token = tokens[row as usize];
-                let broken = token == NAN || token == LATE + 9;
-                (0..VOCABULARY as u32).map(move |id| match id == next(token) {
-                    _ if broken => f32::NAN,
-                    true => 9.0,
-                    false => 0.0,
-                })
-            })
-            .collect();
-        Tensor::from_vec(logits, (last.len(), VOCABULARY), &Device::Cpu)
-    }
-}
-
-impl Preprocess for Counts {
-    fn footprint(&self, _: MediaSize) -> Result<Footprint, SizeError> {
-        Ok(Footprint::line(vec![PLACEHOLDER; ROWS]))
-    }
-
-    fn run(&self, medium: Medium<'_>) -> candle_core::Result<Tensor> {
-        let Medium::Picture(pixels) = medium else { panic!("only pictures are sent") };
-        let side = pixels.dim(0)?;
-        if side == UNPREPARED {
-            candle_core::bail!("this picture cannot be prepared");
-        }
-        Tensor::new(side as f32, &Device::Cpu)
-    }
-}
-
-fn fake(slow: Duration) -> (Loaded, Arc<Counts>) {
-    let counts = Arc::new(Counts::default());
-    let loaded = Loaded {
-        model: Box::new(Fake { counts: Arc::clone(&counts), slow }),
-        preprocess: Arc::clone(&counts) as Arc<dyn Preprocess>,
-        task: Task::Chat(TextInfo::new(4096, PLACEHOLDER, Vec::new())),
-        width: 8,
-        encoder_row: 8,
-        weight_bytes: 0,
-        dtype: DType::F32,
-        device: Device::Cpu,
-    };
-    (loaded, counts)
-}
-
-fn config() -> EngineConfig {
-    EngineConfig {
-        limits: Limits { sequences: 32, rows: 512, chunk: 512, encoded: 1024, spare: 128, encode: 64 },
-        pages: 256,
-        page_size: 4,
-        queue: 64,
-        context: 1024,
-        vocabulary: VOCABULARY,
-    }
+fn slow_fake(slow: Duration) -> (percept_models::Loaded, Arc<Counts>) {
+    fake(&Arc::new(Faults { slow, ..Faults::default() }))
 }
 
 fn start(slow: Duration) -> (Handle, Arc<Counts>) {
-    let (loaded, counts) = fake(slow);
+    let (loaded, counts) = slow_fake(slow);
     (engine::spawn(loaded, config()).unwrap(), counts)
 }
 
@@ -271,7 +160,7 @@ async fn draining_answers_what_was_accepted() {
 /// As small as an engine can be.
 #[tokio::test]
 async fn a_context_of_two_answers_one_token() {
-    let (loaded, _) = fake(Duration::ZERO);
+    let (loaded, _) = slow_fake(Duration::ZERO);
     let limits = Limits { sequences: 1, encoded: 2, spare: 2, ..config().limits };
     let config = EngineConfig { limits, pages: 2, page_size: 1, context: 2, ..config() };
     let handle = engine::spawn(loaded, config).unwrap();
@@ -286,7 +175,7 @@ async fn a_context_of_two_answers_one_token() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_recovers() {
-    let (loaded, _) = fake(Duration::from_millis(2));
+    let (loaded, _) = slow_fake(Duration::from_millis(2));
     let limits = Limits { sequences: 2, ..config().limits };
     let handle = engine::spawn(loaded, EngineConfig { queue: 3, limits, ..config() }).unwrap();
     let mut accepted = Vec::new();
@@ -306,26 +195,9 @@ async fn a_full_queue_refuses_and_recovers() {
     assert_eq!(answer(handle.submit(request(&[1], &[], 3)).unwrap()).await, Ok(expected(1, 3)));
 }
 
-/// The fixture's tokenizer and template in front of the network that fails.
-async fn serve_fake() -> server::Server {
-    let config = server::config(Settings::default());
-    let (loaded, counts) = fake(Duration::ZERO);
-    let Task::Chat(info) = &loaded.task else { panic!("it chats") };
-    let text = TextModel::read(&Checkpoint::new(llava()), info, None).unwrap();
-    let served = Served {
-        id: "llava".into(),
-        aliases: Vec::new(),
-        work: Work::Chat(Arc::new(ChatModel { text, preprocess: counts })),
-        handle: engine::spawn(loaded, self::config()).unwrap(),
-        created: 0,
-        fingerprint: "fp_fake".into(),
-    };
-    server::start_with(vec![served], config.api, config.drain).await
-}
-
 #[tokio::test]
 async fn a_failure_reaches_the_client_in_the_shape_of_the_api() {
-    let server = serve_fake().await;
+    let server = serve(&Arc::default()).await;
     // Token 470 stands for a piece of a word.
     let tokenizer = server.app.models().unwrap().models()[0].chat().unwrap().text.tokenizer().clone();
     let mut request = server::words(&tokenizer.token(ERROR).unwrap().replace('▁', " "));

@@ -101,6 +101,35 @@ async fn answers_are_the_reference_texts_whole_and_streamed() {
 }
 
 #[tokio::test]
+async fn tokens_of_a_prompt_are_counted_without_an_answer() {
+    let server = start(Settings::default()).await;
+    let golden = Golden::read("llava");
+    for case in cases(&golden) {
+        let mut body = golden_response(case);
+        body["max_output_tokens"] = json!(1);
+        let response = server.post_to("/v1/responses/input_tokens", &body).await;
+        assert_eq!(response.status(), 200);
+        let count: Value = response.json().await.unwrap();
+        let expected = ask(&server, &body).await["usage"]["input_tokens"].clone();
+        assert_eq!(
+            count,
+            json!({"object": "response.input_tokens", "input_tokens": expected}),
+            "{}",
+            case.name
+        );
+        assert_eq!(expected, case.input_ids.len(), "{}", case.name);
+    }
+    let long = say(&json!("a ".repeat(40_000)));
+    let response = server.post_to("/v1/responses/input_tokens", &long).await;
+    assert_eq!(response.status(), 400);
+    let error: Value = response.json().await.unwrap();
+    assert_eq!(
+        (&error["error"]["param"], &error["error"]["code"]),
+        (&json!("input"), &json!("context_length_exceeded"))
+    );
+}
+
+#[tokio::test]
 async fn a_whole_answer_has_the_shape_that_clients_check() {
     let server = start(Settings::default()).await;
     let mut body = say(&json!("hello"));

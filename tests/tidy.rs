@@ -243,7 +243,7 @@ fn the_api_document_names_every_field() {
     ] {
         let (_, section) = document.split_once(&format!("\n## `{path}`\n")).unwrap();
         // Some types are those of two endpoints that follow each other.
-        let sections = if ["batches", "realtime"].contains(&api) { 2 } else { 1 };
+        let sections = if ["batches", "realtime", "responses"].contains(&api) { 2 } else { 1 };
         let section: String = section.split("\n## ").take(sections).collect();
         let quoted: String = section.split('`').skip(1).step_by(2).collect::<Vec<_>>().join(" ");
         let quoted: Vec<&str> = words(&quoted).collect();

@@ -460,7 +460,7 @@ async fn what_cannot_be_done_is_refused_by_name() {
         (
             json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": 1}}}]}),
             "invalid_value",
-            "tools",
+            "tools[0].function.parameters",
         ),
         (json!({"tools": vec![clock(); 129]}), "array_above_max_length", "tools"),
         (json!({"tool_choice": "required"}), "missing_required_parameter", "tools"),

@@ -226,7 +226,15 @@ async fn constraints(
     const DEADLINE: Duration = Duration::from_secs(10);
     let Some(constrained) = constrained else { return Ok(Vec::new()) };
     let param = constrained.param.clone();
-    let refuse = |error: GrammarError| InvalidRequest::Grammar { param: param.clone(), error };
+    let refuse = |error: GrammarError| {
+        let (all, _) = param.split_once("[]").unwrap_or((&param, ""));
+        match error {
+            GrammarError::Tool { index, error, .. } if param.contains("[]") => {
+                InvalidRequest::Grammar { param: param.replace("[]", &format!("[{index}]")), error: *error }
+            }
+            error => InvalidRequest::Grammar { param: all.to_owned(), error },
+        }
+    };
     let model = Arc::clone(model);
     let compiling = app.decoders.run(move || {
         let syntax = model.text.call_syntax();
@@ -250,6 +258,31 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))
 }
 
+/// Counts the tokens of a prompt, up to some contexts: who counts wants to know how much too long it is, but not at any
+/// price.
+pub(super) async fn count(
+    app: &App,
+    record: &Record,
+    model: &str,
+    conversation: Conversation,
+    media: Vec<Mention>,
+) -> Result<usize, ApiError> {
+    const COUNTED: usize = 8;
+    let (served, model) = chat_model(app, record, model)?;
+    // Nothing is generated, but preparing a prompt is work as well.
+    let _place = record.reserve(served)?;
+    let context = served.handle.context();
+    let prompt =
+        prompt(app, record, (served, model), conversation, media, context.saturating_mul(COUNTED)).await;
+    let (prompt, _) = prompt.map_err(|error| match error {
+        ApiError::Invalid(InvalidRequest::ContextLength { tokens, .. }) => {
+            InvalidRequest::ContextLength { param: "messages", tokens, limit: context }.into()
+        }
+        other => other,
+    })?;
+    Ok(prompt.tokens.len())
+}
+
 fn prompt_error(error: PromptError) -> ApiError {
     match error {
         PromptError::TooLong { tokens, limit } => {
@@ -262,6 +295,12 @@ fn prompt_error(error: PromptError) -> ApiError {
         | PromptError::Template(_) => InvalidRequest::Messages { reason: error.to_string() }.into(),
         PromptError::Tokenizer(error) => ApiError::internal(&error),
     }
+}
+
+/// What fuzzing enters.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(request: wire::ChatRequest, limits: &crate::media::MediaLimits) -> Result<(), ApiError> {
+    Ok(Chat::parse(request, limits).map(drop)?)
 }
 
 fn is_harmless(path: &str) -> bool {

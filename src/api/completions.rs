@@ -195,6 +195,12 @@ fn tokens(model: &TextModel, prompt: Prompt, param: &str) -> Result<Vec<u32>, Ap
     Ok(ids)
 }
 
+/// What fuzzing enters.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(request: wire::CompletionRequest) -> Result<(), ApiError> {
+    Ok(Ask::parse(request).map(drop)?)
+}
+
 /// What all pieces of an answer share.
 struct Base {
     id: String,
@@ -309,6 +315,8 @@ struct Pieces {
     usage: bool,
     total: Total,
     offsets: Vec<usize>,
+    /// Of each answer, text that waits for its probabilities.
+    texts: Vec<Option<String>>,
     ready: VecDeque<Event>,
     end: End,
 }
@@ -329,6 +337,7 @@ impl Pieces {
             usage,
             total: Total::default(),
             offsets: vec![0; count],
+            texts: vec![None; count],
             ready: VecDeque::new(),
             end: End::Open,
         };
@@ -339,6 +348,13 @@ impl Pieces {
             }
         }
         pieces
+    }
+
+    /// Sends text whose tokens were told before, or never will be.
+    fn tell_text(&mut self, index: usize) {
+        if let Some(text) = self.texts[index].take() {
+            self.send(index, text, None, None);
+        }
     }
 
     fn send(
@@ -361,6 +377,11 @@ impl sse::Pieces for Pieces {
             }
             match self.end {
                 End::Open => match self.answers.next().await {
+                    Some(Ok((index, AnswerEvent::Text(text)))) if self.base.logprobs => {
+                        let index = self.base.order[index];
+                        self.tell_text(index);
+                        self.texts[index] = Some(text);
+                    }
                     Some(Ok((index, AnswerEvent::Text(text)))) => {
                         self.send(self.base.order[index], text, None, None);
                     }
@@ -368,10 +389,12 @@ impl sse::Pieces for Pieces {
                         let index = self.base.order[index];
                         let mut logprobs = wire::CompletionLogprobs::default();
                         extend(&mut logprobs, tokens, &mut self.offsets[index]);
-                        self.send(index, String::new(), Some(logprobs), None);
+                        let text = self.texts[index].take().unwrap_or_default();
+                        self.send(index, text, Some(logprobs), None);
                     }
                     Some(Ok((index, AnswerEvent::Finished(reason, usage)))) => {
                         let index = self.base.order[index];
+                        self.tell_text(index);
                         self.total.add(index / self.base.count, usage);
                         self.send(index, String::new(), None, Some(reason.into()));
                     }

@@ -145,6 +145,12 @@ fn input(item: wire::EmbeddingItem, param: String) -> Result<(String, Input), In
     }
 }
 
+/// What fuzzing enters.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(request: wire::EmbeddingRequest) -> Result<(), ApiError> {
+    Ok(Ask::parse(request).map(drop)?)
+}
+
 impl AskedForm {
     /// The form that vectors of a model get.
     fn of(self, model: &EmbeddingModel) -> Result<Form, InvalidRequest> {

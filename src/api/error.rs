@@ -316,7 +316,7 @@ impl ApiError {
         wire::error::ErrorBody::new(self.to_string(), kind, param.map(str::to_owned), code)
     }
 
-    fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Invalid(_)
             | Self::Input(_)

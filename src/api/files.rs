@@ -202,7 +202,7 @@ pub(super) async fn list(
     let (store, owner) = store(&app, &record)?;
     let anthropic = is_anthropic(uri.path(), &headers);
     let (usual, most) = if anthropic { ANTHROPIC_LISTED } else { (MOST_LISTED as usize, MOST_LISTED) };
-    let Page { limit, after, before, ascending, purpose } = Page::parse(uri.query(), usual, most)?;
+    let Page { limit, after, before, ascending, purpose, .. } = Page::parse(uri.query(), usual, most)?;
     let backwards = before.is_some();
     let listing =
         Listing { purpose, ascending: ascending != backwards, after: before.or(after.clone()), limit };

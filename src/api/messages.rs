@@ -20,11 +20,6 @@ use self::{
 use super::{
     ApiError, App, chat, json, models::chat_model, params::Parsed, record::Record, wire::messages as wire,
 };
-use crate::request::InvalidRequest;
-
-/// A prompt is counted up to so many contexts: who counts wants to know how much too long it is, but not at any price.
-const COUNTED: usize = 8;
-
 /// `POST /v1/messages`
 pub(super) async fn create(
     State(app): State<Arc<App>>,
@@ -61,22 +56,19 @@ pub(super) async fn count_tokens(
         json::read(&headers, body, app.config.body_bytes, is_harmless).await?;
     ignored.check(app.config.strict)?;
     let Asked { model, conversation, media, .. } = Asked::parse(value, &app.config.media)?;
-    let (served, model) = chat_model(&app, &record, &model)?;
-    // Nothing is generated, but preparing a prompt is work as well.
-    let _place = record.reserve(served)?;
-    let context = served.handle.context();
-    let prompt =
-        chat::prompt(&app, &record, (served, model), conversation, media, context.saturating_mul(COUNTED))
-            .await;
-    let (prompt, _) = prompt.map_err(|error| match error {
-        ApiError::Invalid(InvalidRequest::ContextLength { tokens, .. }) => {
-            InvalidRequest::ContextLength { param: "messages", tokens, limit: context }.into()
-        }
-        other => other,
-    })?;
-    let mut response = Json(wire::TokenCount { input_tokens: prompt.tokens.len() }).into_response();
+    let input_tokens = chat::count(&app, &record, &model, conversation, media).await?;
+    let mut response = Json(wire::TokenCount { input_tokens }).into_response();
     ignored.report(&mut response);
     Ok(response)
+}
+
+/// What fuzzing enters.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(
+    request: wire::MessagesRequest,
+    limits: &crate::media::MediaLimits,
+) -> Result<(), ApiError> {
+    Ok(Messages::parse(request, limits).map(drop)?)
 }
 
 fn is_harmless(path: &str) -> bool {

@@ -10,6 +10,8 @@ mod embeddings;
 mod error;
 mod files;
 mod form;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod guard;
 mod json;
 mod limits;

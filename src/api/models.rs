@@ -24,6 +24,9 @@ use crate::router::{ChatModel, EmbeddingModel, Kind, Router, Served};
 /// Most names of a page, where a client of the Anthropic API asks for so many.
 pub(super) const MOST_LISTED: i64 = 1000;
 
+/// What the Anthropic API calls models that are there to stay.
+const ACTIVE: &str = "active";
+
 /// `GET /v1/models`: those that may be used.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
@@ -36,7 +39,10 @@ pub(super) async fn list(
     let names = names.filter(|(served, name)| record.may_use(served, name));
     if is_anthropic(uri.path(), &headers) {
         let infos = names.map(|(served, name)| info(&app, served, name)).collect();
-        return Ok(Json(page_of(Page::parse(uri.query(), 20, MOST_LISTED)?, infos)).into_response());
+        let page = Page::parse(uri.query(), 20, MOST_LISTED)?;
+        // All that are here are active.
+        let wanted = page.lifecycle.is_empty() || page.lifecycle.iter().any(|stage| stage == ACTIVE);
+        return Ok(Json(page_of(page, if wanted { infos } else { Vec::new() })).into_response());
     }
     let data = names.map(|(served, name)| model(served, name)).collect();
     Ok(Json(ModelList { object: "list", data }).into_response())
@@ -137,7 +143,7 @@ fn info(app: &App, served: &Served, name: &str) -> anthropic::ModelInfo {
         id: name.to_owned(),
         display_name: name.to_owned(),
         created_at: created.unwrap_or_default().to_string(),
-        lifecycle: "active",
+        lifecycle: ACTIVE,
         deprecated_at: None,
         retires_at: None,
         line: None,

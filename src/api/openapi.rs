@@ -109,6 +109,28 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             shape: responses_shape,
         },
         Endpoint {
+            path: "/v1/responses/input_tokens",
+            method: "post",
+            id: "countInputTokens",
+            summary: "Counts the tokens of a prompt, pictures included, without going on with it.",
+            description: "",
+            area: Some(Area::Chat),
+            handler: post(responses::input_tokens),
+            shape: |schemas| Shape {
+                parameters: json!([]),
+                body: Some(json!({"application/json": {
+                    "schema": schemas.request::<wire::responses::ResponsesRequest>(),
+                }})),
+                answers: vec![(
+                    "200",
+                    "The number.",
+                    json!({"application/json": {"schema": schemas.answer::<wire::responses::TokenCount>()}}),
+                )],
+                errors: CHAT_ERRORS,
+                envelope: Envelope::OpenAi,
+            },
+        },
+        Endpoint {
             path: "/v1/messages",
             method: "post",
             id: "createMessage",

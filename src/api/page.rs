@@ -16,12 +16,21 @@ pub(super) struct Page {
     pub(super) ascending: bool,
     /// Only what is for this (`purpose`).
     pub(super) purpose: Option<String>,
+    /// Only what is at these stages (`lifecycle`); all where there are none.
+    pub(super) lifecycle: Vec<String>,
 }
 
 impl Page {
     /// The page that a URL's query means: of `usual` items where it does not say, and of `most` at most.
     pub(super) fn parse(query: Option<&str>, usual: usize, most: i64) -> Result<Self, InvalidRequest> {
-        let mut page = Self { limit: usual, after: None, before: None, ascending: false, purpose: None };
+        let mut page = Self {
+            limit: usual,
+            after: None,
+            before: None,
+            ascending: false,
+            purpose: None,
+            lifecycle: Vec::new(),
+        };
         for (name, text) in form_urlencoded::parse(query.unwrap_or("").as_bytes()) {
             match &*name {
                 "limit" => {
@@ -35,6 +44,9 @@ impl Page {
                     "desc" => page.ascending = false,
                     other => return Err(value("order", other, "'asc' and 'desc'")),
                 },
+                "lifecycle" | "lifecycle[]" if page.lifecycle.len() < 3 => {
+                    page.lifecycle.push(text.into_owned());
+                }
                 "purpose" => page.purpose = Some(text.into_owned()),
                 _ => {}
             }

@@ -15,7 +15,13 @@ use axum::{
 
 use self::{answer::Base, parse::Responses};
 use super::{
-    ApiError, App, chat, json, models::chat_model, params::Parsed, record::Record, wire::responses as wire,
+    ApiError, App,
+    chat::{self, Chat},
+    json,
+    models::chat_model,
+    params::Parsed,
+    record::Record,
+    wire::responses as wire,
 };
 
 /// `POST /v1/responses`
@@ -41,6 +47,36 @@ pub(super) async fn create(
     };
     ignored.report(&mut response);
     Ok(response)
+}
+
+/// `POST /v1/responses/input_tokens`
+pub(super) async fn input_tokens(
+    State(app): State<Arc<App>>,
+    record: Record,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    app.models()?;
+    let Parsed { value, ignored } =
+        json::read::<wire::ResponsesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
+    ignored.check(app.config.strict)?;
+    let Responses { chat: Chat { model, conversation, media, .. }, .. } =
+        Responses::parse(value, &app.config.media)?;
+    let count = chat::count(&app, &record, &model, conversation, media);
+    let input_tokens = count.await.map_err(ApiError::of_input)?;
+    let mut response =
+        Json(wire::TokenCount { object: "response.input_tokens", input_tokens }).into_response();
+    ignored.report(&mut response);
+    Ok(response)
+}
+
+/// What fuzzing enters.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(
+    request: wire::ResponsesRequest,
+    limits: &crate::media::MediaLimits,
+) -> Result<(), ApiError> {
+    Responses::parse(request, limits).map(drop)
 }
 
 fn is_harmless(path: &str) -> bool {

@@ -7,7 +7,7 @@ pub mod machine;
 pub mod offline;
 pub mod report;
 pub mod schedule;
-mod sse;
+pub mod sse;
 pub mod statistics;
 pub mod workload;
 

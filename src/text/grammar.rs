@@ -87,6 +87,16 @@ pub enum GrammarError {
     /// It is wrong, or asks for what is not done.
     #[error("{0}")]
     Refused(String),
+    /// The schema of a function's arguments is.
+    #[error("of '{name}': {error}")]
+    Tool {
+        /// Which of the functions.
+        index: usize,
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        error: Box<GrammarError>,
+    },
     /// The model's tokens are not known well enough.
     #[error("this model's tokenizer allows no grammar: {0}")]
     Tokenizer(String),
@@ -118,6 +128,26 @@ impl Grammars {
     /// # Errors
     /// When it is too large, wrong, or asks for what is not done.
     pub fn compile(
+        &self,
+        grammar: &Grammar,
+        syntax: &CallSyntax,
+        begun: bool,
+    ) -> Result<Box<dyn Constraint>, GrammarError> {
+        self.compiled(grammar, syntax, begun).map_err(|error| {
+            let Grammar::Calls { tools, choice, .. } = grammar else { return error };
+            let asked = |tool: &Tool| !matches!(choice, ToolChoice::Named(name) if *name != tool.name);
+            let tools = tools.iter().enumerate().filter(|(_, tool)| asked(tool));
+            // What is wrong with one is wrong without the others, too, and is told in words of its schema.
+            let mut alone = tools.filter_map(|(index, tool)| {
+                let schema = Grammar::Json { schema: tool.schema(), strict: tool.strict };
+                let error = Box::new(self.compiled(&schema, syntax, begun).err()?);
+                Some(GrammarError::Tool { index, name: tool.name.clone(), error })
+            });
+            alone.next().unwrap_or(error)
+        })
+    }
+
+    fn compiled(
         &self,
         grammar: &Grammar,
         syntax: &CallSyntax,
@@ -221,8 +251,7 @@ impl Grammars {
             if matches!(choice, ToolChoice::Named(name) if *name != tool.name) {
                 continue;
             }
-            let schema = json_rule(&tool.schema(), tool.strict)
-                .map_err(|error| GrammarError::Refused(format!("of '{}': {error}", tool.name)))?;
+            let schema = json_rule(&tool.schema(), tool.strict)?;
             length += schema.to_string().len();
             let front = self.sequence(&format!("{}{}", tool.name, syntax.middle));
             rules += &format!("call_{index}: {front} arguments_{index}\narguments_{index}: %json {schema}\n");
@@ -328,6 +357,11 @@ fn escaped(text: &str) -> String {
 }
 
 fn shortened(error: &str) -> String {
+    /// In front of what is wrong with a schema; around it is what we made of it.
+    const SCHEMA: &str = "failed to compile JSON schema: ";
+    if let Some((_, error)) = error.split_once(SCHEMA) {
+        return error.lines().next().unwrap_or(error).chars().take(LONGEST_ERROR).collect();
+    }
     let first: Vec<&str> = error.lines().map(str::trim).filter(|line| !line.is_empty()).take(2).collect();
     let first = first.join(" ");
     first.trim_end_matches('.').chars().take(LONGEST_ERROR).collect()
@@ -571,6 +605,24 @@ mod tests {
         {
             assert!(!error.contains('\n') && error.len() <= LONGEST_ERROR, "{error}");
         }
+        // A client knows nothing of the grammar that is made of its schemas.
+        let wrong = json!({"type": "object", "properties": {"a": "bar"}});
+        assert_eq!(refused(&json(wrong.clone())), "schema must be an object or boolean");
+        let tool = |name: &str, schema: &Value| Tool {
+            name: name.into(),
+            description: None,
+            parameters: Some(schema.clone()),
+            strict: false,
+        };
+        let calls = Grammar::Calls {
+            tools: vec![tool("good", &json!({"type": "object"})), tool("bad", &wrong)],
+            choice: ToolChoice::Auto,
+            parallel: true,
+            text: None,
+        };
+        let error = grammars.compile(&calls, &CallSyntax::usual(), false).map(|_| ()).unwrap_err();
+        let expected = Box::new(GrammarError::Refused("schema must be an object or boolean".into()));
+        assert_eq!(error, GrammarError::Tool { index: 1, name: "bad".into(), error: expected });
         // What cannot be enforced is ignored where nobody insists.
         let lenient = Grammar::Json { schema: json!({"not": {"type": "string"}}), strict: false };
         assert!(grammars.compile(&lenient, &CallSyntax::usual(), false).is_ok());

@@ -481,6 +481,30 @@ mod tests {
         (text, calls)
     }
 
+    /// A call as long as any answer, piece by piece: what took the square of it would never end.
+    #[test]
+    fn a_long_call_is_read_once() {
+        let arguments = format!("{{\"a\": \"{}\"}}", "</tool_cal{\\\"l> ".repeat(60_000));
+        let text = format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {arguments}}}\n</tool_call>");
+        for text in [text.clone(), text.replace("</tool_call>", ""), "<tool_cal {".repeat(100_000)] {
+            let mut reader = CallReader::new(CallSyntax::usual());
+            let mut told = 0;
+            let mut count = |found: Vec<Found>| {
+                for found in found {
+                    told += match found {
+                        Found::Text(text) | Found::Arguments(text) => text.len(),
+                        Found::Call(_) => 0,
+                    };
+                }
+            };
+            for byte in text.as_bytes() {
+                count(reader.push(std::str::from_utf8(&[*byte]).unwrap()));
+            }
+            count(reader.finish());
+            assert!(told >= 800_000, "{told}");
+        }
+    }
+
     #[test]
     fn calls_are_found_wherever_pieces_break() {
         let call = |name: &str, arguments: &str| (name.to_owned(), arguments.to_owned());

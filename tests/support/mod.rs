@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 pub mod answers;
+pub mod fake;
 pub mod forward;
 pub mod internvl;
 pub mod pdf;

@@ -21,6 +21,7 @@ const LONGEST_NAME: usize = 64;
 #[derive(Debug, Clone)]
 pub(in crate::api) struct Constrained {
     pub(in crate::api) grammar: Grammar,
+    /// The field that says so. Behind `[]` is where each of several has its schema.
     pub(in crate::api) param: String,
 }
 
@@ -33,6 +34,8 @@ pub(in crate::api) struct Toolbox {
     pub(in crate::api) parallel: bool,
     /// Whether they were given the older way, and calls go back the same way.
     pub(in crate::api) legacy: bool,
+    /// The field that they are in, and behind `[]` where each has its schema; without that, where not all are here.
+    pub(in crate::api) schemas: &'static str,
 }
 
 impl Toolbox {
@@ -141,11 +144,16 @@ impl Toolbox {
                 }
             }
         };
+        let schemas = match (legacy, &allowed) {
+            (true, _) => "functions[].parameters",
+            (false, None) => "tools[].function.parameters",
+            (false, Some(_)) => "tools",
+        };
         let tools: Vec<Tool> = match allowed {
             Some(names) => tools.into_iter().filter(|tool| names.contains(&tool.name)).collect(),
             None => tools,
         };
-        Ok((!tools.is_empty()).then_some(Self { tools, choice, parallel, legacy }))
+        Ok((!tools.is_empty()).then_some(Self { tools, choice, parallel, legacy, schemas }))
     }
 
     /// What an answer may be with these functions, where there are any, and how their calls are told; a text in `form`,
@@ -174,7 +182,7 @@ impl Toolbox {
             parallel: self.parallel,
             text,
         };
-        Ok(Constrained { grammar, param: if self.legacy { "functions" } else { "tools" }.into() })
+        Ok(Constrained { grammar, param: self.schemas.into() })
     }
 }
 

@@ -420,6 +420,9 @@ fn wrong_type(param: String, expected: &str, found: &str) -> InvalidRequest {
 }
 
 /// Functions that may be called, and how; [`None`] where none may be. Says whether one of them asks for caching.
+/// Where tools have their schemas.
+const SCHEMAS: &str = "tools[].input_schema";
+
 fn toolbox(request: &mut wire::MessagesRequest, cache: &mut bool) -> Result<Option<Toolbox>, InvalidRequest> {
     let Items(given) = request.tools.take().unwrap_or_default();
     let mut tools: Vec<text::Tool> = Vec::with_capacity(given.len());
@@ -443,7 +446,13 @@ fn toolbox(request: &mut wire::MessagesRequest, cache: &mut bool) -> Result<Opti
         tools.push(tool);
     }
     let Some(Object(choice)) = request.tool_choice.take() else {
-        let toolbox = Toolbox { tools, choice: text::ToolChoice::Auto, parallel: true, legacy: false };
+        let toolbox = Toolbox {
+            tools,
+            choice: text::ToolChoice::Auto,
+            parallel: true,
+            legacy: false,
+            schemas: SCHEMAS,
+        };
         return Ok(Some(toolbox).filter(|toolbox| !toolbox.tools.is_empty()));
     };
     let wire::ToolChoice { kind, name, disable_parallel_tool_use } = choice;
@@ -465,7 +474,8 @@ fn toolbox(request: &mut wire::MessagesRequest, cache: &mut bool) -> Result<Opti
         Some(other) => return Err(value("tool_choice.type", other, "'auto', 'any', 'tool' and 'none'")),
         None => return Err(missing("tool_choice.type")),
     };
-    Ok(Some(Toolbox { tools, choice, parallel, legacy: false }).filter(|toolbox| !toolbox.tools.is_empty()))
+    let toolbox = Toolbox { tools, choice, parallel, legacy: false, schemas: SCHEMAS };
+    Ok(Some(toolbox).filter(|toolbox| !toolbox.tools.is_empty()))
 }
 
 /// What form the answer has.

@@ -320,7 +320,13 @@ fn toolbox(
     if let Some(names) = allowed {
         tools.retain(|tool| names.contains(&tool.name));
     }
-    Ok((!tools.is_empty()).then_some(Toolbox { tools, choice, parallel, legacy: false }))
+    Ok((!tools.is_empty()).then_some(Toolbox {
+        tools,
+        choice,
+        parallel,
+        legacy: false,
+        schemas: "tools[].parameters",
+    }))
 }
 
 /// What form the answer has; [`None`] for text.

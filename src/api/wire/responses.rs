@@ -304,6 +304,16 @@ impl<'de> Deserialize<'de> for Part {
     }
 }
 
+/// A whole answer to `POST /v1/responses/input_tokens`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ResponseTokenCount")]
+pub struct TokenCount {
+    /// `response.input_tokens`.
+    pub object: &'static str,
+    /// Of the prompt, media included.
+    pub input_tokens: usize,
+}
+
 /// A whole answer.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Response<'a> {
