@@ -14,6 +14,7 @@ format() {
     local linters
     linters=$(linters)
     cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
     "$linters/bin/ruff" format --check --quiet scripts tests
 }
 

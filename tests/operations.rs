@@ -241,6 +241,19 @@ async fn a_request_tells_its_times_where_that_is_asked_for() {
     assert!(times(comment)["decode"] > 0.0, "{comment}");
     let text = ask(&request, "0").await.text().await.unwrap();
     assert!(!text.contains("percept-timing"));
+
+    // What it costs is told where there is a price, and is what usage says.
+    let priced = Settings { price_per_hour: Some(3600.0), currency: Some("EUR".into()), ..Settings::default() };
+    let server = start(priced).await;
+    let client = Client::new().post(server.path("/v1/chat/completions")).header("x-percept-timing", "1");
+    let text = client.json(&request).send().await.unwrap().text().await.unwrap();
+    let comment = text.lines().rev().find_map(|line| line.strip_prefix(": x-percept-timing: ")).unwrap();
+    let (times_of, cost) = comment.split_once(", cost;desc=\"").unwrap();
+    let cost: f64 = cost.strip_suffix(" EUR\"").unwrap().parse().unwrap();
+    // A second costs one.
+    assert!(cost > 0.0 && (1000.0 * cost - times(times_of)["compute"]).abs() < 0.002, "{comment}");
+    let usage: Value = reqwest::get(server.path("/v1/usage")).await.unwrap().json().await.unwrap();
+    assert!((usage["total"]["cost"].as_f64().unwrap() - cost).abs() < 1e-6, "{usage} {comment}");
 }
 
 /// A folder with keys and an audit log.

@@ -367,7 +367,7 @@ async fn every_response(State(app): State<Arc<App>>, request: Request, next: Nex
         limits::tell(headers, &caller, app.operations.now(), anthropic);
     }
     if timing == WantsTiming::Yes
-        && let Ok(text) = HeaderValue::from_str(&record::timing_text(&record.timing()))
+        && let Ok(text) = HeaderValue::from_str(&record.timing_text())
     {
         headers.insert(TIMING, text);
     }

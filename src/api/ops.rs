@@ -27,16 +27,19 @@ use crate::{
 /// there are is told to who may know.
 pub(super) async fn health(State(app): State<Arc<App>>, record: Record) -> (StatusCode, Json<Health>) {
     let Ok(models) = app.models() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "loading", models: Vec::new() }));
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "loading", models: Vec::new(), energy: None }));
     };
     let alive = models.models().iter().all(|served| served.handle.status().alive());
     let may_know = app.operations.access.is_none() || record.caller().is_some();
     let known = models.models().iter().filter(|served| may_know && record.may_use(served, &served.id));
     let models = known.map(|served| model(served)).collect();
+    let meter = app.operations.energy.as_ref().filter(|_| may_know);
+    let parts = meter.and_then(|meter| meter.read().ok());
+    let energy = parts.map(|parts| parts.iter().map(|part| part.joules).sum());
     if alive {
-        (StatusCode::OK, Json(Health { status: "ok", models }))
+        (StatusCode::OK, Json(Health { status: "ok", models, energy }))
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "failed", models }))
+        (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "failed", models, energy }))
     }
 }
 

@@ -271,6 +271,26 @@ impl Record {
         Timing::new(self.0.began, facts.media, &figures)
     }
 
+    /// The same as `Server-Timing` has it, in milliseconds (<https://www.w3.org/TR/server-timing/>), with its share of
+    /// the engine's steps and, where the machine has a price, what that costs.
+    pub(super) fn timing_text(&self) -> String {
+        let timing = self.timing();
+        let operations = &self.0.app.operations;
+        let facts = self.facts();
+        let used = operations.used(&facts.figures(), facts.images, facts.audio_seconds);
+        drop(facts);
+        let stages = timing.stages().into_iter().filter(|(_, took)| *took > Duration::ZERO);
+        let first = timing.first_token.map(|first| ("first-token", first));
+        let compute = Duration::try_from_secs_f64(used.compute_seconds).unwrap_or_default();
+        let compute = Some(("compute", compute)).filter(|(_, took)| *took > Duration::ZERO);
+        let all = stages.chain(first).chain(compute).chain([("total", timing.total)]);
+        let times = all.map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1000.0));
+        // More digits than money has: a request is cheap.
+        let price = operations.price.as_ref();
+        let cost = price.map(|price| format!("cost;desc=\"{:.9} {}\"", used.cost, price.currency));
+        times.chain(cost).collect::<Vec<_>>().join(", ")
+    }
+
     fn facts(&self) -> MutexGuard<'_, Facts> {
         // It is whole at every point where a holder could panic.
         self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -569,7 +589,7 @@ impl http_body::Body for Watched {
             None if self.remark => {
                 self.remarked = true;
                 self.ending.sent = true;
-                let text = format!(": {TIMING}: {}\n\n", timing_text(&self.ending.record.timing()));
+                let text = format!(": {TIMING}: {}\n\n", self.ending.record.timing_text());
                 self.ending.response.add(text.as_bytes());
                 return Poll::Ready(Some(Ok(Frame::data(text.into()))));
             }
@@ -604,13 +624,4 @@ impl WantsTiming {
             Some(_) => Self::Yes,
         }
     }
-}
-
-/// Times as `Server-Timing` has them, in milliseconds: <https://www.w3.org/TR/server-timing/>.
-pub(super) fn timing_text(timing: &Timing) -> String {
-    let stages = timing.stages().into_iter().filter(|(_, took)| *took > Duration::ZERO);
-    let first = timing.first_token.map(|first| ("first-token", first));
-    let all = stages.chain(first).chain([("total", timing.total)]);
-    let texts = all.map(|(name, took)| format!("{name};dur={:.3}", took.as_secs_f64() * 1000.0));
-    texts.collect::<Vec<_>>().join(", ")
 }

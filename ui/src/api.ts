@@ -22,6 +22,8 @@ export interface Health {
     pages_used: number;
     pages_total: number;
   }[];
+  /** Joules since the server began, where the machine tells. */
+  energy?: number;
 }
 
 export interface Usage {
@@ -153,8 +155,21 @@ export function suitable(all: Model[], task: Task): Model[] {
   );
 }
 
-/** The data of server-sent events, until `[DONE]`. */
-async function* events<T>(response: Response): AsyncGenerator<T> {
+/** Asks for what a request took, and is where that is told. */
+const TIMING = "x-percept-timing";
+
+/** What a request costs, where the server knows: two digits that say something, without an exponent. */
+function cost(timing: string): string | undefined {
+  const [, text, currency] = /cost;desc="([\d.]+) ([^"]*)"/.exec(timing) ?? [];
+  if (text === undefined) return undefined;
+  const amount = Number(text);
+  const digits = amount > 0 ? Math.min(9, Math.max(2, 1 - Math.floor(Math.log10(amount)))) : 0;
+  return `${amount.toFixed(digits)} ${currency}`;
+}
+
+/** The data of server-sent events. `told` hears what the request cost, behind them. */
+async function* events<T>(response: Response, told: (cost: string) => void): AsyncGenerator<T> {
+  let complete = false;
   if (!response.body) return;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -165,9 +180,16 @@ async function* events<T>(response: Response): AsyncGenerator<T> {
       const lines = (rest + value).split("\n");
       rest = lines.pop() ?? "";
       for (const line of lines) {
+        if (line.startsWith(`: ${TIMING}:`)) {
+          const text = cost(line);
+          if (text) told(text);
+        }
         if (!line.startsWith("data:")) continue;
         const data = line.slice(5).trim();
-        if (data === "[DONE]") return;
+        if (data === "[DONE]") {
+          complete = true;
+          continue;
+        }
         const piece = JSON.parse(data);
         if (piece.error) throw new Problem(piece.error.message, advice(500, piece.error.code, 5, null), 500);
         yield piece;
@@ -176,7 +198,7 @@ async function* events<T>(response: Response): AsyncGenerator<T> {
   } finally {
     reader.cancel().catch(() => {});
   }
-  throw new Problem("The answer broke off.", "Is percept still running? Try again.");
+  if (!complete) throw new Problem("The answer broke off.", "Is percept still running? Try again.");
 }
 
 export interface ChatPiece {
@@ -184,14 +206,18 @@ export interface ChatPiece {
   usage?: Usage | null;
 }
 
-export async function* chat(body: object, signal: AbortSignal): AsyncGenerator<ChatPiece> {
+export async function* chat(
+  body: object,
+  signal: AbortSignal,
+  told: (cost: string) => void,
+): AsyncGenerator<ChatPiece> {
   const response = await request("v1/chat/completions", {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
+    headers: { "Content-Type": "application/json", [TIMING]: "1" },
     body: JSON.stringify(body),
     signal,
   });
-  yield* events<ChatPiece>(response);
+  yield* events<ChatPiece>(response, told);
 }
 
 export interface SpeechPiece {
@@ -207,13 +233,15 @@ export async function* transcribe(
   file: Blob,
   name: string,
   signal: AbortSignal,
+  told: (cost: string) => void,
 ): AsyncGenerator<SpeechPiece> {
   const form = new FormData();
   for (const [field, text] of fields) form.append(field, text);
   // Behind the fields: what is wrong with them is told before the file is sent.
   form.append("file", file, name);
-  const response = await request("v1/audio/transcriptions", { method: "POST", body: form, signal });
-  yield* events<SpeechPiece>(response);
+  const headers = { [TIMING]: "1" };
+  const response = await request("v1/audio/transcriptions", { method: "POST", headers, body: form, signal });
+  yield* events<SpeechPiece>(response, told);
 }
 
 /** Whatever was thrown, as a problem; `null` where the user ended it. */

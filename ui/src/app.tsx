@@ -120,12 +120,21 @@ export function App() {
 function Load() {
   const [state, setState] = useState<Health | null>(null);
   const [lost, setLost] = useState(false);
+  const [watts, setWatts] = useState<number | null>(null);
+  const energy = useRef<{ joules: number; at: number } | null>(null);
   useEffect(() => {
     const ask = async () => {
       if (document.hidden) return;
       try {
-        setState(await health());
+        const found = await health();
+        setState(found);
         setLost(false);
+        const [before, now] = [energy.current, performance.now()];
+        if (found.energy !== undefined) {
+          energy.current = { joules: found.energy, at: now };
+          if (before && now > before.at)
+            setWatts((1000 * (found.energy - before.joules)) / (now - before.at));
+        }
       } catch {
         setLost(true);
       }
@@ -146,20 +155,23 @@ function Load() {
       : busy
         ? `${running} running${waiting > 0 ? `, ${waiting} waiting` : ""}`
         : "idle";
-  const pages = (state?.models ?? [])
+  const models = (state?.models ?? [])
     .map(
       ({ id, pages_used, pages_total }) => `${id}: ${pages_used} of ${pages_total} pages of its cache in use`,
     )
     .join("\n");
+  const used =
+    state?.energy === undefined ? "" : `\n${(state.energy / 1000).toFixed(1)} kJ since the server began`;
   return (
     <span
       class={`load ${lost || state?.status === "failed" ? "bad" : busy ? "busy" : ""}`}
-      title={pages}
+      title={models + used}
       data-running={running}
       data-waiting={waiting}
     >
       <span class="unseen">Server: </span>
       {text}
+      {watts !== null && !lost && <span class="watts">{`, ${watts.toFixed(0)} W`}</span>}
     </span>
   );
 }

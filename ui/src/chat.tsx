@@ -37,6 +37,8 @@ interface Figures {
   /** Tokens per second after it. */
   speed: number | null;
   cut: boolean;
+  /** With its currency, where the server knows. */
+  cost?: string;
 }
 
 const IMAGES = /^image\//;
@@ -141,7 +143,9 @@ export function Chat({ models, sampling, active }: Props) {
       change(id, { call: { kind: "chat", body: { ...settings, messages: named, stream: true } } });
       const sent = await messages(all, sampling.system, ({ file }) => dataUrl(file));
       const meter = new Meter();
-      for await (const piece of chat({ ...settings, messages: sent, ...stream }, controller.signal)) {
+      for await (const piece of chat({ ...settings, messages: sent, ...stream }, controller.signal, (cost) =>
+        meter.costs(cost),
+      )) {
         text += meter.take(piece);
         // Not more often than the screen shows it.
         frame ||= requestAnimationFrame(() => {
@@ -326,6 +330,11 @@ class Meter {
   private last = 0;
   private usage: Usage | null = null;
   private cut = false;
+  private cost: string | undefined;
+
+  costs(cost: string): void {
+    this.cost = cost;
+  }
 
   /** The text that a piece adds. */
   take({ choices, usage }: ChatPiece): string {
@@ -350,6 +359,7 @@ class Meter {
       // Pieces that came all at once say nothing of it.
       speed: tokens > 2 && seconds > 0.01 ? (tokens - 1) / seconds : null,
       cut: this.cut,
+      ...(this.cost && { cost: this.cost }),
     };
   }
 }
@@ -425,6 +435,7 @@ function Foot({ turn: { state, figures, call, pictures } }: { turn: Turn }) {
           <Figure name="first token" value={`${figures.first.toFixed(2)} s`} />
           {figures.speed !== null && <Figure name="then" value={`${figures.speed.toFixed(1)} tokens/s`} />}
           <Figure name="prompt" value={`${figures.prompt} tokens`} />
+          {figures.cost && <Figure name="cost" value={figures.cost} />}
         </dl>
       )}
       {call && <CopyAs call={call} note={note} />}

@@ -28,6 +28,8 @@ interface Result {
   language: string;
   /** Seconds that it took. */
   took: number;
+  /** With its currency, where the server knows. */
+  cost?: string;
   call: SpeechCall;
   problem?: Problem;
 }
@@ -78,7 +80,8 @@ export function Speech({ models }: { models: Model[] }) {
     setTrouble("");
     setSaid("Listening");
     try {
-      for await (const piece of transcribe(fields, next.file, next.file.name, controller.signal)) {
+      const told = (cost: string) => show({ cost });
+      for await (const piece of transcribe(fields, next.file, next.file.name, controller.signal, told)) {
         if (piece.segment) {
           show({ segments: [...now.segments, piece.segment], duration: piece.duration ?? now.duration });
         }
@@ -370,7 +373,7 @@ function Heard({ result, player, seek, again, stop }: HeardProps) {
 }
 
 function Results({
-  result: { segments, duration, language, took, call },
+  result: { segments, duration, language, took, cost, call },
   source,
 }: {
   result: Result;
@@ -385,6 +388,7 @@ function Results({
         <Figure name="took" value={`${took.toFixed(2)} s`} />
         <Figure name="speed" value={`${(duration / took).toFixed(1)} × real time`} />
         <Figure name="language" value={language} />
+        {cost && <Figure name="cost" value={cost} />}
       </dl>
       <div class="copy-as">
         {/* biome-ignore lint/a11y/useSemanticElements: a fieldset is for what is filled in */}

@@ -263,6 +263,45 @@ test("a server that is gone is told", { timeout: 300_000 }, async () => {
   await context.close();
 });
 
+test("what it costs and takes is shown where the server knows", { timeout: 300_000 }, async () => {
+  const other = await serve(
+    "percept-demo-vlm",
+    "percept-demo-whisper",
+    "--price-per-hour",
+    "360",
+    "--currency",
+    "EUR",
+  );
+  const { page, context } = await open(browser, other.url);
+  // Machines for tests rarely tell: a thousand joules a second.
+  const begun = Date.now();
+  await page.route("**/health", async (route) => {
+    const response = await route.fetch();
+    await route.fulfill({ response, json: { ...(await response.json()), energy: Date.now() - begun } });
+  });
+  await page.locator(".load .watts").waitFor();
+  const watts = Number(/, (\d+) W$/.exec(await page.locator(".load").innerText())[1]);
+  assert.ok(watts > 500 && watts < 2000, `${watts}`);
+  assert.match(await page.locator(".load").getAttribute("title"), /\n\d+\.\d kJ since the server began$/);
+  await addPicture(page);
+  await ask(page);
+  await finished(page);
+  const cost = async (figures) => {
+    const text = (await figures.innerText()).replaceAll("\n", " ");
+    return Number(/cost (0\.\d+) EUR/.exec(text)[1]);
+  };
+  assert.ok((await cost(turns(page).last().locator(".figures"))) > 0);
+  await page.getByRole("tab", { name: "Hear" }).click();
+  const chooser = page.waitForEvent("filechooser");
+  await page.getByRole("button", { name: "Choose a recording" }).click();
+  await (await chooser).setFiles(RECORDING);
+  const figures = page.locator(".heard .figures", { hasText: "cost" });
+  await figures.waitFor();
+  assert.ok((await cost(figures)) > 0);
+  await context.close();
+  await other.stop();
+});
+
 onPage("what was done can be copied as code that runs", async (page) => {
   await set(page, { Temperature: "0", Seed: "7" });
   await addPicture(page);

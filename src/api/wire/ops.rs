@@ -10,6 +10,9 @@ pub struct Health {
     pub status: &'static str,
     /// Of each model, what its engine is doing.
     pub models: Vec<ModelHealth>,
+    /// Joules that the machine took since the server began, where it tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub energy: Option<f64>,
 }
 
 /// What an engine is doing.
