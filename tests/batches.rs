@@ -19,7 +19,7 @@ use percept::{
     config::Settings,
     operations::Operations,
     router::Router,
-    store::{NewBatch, Owner, Store},
+    store::{KEPT_SECONDS, NewBatch, Owner, Store},
 };
 use reqwest::{
     Client, Method, Response,
@@ -611,11 +611,11 @@ async fn a_batch_whose_time_runs_out_keeps_what_it_has() {
         window: "24h".into(),
         metadata: None,
         output_expires: None,
-        input,
         seconds: 2,
         total: 0,
+        most_open: 100,
     };
-    let id = store.add_batch(&Owner { tenant: None, key: None }, new).await.unwrap().unwrap().id;
+    let id = store.add_batch(&Owner { tenant: None, key: None }, &input, new).await.unwrap().unwrap().id;
     // Whoever makes one wakes the rest.
     let other = caller.batch(&[line("x", &words("a"))]).await;
     let batch = caller.until(&id, &["expired"]).await;
@@ -658,6 +658,49 @@ async fn limits_make_a_batch_slow_and_budgets_end_it() {
         outcome.values().filter_map(|line| line["response"]["body"]["error"]["code"].as_str()).collect();
     assert_eq!(codes, ["insufficient_quota"].into(), "{outcome:?}");
     assert!(batch["request_counts"]["completed"].as_u64().unwrap() > 0);
+}
+
+#[tokio::test]
+async fn a_batch_is_counted_as_a_request() {
+    let folder = TempDir::new().unwrap();
+    let keys = folder.path().join("keys.toml");
+    let terms = Terms { requests_per_minute: NonZeroU32::new(2), ..Terms::default() };
+    let key = KeyFile::change(&keys, |keys| keys.add("slow", terms, None)).unwrap().0;
+    let server = start(Settings { keys: Some(keys), ..settings(&folder.path().join("f")) }).await;
+    let caller = Caller::of(&server).with(&key);
+    let input = caller.file("nonsense").await;
+    for _ in 0..2 {
+        assert_eq!(caller.post("/v1/batches", &batch_of(&input)).await.0, 200);
+    }
+    let (status, error) = caller.post("/v1/batches", &batch_of(&input)).await;
+    check_error(&error);
+    assert_eq!((status, &error["error"]["code"]), (429, &json!("rate_limit_exceeded")));
+    let params = json!({"model": "llava", "max_tokens": 1, "messages": []});
+    let requests = json!({"requests": [{"custom_id": "a", "params": params}]});
+    let (status, error) = caller.anthropic().post("/v1/messages/batches", &requests).await;
+    assert_eq!((status, &error["error"]["type"]), (429, &json!("rate_limit_error")));
+}
+
+#[tokio::test]
+async fn batches_are_forgotten_a_month_after_their_end() {
+    let folder = TempDir::new().unwrap();
+    let mut server = start(settings(folder.path())).await;
+    let caller = Caller::of(&server);
+    let id = caller.batch(&many(1, 1)).await;
+    let batch = caller.until(&id, &["completed"]).await;
+    server.stop().await;
+    drop(server);
+    let database = rusqlite::Connection::open(folder.path().join("percept.sqlite")).unwrap();
+    database.execute("UPDATE batches SET ended = ended - ?1", (KEPT_SECONDS + 1,)).unwrap();
+    drop(database);
+    let server = start(settings(folder.path())).await;
+    let caller = Caller::of(&server);
+    while caller.get(&format!("/v1/batches/{id}")).await.0 != 404 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(caller.get("/v1/batches").await.1["data"], json!([]));
+    // Its files are files as others are.
+    assert!(!caller.content(batch["output_file_id"].as_str().unwrap()).await.is_empty());
 }
 
 #[tokio::test]

@@ -29,7 +29,9 @@ use super::{
 use crate::{
     access::{Access, Caller},
     api::{App, routes},
-    store::{Batch, Ended, Line, LineState, NewFile, Place, State, Store, StoreError, Tokens, Written, now},
+    store::{
+        Batch, Ended, Line, LineState, NewFile, Outcome, Place, State, Store, StoreError, Tokens, Written, now,
+    },
 };
 
 /// How often it is looked for batches and for files whose time has come, whether anyone says so or not.
@@ -61,8 +63,10 @@ pub(crate) async fn run(app: Arc<App>) {
         places: Semaphore::new(app.config.batch_lines),
         app: Arc::clone(&app),
     });
-    if let Err(error) = runner.store.sweep().await {
-        warn!(%error, "contents that nobody knows of cannot be removed");
+    match runner.store.sweep().await {
+        Ok(0) => {}
+        Ok(count) => info!(count, "contents were removed that nobody knew of"),
+        Err(error) => warn!(%error, "contents that nobody knows of cannot be looked up"),
     }
     let mut tasks = JoinSet::new();
     let mut running: HashMap<i64, AbortHandle> = HashMap::new();
@@ -86,6 +90,11 @@ pub(crate) async fn run(app: Arc<App>) {
             Ok(0) => {}
             Ok(count) => info!(count, "files were removed because their time had come"),
             Err(error) => warn!(%error, "files whose time has come cannot be removed"),
+        }
+        match runner.store.expire_batches().await {
+            Ok(0) => {}
+            Ok(count) => info!(count, "batches were forgotten that ended long ago"),
+            Err(error) => warn!(%error, "batches that ended long ago cannot be forgotten"),
         }
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
@@ -230,8 +239,8 @@ impl Runner {
     async fn line(&self, batch: &Batch, line: Line) -> Result<(), StoreError> {
         let Some(answer) = self.answer(batch, &line).await? else { return Ok(()) };
         let state = if answer.status.is_success() { LineState::Succeeded } else { LineState::Failed };
-        let result = answer.result(batch, &line);
-        self.store.finish_line(batch.number, line.number, state, result, answer.tokens()).await
+        let outcome = Outcome { state, result: answer.result(batch, &line).into(), tokens: answer.tokens() };
+        self.store.finish_line(batch.number, line.number, outcome).await
     }
 
     async fn answer(&self, batch: &Batch, line: &Line) -> Result<Option<Answer>, StoreError> {
@@ -338,6 +347,7 @@ impl Runner {
             mime: "application/jsonl".to_owned(),
             expires,
             hidden: of_messages,
+            room: None,
         };
         let mut ended = Ended::default();
         if let Some(writer) = output {
