@@ -1,5 +1,7 @@
 //! `/v1/batches`: requests in a file, answered when nobody else wants anything.
 
+mod answer;
+mod gate;
 mod lines;
 mod messages;
 mod run;
