@@ -19,7 +19,7 @@ use percept::{
     config::Settings,
     operations::Operations,
     router::Router,
-    store::{NewBatch, Owner, Store},
+    store::{KEPT_SECONDS, NewBatch, NewFile, Owner, Store},
 };
 use reqwest::{
     Client, Method, Response,
@@ -611,11 +611,11 @@ async fn a_batch_whose_time_runs_out_keeps_what_it_has() {
         window: "24h".into(),
         metadata: None,
         output_expires: None,
-        input,
         seconds: 2,
         total: 0,
+        most_open: 100,
     };
-    let id = store.add_batch(&Owner { tenant: None, key: None }, new).await.unwrap().unwrap().id;
+    let id = store.add_batch(&Owner { tenant: None, key: None }, &input, new).await.unwrap().unwrap().id;
     // Whoever makes one wakes the rest.
     let other = caller.batch(&[line("x", &words("a"))]).await;
     let batch = caller.until(&id, &["expired"]).await;
@@ -658,6 +658,226 @@ async fn limits_make_a_batch_slow_and_budgets_end_it() {
         outcome.values().filter_map(|line| line["response"]["body"]["error"]["code"].as_str()).collect();
     assert_eq!(codes, ["insufficient_quota"].into(), "{outcome:?}");
     assert!(batch["request_counts"]["completed"].as_u64().unwrap() > 0);
+}
+
+/// What all answers took, whosever they are.
+async fn used(server: &Server) -> Value {
+    server.get("/v1/usage").await.json::<Value>().await.unwrap()["total"].clone()
+}
+
+/// Puts another content in the place of a file's, at once.
+fn replace(folder: &Path, id: &str, content: &[u8]) {
+    fs::write(folder.join("next"), content).unwrap();
+    fs::rename(folder.join("next"), folder.join("files").join(id)).unwrap();
+}
+
+#[tokio::test]
+async fn lines_wait_for_models_and_are_not_refused() {
+    let folder = TempDir::new().unwrap();
+    let config = config(settings(folder.path()));
+    let store = Store::open(config.store.as_ref().unwrap()).unwrap();
+    let app = App::guarded(config.api.clone(), Operations::default(), Some(store));
+    let server = start_app(app.clone(), config.drain).await;
+    let caller = Caller::of(&server);
+    let id = caller.batch(&many(20, 2)).await;
+    caller.until(&id, &["in_progress"]).await;
+    app.serve(Router::new(load(&config)));
+    let batch = caller.until(&id, &["completed"]).await;
+    assert_eq!(batch["request_counts"], json!({"total": 20, "completed": 20, "failed": 0}));
+    assert_eq!(used(&server).await["errors"], 0, "lines were begun before there was a model");
+}
+
+#[tokio::test]
+async fn a_batch_is_counted_as_a_request() {
+    let folder = TempDir::new().unwrap();
+    let keys = folder.path().join("keys.toml");
+    let terms = Terms { requests_per_minute: NonZeroU32::new(2), ..Terms::default() };
+    let key = KeyFile::change(&keys, |keys| keys.add("slow", terms, None)).unwrap().0;
+    let server = start(Settings { keys: Some(keys), ..settings(&folder.path().join("f")) }).await;
+    let caller = Caller::of(&server).with(&key);
+    let input = caller.file("nonsense").await;
+    for _ in 0..2 {
+        assert_eq!(caller.post("/v1/batches", &batch_of(&input)).await.0, 200);
+    }
+    let (status, error) = caller.post("/v1/batches", &batch_of(&input)).await;
+    check_error(&error);
+    assert_eq!((status, &error["error"]["code"]), (429, &json!("rate_limit_exceeded")));
+    let params = json!({"model": "llava", "max_tokens": 1, "messages": []});
+    let requests = json!({"requests": [{"custom_id": "a", "params": params}]});
+    let (status, error) = caller.anthropic().post("/v1/messages/batches", &requests).await;
+    assert_eq!((status, &error["error"]["type"]), (429, &json!("rate_limit_error")));
+}
+
+#[tokio::test]
+async fn a_failing_disk_costs_no_answer() {
+    let folder = TempDir::new().unwrap();
+    drop(Store::open(config(settings(folder.path())).store.as_ref().unwrap()).unwrap());
+    let database = rusqlite::Connection::open(folder.path().join("percept.sqlite")).unwrap();
+    let until: i64 = database.query_row("SELECT strftime('%s', 'now') + 6", (), |row| row.get(0)).unwrap();
+    let full = format!(
+        "CREATE TRIGGER is_full BEFORE UPDATE ON lines WHEN strftime('%s', 'now') + 0 < {until} \
+         BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+    );
+    database.execute_batch(&full).unwrap();
+    drop(database);
+    let server = start(Settings { batch_requests: Some(4), ..settings(folder.path()) }).await;
+    let caller = Caller::of(&server);
+    let id = caller.batch(&many(12, 20)).await;
+    let batch = caller.until(&id, &["completed"]).await;
+    assert_eq!(batch["request_counts"], json!({"total": 12, "completed": 12, "failed": 0}));
+    assert_eq!(batch["usage"]["output_tokens"], 12 * 20);
+    assert_eq!(used(&server).await["completion_tokens"], 12 * 20, "answers were computed again");
+}
+
+#[tokio::test]
+async fn lines_that_cannot_be_read_take_no_others_with_them() {
+    let folder = TempDir::new().unwrap();
+    let server = start(Settings { batch_requests: Some(4), ..settings(folder.path()) }).await;
+    let caller = Caller::of(&server);
+    let lines = many(12, 100);
+    let id = caller.batch(&lines).await;
+    let batch = caller.until(&id, &["in_progress"]).await;
+    let input = batch["input_file_id"].as_str().unwrap();
+    while server.engine().await["running"] == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    replace(folder.path(), input, b"");
+    server.idle().await;
+    replace(folder.path(), input, lines.join("\n").as_bytes());
+    let batch = caller.until(&id, &["completed"]).await;
+    assert_eq!(batch["request_counts"], json!({"total": 12, "completed": 12, "failed": 0}));
+    assert_eq!(used(&server).await["completion_tokens"], 12 * 100, "answers were computed again");
+
+    // What is lost for good is said to be, line by line.
+    let id = caller.batch(&lines).await;
+    let batch = caller.until(&id, &["in_progress"]).await;
+    while server.engine().await["running"] == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    fs::remove_file(folder.path().join("files").join(batch["input_file_id"].as_str().unwrap())).unwrap();
+    let batch = caller.until(&id, &["completed"]).await;
+    let counts = &batch["request_counts"];
+    assert!(counts["completed"].as_u64() > Some(0) && counts["failed"].as_u64() > Some(0), "{batch}");
+    let errors = caller.content(batch["error_file_id"].as_str().unwrap()).await;
+    for line in errors.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        check_error(&line["response"]["body"]);
+        assert_eq!(line["response"]["status_code"], 500, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_line_is_read_when_it_has_a_place() {
+    let folder = TempDir::new().unwrap();
+    let few = Settings { max_sequences: Some(1), batch_requests: Some(1), ..settings(folder.path()) };
+    let server = start(few).await;
+    let caller = Caller::of(&server);
+    // A line has the one place, and waits for clients.
+    let clients: Vec<_> = (0..4).map(|_| tokio::spawn(server.post(&long("a client", 400)))).collect();
+    let waiting = async |count: u64| {
+        while server.engine().await["waiting"].as_u64() != Some(count) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    waiting(3).await;
+    let first = caller.batch(&many(1, 2)).await;
+    waiting(4).await;
+    let line = |word: &str| line("x", &long(word, 4));
+    let second = caller.batch(&[line("before")]).await;
+    let batch = caller.until(&second, &["in_progress"]).await;
+    replace(folder.path(), batch["input_file_id"].as_str().unwrap(), line("behind").as_bytes());
+    for client in clients {
+        assert_eq!(client.await.unwrap().status(), 200);
+    }
+    caller.until(&first, &["completed"]).await;
+    let batch = caller.until(&second, &["completed"]).await;
+    let answer = server.ask(&long("behind", 4)).await;
+    let outcome = caller.outcome(&batch).await;
+    assert_eq!(outcome["x"]["response"]["body"]["choices"], answer["choices"], "it was read before");
+}
+
+#[tokio::test]
+async fn batches_are_forgotten_a_month_after_their_end() {
+    let folder = TempDir::new().unwrap();
+    let mut server = start(settings(folder.path())).await;
+    let caller = Caller::of(&server);
+    let id = caller.batch(&many(1, 1)).await;
+    let batch = caller.until(&id, &["completed"]).await;
+    server.stop().await;
+    drop(server);
+    let database = rusqlite::Connection::open(folder.path().join("percept.sqlite")).unwrap();
+    database.execute("UPDATE batches SET ended = ended - ?1", (KEPT_SECONDS + 1,)).unwrap();
+    drop(database);
+    let server = start(settings(folder.path())).await;
+    let caller = Caller::of(&server);
+    while caller.get(&format!("/v1/batches/{id}")).await.0 != 404 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(caller.get("/v1/batches").await.1["data"], json!([]));
+    // Its files are files as others are.
+    assert!(!caller.content(batch["output_file_id"].as_str().unwrap()).await.is_empty());
+}
+
+/// Numbers are longer where a request is written anew: one that becomes too long fails alone, and says why.
+#[tokio::test]
+async fn message_batches_say_why_they_fail() {
+    let folder = TempDir::new().unwrap();
+    let config = config(Settings { max_body: Some("100000".parse().unwrap()), ..settings(folder.path()) });
+    let store = Store::open(config.store.as_ref().unwrap()).unwrap();
+    let app = App::guarded(config.api.clone(), Operations::default(), Some(store.clone()));
+    app.serve(Router::new(load(&config)));
+    let server = start_app(app, config.drain).await;
+    let caller = Caller::of(&server).anthropic();
+    let until = async |id: &str| loop {
+        let (_, batch) = caller.get(&format!("/v1/messages/batches/{id}")).await;
+        if batch["processing_status"] == "ended" {
+            break batch;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let ask = r#"{"model": "llava", "max_tokens": 2, "messages": [{"role": "user", "content": "a"}]"#;
+    let numbers = vec!["1e15"; 15_000].join(",");
+    let requests = format!(
+        r#"{{"requests": [{{"custom_id": "good", "params": {ask}}}}},
+                          {{"custom_id": "long", "params": {ask}, "more": [{numbers}]}}}}]}}"#
+    );
+    let request = caller.request(Method::POST, "/v1/messages/batches");
+    let request = request.header("content-type", "application/json").body(requests);
+    let (status, batch) = Caller::json(request.send().await.unwrap()).await;
+    assert_eq!(status, 200, "{batch}");
+    let batch = until(batch["id"].as_str().unwrap()).await;
+    let counts = json!({"processing": 0, "succeeded": 1, "errored": 1, "canceled": 0, "expired": 0});
+    assert_eq!(batch["request_counts"], counts, "{batch}");
+    let results = caller.request(Method::GET, batch["results_url"].as_str().unwrap()).send().await.unwrap();
+    let results = results.text().await.unwrap();
+    assert!(results.contains("request_too_large"), "{results}");
+
+    // Where nothing can be read at all, there is no line that could say so.
+    let mut lines = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut lines, b"nonsense").unwrap();
+    std::io::Seek::rewind(&mut lines).unwrap();
+    let input = NewFile { prefix: "file_", hidden: true, ..NewFile::default() };
+    let new = NewBatch {
+        prefix: "msgbatch_",
+        endpoint: "/v1/messages".into(),
+        window: "24h".into(),
+        metadata: None,
+        output_expires: None,
+        seconds: 3600,
+        total: 2,
+        most_open: 100,
+    };
+    let everyone = Owner { tenant: None, key: None };
+    let id = store.add_batch_of(&everyone, input, lines, new).await.unwrap().id;
+    // Whoever makes one wakes the rest.
+    Caller::of(&server).batch(&[line("x", &words("a"))]).await;
+    let batch = until(&id).await;
+    assert_eq!(
+        (&batch["request_counts"]["errored"], &batch["request_counts"]["processing"]),
+        (&json!(2), &json!(0))
+    );
+    let (status, error) = caller.get(batch["results_url"].as_str().unwrap()).await;
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(status == 409 && message.contains("request 1: This line is not parseable"), "{error}");
 }
 
 #[tokio::test]

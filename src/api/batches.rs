@@ -1,5 +1,7 @@
 //! `/v1/batches`: requests in a file, answered when nobody else wants anything.
 
+mod answer;
+mod gate;
 mod lines;
 mod messages;
 mod run;
@@ -63,6 +65,8 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Json<wire::Batch>, ApiError> {
     let (store, owner) = store(&app, &record)?;
+    // Each is written down and looked after: it counts as what its lines are.
+    record.admit()?;
     let Parsed { value: request, ignored } =
         json::read::<wire::BatchRequest>(&headers, body, app.config.body_bytes, |_| false).await?;
     ignored.check(app.config.strict)?;
@@ -77,28 +81,20 @@ pub(super) async fn create(
     let output_expires = expiry("output_expires_after", request.output_expires_after)?;
     let input = request.input_file_id.ok_or_else(|| missing("input_file_id"))?;
     let input = find(store, &owner, &input).await?.id;
-    few_enough(store, &owner).await?;
     let new = NewBatch {
         prefix: PREFIX,
         endpoint: endpoint.to_owned(),
         window,
         metadata,
         output_expires,
-        input: input.clone(),
         seconds: WINDOW.1,
         total: 0,
+        most_open: MOST_OPEN,
     };
-    let batch = store.add_batch(&owner, new).await?.ok_or(ApiError::NotFound { what: "File", id: input })?;
+    let batch = store.add_batch(&owner, &input, new).await?;
+    let batch = batch.ok_or(ApiError::NotFound { what: "File", id: input })?;
     app.wake_batches();
     Ok(Json(told(batch)))
-}
-
-/// Refuses one more batch than a tenant may have.
-async fn few_enough(store: &Store, owner: &Owner) -> Result<(), ApiError> {
-    if store.open_batches_of(owner).await? >= MOST_OPEN {
-        return Err(ApiError::TooManyBatches { limit: MOST_OPEN });
-    }
-    Ok(())
 }
 
 fn metadata(Entries(entries): Entries<String, { wire::MOST_METADATA }>) -> Result<String, ApiError> {

@@ -51,7 +51,11 @@ const KEPT_SECONDS: (i64, i64) = (3_600, 2_592_000);
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        Self::internal(&error)
+        match error {
+            StoreError::Full { used, limit } => Self::StoreFull { used, limit },
+            StoreError::TooManyBatches { limit } => Self::TooManyBatches { limit },
+            error => Self::internal(&error),
+        }
     }
 }
 
@@ -130,7 +134,6 @@ pub(super) async fn create(
         None => return Err(missing("purpose").into()),
     };
     let after = expiry("expires_after", request.expires_after)?;
-    room(store, &record, &owner, file.metadata().map_err(|error| ApiError::internal(&error))?.len()).await?;
     let new = NewFile {
         prefix: if anthropic { "file_" } else { "file-" },
         purpose,
@@ -138,6 +141,7 @@ pub(super) async fn create(
         mime,
         expires: after.map(|seconds| crate::store::now().saturating_add(seconds)),
         hidden: false,
+        room: room(&record),
     };
     let kept = store.add_file(&owner, new, file).await?;
     let mut response = told(kept, anthropic);
@@ -145,16 +149,9 @@ pub(super) async fn create(
     Ok(response)
 }
 
-/// Refuses what the tenant has no room for.
-pub(super) async fn room(store: &Store, record: &Record, owner: &Owner, bytes: u64) -> Result<(), ApiError> {
-    let limit = record.caller().and_then(|caller| caller.terms.file_bytes);
-    if let Some(limit) = limit.map(u64::from) {
-        let used = store.bytes(owner).await?;
-        if used.saturating_add(bytes) > limit {
-            return Err(ApiError::StoreFull { used, limit });
-        }
-    }
-    Ok(())
+/// Most bytes that all files of the tenant may have.
+pub(super) fn room(record: &Record) -> Option<u64> {
+    record.caller().and_then(|caller| caller.terms.file_bytes).map(u64::from)
 }
 
 /// What a form had.

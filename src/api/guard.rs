@@ -75,7 +75,7 @@ fn admit(app: &App, record: &Record, request: &Request, of_known_origin: bool) -
     if of_known_origin && is_preflight {
         return Ok(Admitted::Preflight);
     }
-    if let Some(Inside(caller)) = request.extensions().get() {
+    if let Some(Inside { caller, .. }) = request.extensions().get() {
         record.is_at(Priority::Low);
         match (&app.operations.access, caller) {
             (None, _) => {}

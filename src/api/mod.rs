@@ -218,6 +218,7 @@ impl App {
     pub fn serve(&self, models: Router) {
         let first = self.models.set(models).is_ok();
         debug_assert!(first, "models are set once");
+        self.wake_batches();
     }
 
     /// The models, once they are loaded.

@@ -1,13 +1,22 @@
 //! Batches of requests: lines of a file, each of which is answered once.
 
-use std::fmt;
+use std::{fmt, fs, sync::Arc};
 
 use rusqlite::{
     Connection, OptionalExtension as _, Row, ToSql, named_params,
     types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef},
 };
 
-use super::{NewFile, Owner, Store, StoreError, Writer, new_id, now};
+use super::{
+    NewFile, Owner, REMOVED_AT_ONCE, Store, StoreError, Writer,
+    files::{Content, remove_hidden},
+    new_id, now,
+};
+
+/// How long a batch is kept that has ended: 30 days, in seconds.
+pub const KEPT_SECONDS: i64 = 30 * 24 * 3600;
+/// Bytes of answers that are read at once: no more are asked for where there are so many.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// What becomes of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,12 +194,12 @@ pub struct NewBatch {
     pub metadata: Option<String>,
     /// See [`Batch`].
     pub output_expires: Option<i64>,
-    /// See [`Batch`].
-    pub input: String,
     /// Seconds that it may take.
     pub seconds: i64,
     /// How many lines it has, where that is known.
     pub total: usize,
+    /// Most batches that its owner may have with it that have not ended.
+    pub most_open: u64,
 }
 
 /// A line that was found in an input.
@@ -224,6 +233,17 @@ pub struct Line {
     pub state: LineState,
     /// Its line of the output, where it has one.
     pub result: Option<String>,
+}
+
+/// What a line comes to. Clones are cheap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// What became of it.
+    pub state: LineState,
+    /// Its line of the output.
+    pub result: Arc<str>,
+    /// What its answer took.
+    pub tokens: Tokens,
 }
 
 /// Where in a list a page begins.
@@ -304,40 +324,96 @@ fn find(database: &Connection, number: i64) -> rusqlite::Result<Batch> {
     database.query_row("SELECT * FROM batches WHERE number = ?1", (number,), Batch::read)
 }
 
+impl NewBatch {
+    /// Notes it.
+    fn insert(self, database: &Connection, owner: &Owner, input: &str) -> Result<Batch, StoreError> {
+        self.check_open(database, owner)?;
+        let created = now();
+        database.execute(
+            "INSERT INTO batches (id, tenant, key, prefix, endpoint, window, metadata, output_expires, input, state, \
+             total, created, expires) VALUES (:id, :tenant, :key, :prefix, :endpoint, :window, :metadata, :output_expires, \
+             :input, :state, :total, :created, :expires)",
+            named_params! {
+                ":id": new_id(self.prefix),
+                ":tenant": owner.tenant(),
+                ":key": owner.key,
+                ":prefix": self.prefix,
+                ":endpoint": self.endpoint,
+                ":window": self.window,
+                ":metadata": self.metadata,
+                ":output_expires": self.output_expires,
+                ":input": input,
+                ":state": State::Validating,
+                ":total": self.total as i64,
+                ":created": created,
+                ":expires": created.saturating_add(self.seconds),
+            },
+        )?;
+        Ok(find(database, database.last_insert_rowid())?)
+    }
+
+    /// Refuses one more than its owner may have.
+    fn check_open(&self, database: &Connection, owner: &Owner) -> Result<(), StoreError> {
+        let query = "SELECT count(*) FROM batches WHERE tenant = ?1 AND ended IS NULL";
+        let open = database.query_row(query, (owner.tenant(),), |row| row.get::<_, i64>(0))?;
+        let limit = self.most_open;
+        if open.cast_unsigned() >= limit { Err(StoreError::TooManyBatches { limit }) } else { Ok(()) }
+    }
+}
+
+/// Removes what is known of files that were part of a batch; says which contents they had.
+fn remove_parts<'a>(
+    database: &Connection,
+    ids: impl IntoIterator<Item = &'a String>,
+) -> rusqlite::Result<Vec<String>> {
+    ids.into_iter().filter_map(|id| remove_hidden(database, id).transpose()).collect()
+}
+
 impl Store {
     /// Notes a batch whose input is an owner's file. `None` where that is not there.
     ///
     /// # Errors
-    /// When the database fails.
-    pub async fn add_batch(&self, owner: &Owner, batch: NewBatch) -> Result<Option<Batch>, StoreError> {
-        let owner = owner.clone();
+    /// When its owner has too many, or the database fails.
+    pub async fn add_batch(
+        &self,
+        owner: &Owner,
+        input: &str,
+        batch: NewBatch,
+    ) -> Result<Option<Batch>, StoreError> {
+        let (owner, input) = (owner.clone(), input.to_owned());
         self.transact(move |database| {
-            let query = "SELECT 1 FROM files WHERE id = ?1 AND tenant = ?2 AND (expires IS NULL OR expires > ?3)";
-            if !database.prepare(query)?.exists((&batch.input, owner.tenant(), now()))? {
+            let query =
+                "SELECT 1 FROM files WHERE id = ?1 AND tenant = ?2 AND (expires IS NULL OR expires > ?3)";
+            if !database.prepare(query)?.exists((&input, owner.tenant(), now()))? {
                 return Ok(None);
             }
-            let created = now();
-            database.execute(
-                "INSERT INTO batches (id, tenant, key, prefix, endpoint, window, metadata, output_expires, input, state, \
-                 total, created, expires) VALUES (:id, :tenant, :key, :prefix, :endpoint, :window, :metadata, :output_expires, \
-                 :input, :state, :total, :created, :expires)",
-                named_params! {
-                    ":id": new_id(batch.prefix),
-                    ":tenant": owner.tenant(),
-                    ":key": owner.key,
-                    ":prefix": batch.prefix,
-                    ":endpoint": batch.endpoint,
-                    ":window": batch.window,
-                    ":metadata": batch.metadata,
-                    ":output_expires": batch.output_expires,
-                    ":input": batch.input,
-                    ":state": State::Validating,
-                    ":total": batch.total as i64,
-                    ":created": created,
-                    ":expires": created.saturating_add(batch.seconds),
-                },
-            )?;
-            Ok(Some(find(database, database.last_insert_rowid())?))
+            batch.insert(database, &owner, &input).map(Some)
+        })
+        .await
+    }
+
+    /// Notes a batch with its input, which is part of it: both, or none.
+    ///
+    /// # Errors
+    /// When there is no room for either, or they cannot be kept.
+    pub async fn add_batch_of(
+        &self,
+        owner: &Owner,
+        input: NewFile,
+        content: fs::File,
+        batch: NewBatch,
+    ) -> Result<Batch, StoreError> {
+        let (of, file, new, bytes) = (owner.clone(), input.clone(), batch.clone(), content.metadata()?.len());
+        // What is refused anyway need not be written first; what counts is asked again when it is noted.
+        let check = self.transact(move |database| {
+            new.check_open(database, &of)?;
+            file.check_room(database, of.tenant(), bytes)
+        });
+        check.await?;
+        let (owner, prefix) = (owner.clone(), input.prefix);
+        self.keep(prefix, content, move |database, content| {
+            let input = input.insert(database, owner.tenant(), content)?;
+            batch.insert(database, &owner, &input.id)
         })
         .await
     }
@@ -359,19 +435,6 @@ impl Store {
     /// When the database fails.
     pub async fn batch_number(&self, number: i64) -> Result<Option<Batch>, StoreError> {
         self.transact(move |database| Ok(find(database, number).optional()?)).await
-    }
-
-    /// How many batches of an owner have not ended.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn open_batches_of(&self, owner: &Owner) -> Result<u64, StoreError> {
-        let tenant = owner.tenant().to_owned();
-        let query = "SELECT count(*) FROM batches WHERE tenant = ?1 AND ended IS NULL";
-        self.transact(move |database| {
-            Ok(database.query_row(query, (tenant,), |row| row.get::<_, i64>(0))?.cast_unsigned())
-        })
-        .await
     }
 
     /// Batches of an owner whose names begin with `prefix`, the newest first, and whether there are more of them.
@@ -456,19 +519,23 @@ impl Store {
         .await
     }
 
-    /// Ends a batch whose lines are not as they should be; `problems` says why, as JSON.
+    /// Ends a batch whose lines are not as they should be; `problems` says why, as JSON. What is known of its lines all
+    /// failed.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn fail_batch(&self, number: i64, problems: String) -> Result<(), StoreError> {
-        self.transact(move |database| {
+        let done = self.transact(move |database| {
             database.execute("DELETE FROM lines WHERE batch = ?1", (number,))?;
-            let query =
-                "UPDATE batches SET state = ?2, problems = ?3, total = 0, ended = ?4 WHERE number = ?1";
-            database.execute(query, (number, State::Failed, problems, now()))?;
-            Ok(())
-        })
-        .await
+            let query = "UPDATE batches SET state = ?2, problems = ?3, failed = total, ended = ?4 WHERE number = ?1 \
+                         RETURNING input";
+            let input: Option<String> = database
+                .query_row(query, (number, State::Failed, problems, now()), |row| row.get(0))
+                .optional()?;
+            Ok(remove_parts(database, &input)?)
+        });
+        self.forget(&done.await?).await;
+        Ok(())
     }
 
     /// Lines that have no outcome, behind a line.
@@ -480,7 +547,7 @@ impl Store {
         self.lines(query, (number, behind, limit as i64)).await
     }
 
-    /// Lines with what became of them, behind a line.
+    /// Lines with what became of them, behind a line: fewer where their answers are long, but one if there is one.
     ///
     /// # Errors
     /// When the database fails.
@@ -491,7 +558,7 @@ impl Store {
 
     async fn lines(&self, query: &'static str, of: (i64, i64, i64)) -> Result<Vec<Line>, StoreError> {
         self.transact(move |database| {
-            let read = |row: &Row<'_>| {
+            let read = |row: &Row<'_>| -> rusqlite::Result<Line> {
                 let bytes = |name| Ok::<_, rusqlite::Error>(row.get::<_, i64>(name)?.cast_unsigned());
                 Ok(Line {
                     number: row.get("line")?,
@@ -501,7 +568,17 @@ impl Store {
                     result: row.get("result")?,
                 })
             };
-            Ok(database.prepare(query)?.query_map(of, read)?.collect::<Result<_, _>>()?)
+            let mut query = database.prepare(query)?;
+            let mut rows = query.query(of)?;
+            let (mut lines, mut bytes) = (Vec::new(), 0);
+            while bytes < PAGE_BYTES
+                && let Some(row) = rows.next()?
+            {
+                let line = read(row)?;
+                bytes += line.result.as_ref().map_or(0, String::len);
+                lines.push(line);
+            }
+            Ok(lines)
         })
         .await
     }
@@ -510,18 +587,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn finish_line(
-        &self,
-        number: i64,
-        line: i64,
-        state: LineState,
-        result: String,
-        tokens: Tokens,
-    ) -> Result<(), StoreError> {
+    pub async fn finish_line(&self, number: i64, line: i64, outcome: Outcome) -> Result<(), StoreError> {
         self.transact(move |database| {
+            let Outcome { state, result, tokens } = outcome;
             let query =
                 "UPDATE lines SET state = ?3, result = ?4 WHERE batch = ?1 AND line = ?2 AND state = 0";
-            if database.execute(query, (number, line, state as i64, result))? == 0 {
+            if database.execute(query, (number, line, state as i64, &*result))? == 0 {
                 return Ok(());
             }
             database.execute(
@@ -597,13 +668,14 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn end_batch(&self, number: i64, ended: Ended) -> Result<Batch, StoreError> {
+        let blobs = self.blobs.clone();
         let done = self.transact(move |database| {
             let Batch { state, counts, owner, input, .. } = find(database, number)?;
             let Ended { output, errors } = ended;
             let note = |written: Option<Written>| {
                 let Some(Written { id, file, bytes }) = written else { return Ok(None) };
-                file.insert(database, &id, owner.tenant(), bytes)?;
-                Ok::<_, StoreError>(Some(id))
+                let content = Content { name: blobs.name(&id), id, bytes };
+                Ok::<_, StoreError>(Some(file.insert(database, owner.tenant(), content)?.id))
             };
             let (output, errors) = (note(output)?, note(errors)?);
             let last = match state {
@@ -616,40 +688,61 @@ impl Store {
             database.execute(query, (number, last, now(), output, errors))?;
             database.execute("DELETE FROM lines WHERE batch = ?1", (number,))?;
             // Nobody knows of an input that was part of the request.
-            let hidden = database.execute("DELETE FROM files WHERE id = ?1 AND hidden", (&input,))? > 0;
-            Ok((find(database, number)?, hidden.then_some(input)))
+            Ok((find(database, number)?, remove_parts(database, [&input])?))
         });
-        let (batch, input) = done.await?;
-        if let Some(input) = input {
-            self.blobs.delete(&input).await?;
-        }
+        let (batch, parts) = done.await?;
+        self.forget(&parts).await;
         Ok(batch)
     }
 
     /// Forgets a batch of an owner's that has ended, and its output, where that is no file of its own.
     ///
     /// # Errors
-    /// When the database or the contents fail.
+    /// When the database fails.
     pub async fn remove_batch(&self, owner: &Owner, id: &str) -> Result<bool, StoreError> {
         let (tenant, id) = (owner.tenant().to_owned(), id.to_owned());
         let removed = self.transact(move |database| {
             let query =
-                "DELETE FROM batches WHERE id = ?1 AND tenant = ?2 AND ended IS NOT NULL RETURNING output";
-            let Some(output) =
-                database.query_row(query, (id, tenant), |row| row.get::<_, Option<String>>(0)).optional()?
-            else {
-                return Ok((false, None));
+                "DELETE FROM batches WHERE id = ?1 AND tenant = ?2 AND ended IS NOT NULL RETURNING input, output";
+            let Some(files) = database.query_row(query, (id, tenant), files_of).optional()? else {
+                return Ok(None);
             };
-            let query = "DELETE FROM files WHERE id = ?1 AND hidden";
-            let hidden = output.is_some() && database.execute(query, (&output,))? > 0;
-            Ok((true, output.filter(|_| hidden)))
+            Ok(Some(remove_parts(database, files.iter().flatten())?))
         });
-        let (removed, output) = removed.await?;
-        if let Some(output) = output {
-            self.blobs.delete(&output).await?;
-        }
-        Ok(removed)
+        let removed = removed.await?;
+        self.forget(removed.as_deref().unwrap_or_default()).await;
+        Ok(removed.is_some())
     }
+
+    /// Forgets batches that ended [`KEPT_SECONDS`] ago, as [`Store::remove_batch`] does; says how many.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn expire_batches(&self) -> Result<usize, StoreError> {
+        let mut count = 0;
+        loop {
+            let expired = self.transact(|database| {
+                let query = "DELETE FROM batches WHERE number IN \
+                             (SELECT number FROM batches WHERE ended <= ?1 LIMIT ?2) RETURNING input, output";
+                let mut query = database.prepare(query)?;
+                let ended = now().saturating_sub(KEPT_SECONDS);
+                let removed = query.query_map((ended, REMOVED_AT_ONCE as i64), files_of)?;
+                let removed = removed.collect::<Result<Vec<_>, _>>()?;
+                Ok((removed.len(), remove_parts(database, removed.iter().flatten().flatten())?))
+            });
+            let (removed, parts) = expired.await?;
+            count += removed;
+            self.forget(&parts).await;
+            if removed < REMOVED_AT_ONCE {
+                return Ok(count);
+            }
+        }
+    }
+}
+
+/// The files of a batch that could be part of it.
+fn files_of(row: &Row<'_>) -> rusqlite::Result<[Option<String>; 2]> {
+    Ok([row.get("input")?, row.get("output")?])
 }
 
 /// Names of what is written of a batch.

@@ -18,7 +18,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use object_store::{
-    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, WriteMultipart,
+    ClientOptions, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt as _, WriteMultipart,
     aws::AmazonS3Builder,
     client::{
         HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse,
@@ -28,7 +28,8 @@ use object_store::{
     path::Path,
     prefix::PrefixStore,
 };
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, runtime::Handle};
+use tracing::warn;
 
 use super::StoreError;
 
@@ -39,6 +40,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Pieces that are on their way at once.
 const AT_ONCE: usize = 4;
+/// How far a bucket's clock may be from this machine's.
+const SKEW: Duration = Duration::from_secs(3600);
 
 /// Where contents are kept that are not kept on the disk: `s3://BUCKET/PREFIX`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,49 +71,64 @@ impl std::fmt::Display for Bucket {
 
 /// Contents by name. Names are ours, never a client's.
 #[derive(Debug, Clone)]
-pub(super) struct Blobs(Arc<dyn ObjectStore>);
+pub(super) struct Blobs {
+    objects: Arc<dyn ObjectStore>,
+    /// What stands in front of the names of new contents, where there may be those of others.
+    part: Option<Arc<str>>,
+    /// What is older is not ours.
+    since: SystemTime,
+    /// How far the clock of what keeps them may be from ours.
+    skew: Duration,
+}
 
 impl Blobs {
-    /// In a folder. What was written is on the disk, not only on its way there.
-    pub(super) fn in_folder(folder: PathBuf) -> Result<Self, StoreError> {
+    /// In a folder that had nothing of ours before `since`. What was written is on the disk, not only on its way there.
+    pub(super) fn in_folder(folder: PathBuf, since: SystemTime) -> Result<Self, StoreError> {
         fs::create_dir_all(&folder)?;
         remove_unfinished(&folder)?;
-        Ok(Self(Arc::new(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true))))
+        let objects = Arc::new(LocalFileSystem::new_with_prefix(folder)?.with_fsync(true));
+        Ok(Self { objects, part: None, since, skew: Duration::ZERO })
     }
 
-    /// In a bucket; where it is and who we are is in the environment, as AWS's own tools have it (`AWS_ENDPOINT_URL`,
-    /// `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and so on).
-    pub(super) fn in_bucket(bucket: &Bucket) -> Result<Self, StoreError> {
-        let store = AmazonS3Builder::from_env().with_http_connector(Connector);
-        let store = store.with_bucket_name(&bucket.name).build()?;
-        Ok(match bucket.prefix.as_str() {
-            "" => Self(Arc::new(store)),
-            prefix => Self(Arc::new(PrefixStore::new(store, prefix))),
-        })
+    /// In a bucket, where `store` tells ours from those of others; where it is and who we are is in the environment, as
+    /// AWS's own tools have it (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and so on).
+    pub(super) fn in_bucket(bucket: &Bucket, store: String) -> Result<Self, StoreError> {
+        let objects = AmazonS3Builder::from_env().with_http_connector(Connector);
+        let objects = objects.with_bucket_name(&bucket.name).build()?;
+        let objects: Arc<dyn ObjectStore> = match bucket.prefix.as_str() {
+            "" => Arc::new(objects),
+            prefix => Arc::new(PrefixStore::new(objects, prefix)),
+        };
+        Ok(Self::shared(objects, store))
     }
 
-    /// Keeps the content of a file under a name; says how many bytes it has.
-    pub(super) async fn put(&self, name: &str, content: fs::File) -> Result<u64, StoreError> {
+    /// Among those of others.
+    pub(super) fn shared(objects: Arc<dyn ObjectStore>, store: String) -> Self {
+        Self { objects, part: Some(store.into()), since: SystemTime::UNIX_EPOCH, skew: SKEW }
+    }
+
+    /// How the content of a new file is called.
+    pub(super) fn name(&self, id: &str) -> String {
+        self.part.as_ref().map_or_else(|| id.to_owned(), |part| format!("{part}/{id}"))
+    }
+
+    /// Writes the content of a file under a name. It is there when the writer is finished.
+    pub(super) async fn put(&self, name: &str, content: fs::File) -> Result<Writer, StoreError> {
         let mut content = tokio::fs::File::from_std(content);
         let mut writer = self.writer(name).await?;
-        let mut length = 0;
         let mut piece = vec![0; 1 << 20];
         loop {
             let read = content.read(&mut piece).await?;
             if read == 0 {
-                break;
+                return Ok(writer);
             }
-            length += read as u64;
             writer.write(&piece[..read]).await?;
         }
-        writer.finish().await?;
-        Ok(length)
     }
 
     /// What takes the content of a name.
     pub(super) async fn writer(&self, name: &str) -> Result<Writer, StoreError> {
-        let upload = self.0.put_multipart(&Path::from(name)).await?;
-        Ok(Writer { upload: WriteMultipart::new_with_chunk_size(upload, PIECE), length: 0 })
+        Ok(Writer::new(self.objects.put_multipart(&Path::from(name)).await?))
     }
 
     /// The content of a name, or a part of it.
@@ -120,25 +138,38 @@ impl Blobs {
         range: Option<Range<u64>>,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, StoreError> {
         let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
-        let found = self.0.get_opts(&Path::from(name), options).await?;
+        let found = self.objects.get_opts(&Path::from(name), options).await?;
         Ok(found.into_stream().map_err(io::Error::other).boxed())
     }
 
-    /// Names whose contents were written before a time.
-    pub(super) async fn before(&self, time: SystemTime) -> Result<Vec<String>, StoreError> {
-        let all = self.0.list(None).try_filter_map(async |found| {
-            Ok((SystemTime::from(found.last_modified) < time).then(|| found.location.to_string()))
+    /// Names of ours whose contents were written before a time, by any clock.
+    pub(super) async fn written_before(&self, time: SystemTime) -> Result<Vec<String>, StoreError> {
+        let (since, until) = (self.since, time - self.skew);
+        let part = self.part.as_deref().map(Path::from);
+        let ours = self.objects.list(part.as_ref()).try_filter_map(async |found| {
+            let id = found.location.filename().unwrap_or("");
+            let name = found.location.to_string();
+            let is_ours = is_id(id) && name == self.name(id);
+            let written = SystemTime::from(found.last_modified);
+            Ok((is_ours && (since..until).contains(&written)).then_some(name))
         });
-        Ok(all.try_collect().await?)
+        Ok(ours.try_collect().await?)
     }
 
     /// Forgets a name, if there is one.
     pub(super) async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        match self.0.delete(&Path::from(name)).await {
+        match self.objects.delete(&Path::from(name)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Whether a name is one that we give to files. Whatever else is there is somebody else's.
+fn is_id(name: &str) -> bool {
+    let digits = name.strip_prefix("file-").or_else(|| name.strip_prefix("file_"));
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    digits.is_some_and(|digits| digits.len() == 32 && digits.bytes().all(is_digit))
 }
 
 /// Reaches a bucket by the HTTP client that the program has already.
@@ -182,29 +213,38 @@ impl HttpService for Requests {
 fn remove_unfinished(folder: &std::path::Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        // Names of ours have no such sign.
-        if entry.file_name().as_encoded_bytes().contains(&b'#') {
+        let name = entry.file_name();
+        let known = name.to_str().and_then(|name| name.split_once('#'));
+        if known.is_some_and(|(id, _)| is_id(id)) {
             fs::remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Takes a content in pieces. It is there as a whole when it is finished, or not at all.
+/// Takes a content in pieces. It is there as a whole when it is finished, or not at all: what is dropped before is given
+/// up, or a bucket would keep its pieces for ever.
 pub struct Writer {
-    upload: WriteMultipart,
+    /// There is none once it is finished.
+    upload: Option<WriteMultipart>,
     length: u64,
 }
 
 impl Writer {
+    fn new(upload: Box<dyn MultipartUpload>) -> Self {
+        Self { upload: Some(WriteMultipart::new_with_chunk_size(upload, PIECE)), length: 0 }
+    }
+
     /// Takes more.
     ///
     /// # Errors
     /// When the store takes no more.
     pub async fn write(&mut self, piece: &[u8]) -> Result<(), StoreError> {
-        self.upload.wait_for_capacity(AT_ONCE).await?;
-        self.upload.write(piece);
-        self.length += piece.len() as u64;
+        if let Some(upload) = &mut self.upload {
+            upload.wait_for_capacity(AT_ONCE).await?;
+            upload.write(piece);
+            self.length += piece.len() as u64;
+        }
         Ok(())
     }
 
@@ -212,16 +252,83 @@ impl Writer {
     ///
     /// # Errors
     /// When the store does not keep it.
-    pub async fn finish(self) -> Result<u64, StoreError> {
-        let Self { upload, length } = self;
-        upload.finish().await?;
-        Ok(length)
+    pub async fn finish(mut self) -> Result<u64, StoreError> {
+        if let Some(upload) = self.upload.take() {
+            // It gives up by itself what fails.
+            upload.finish().await?;
+        }
+        Ok(self.length)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let (Some(upload), Ok(runtime)) = (self.upload.take(), Handle::try_current()) {
+            runtime.spawn(async move {
+                if let Err(error) = upload.abort().await {
+                    warn!(%error, "pieces of a content that was given up are left");
+                }
+            });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use object_store::{Extensions, PutPayload, PutResult, UploadPart};
+
     use super::*;
+
+    /// An upload that counts how often it is given up.
+    #[derive(Debug)]
+    struct Counting(Arc<AtomicUsize>);
+
+    #[async_trait::async_trait]
+    impl MultipartUpload for Counting {
+        fn put_part(&mut self, _: PutPayload) -> UploadPart {
+            Box::pin(async { Ok(()) })
+        }
+
+        async fn complete(&mut self) -> object_store::Result<PutResult> {
+            Ok(PutResult { e_tag: None, version: None, extensions: Extensions::new() })
+        }
+
+        async fn abort(&mut self) -> object_store::Result<()> {
+            self.0.fetch_add(1, Relaxed);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_dropped_is_given_up() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let begin = || Writer::new(Box::new(Counting(Arc::clone(&count))));
+        let mut finished = begin();
+        finished.write(b"all of it").await.unwrap();
+        assert_eq!(finished.finish().await.unwrap(), 9);
+        let mut dropped = begin();
+        dropped.write(&vec![0; PIECE + 1]).await.unwrap();
+        drop(dropped);
+        while count.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(count.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn names_of_ours_are_known() {
+        let digits = "0123456789abcdef0123456789abcdef";
+        for ours in [format!("file-{digits}"), format!("file_{digits}")] {
+            assert!(is_id(&ours), "{ours}");
+        }
+        for other in
+            ["", digits, "file-", "file-0123", &format!("batch_{digits}"), &format!("file-{digits}#1")]
+        {
+            assert!(!is_id(other), "{other}");
+        }
+    }
 
     #[test]
     fn buckets_are_named_by_urls() {

@@ -4,12 +4,9 @@ use std::{fs, io, ops::Range};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use rusqlite::{OptionalExtension as _, Row, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
-use super::{Owner, Store, StoreError, Writer, new_id, now};
-
-/// Most files that are removed at once when their time has come.
-const REMOVED_AT_ONCE: usize = 100;
+use super::{Owner, REMOVED_AT_ONCE, Store, StoreError, Writer, new_id, now};
 
 /// What is known of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +42,17 @@ pub struct NewFile {
     pub expires: Option<i64>,
     /// Whether it is part of something else, and not listed.
     pub hidden: bool,
+    /// Most bytes that all files of its owner may have with it.
+    pub room: Option<u64>,
+}
+
+/// A content that is there.
+pub(super) struct Content {
+    /// The file that it is of.
+    pub(super) id: String,
+    /// What it is called itself.
+    pub(super) name: String,
+    pub(super) bytes: u64,
 }
 
 const COLUMNS: &str = "id, purpose, name, mime, bytes, created, expires";
@@ -67,16 +75,18 @@ impl NewFile {
     /// Notes it, with the content that it has.
     pub(super) fn insert(
         self,
-        database: &rusqlite::Connection,
-        id: &str,
+        database: &Connection,
         tenant: &str,
-        bytes: u64,
+        content: Content,
     ) -> Result<File, StoreError> {
+        let Content { id, name: content, bytes } = content;
+        self.check_room(database, tenant, bytes)?;
         let Self { purpose, name, mime, expires, hidden, .. } = self;
         let created = now();
         database.execute(
-            "INSERT OR REPLACE INTO files (id, tenant, purpose, name, mime, bytes, created, expires, hidden) \
-             VALUES (:id, :tenant, :purpose, :name, :mime, :bytes, :created, :expires, :hidden)",
+            "INSERT OR REPLACE INTO files \
+             (id, tenant, purpose, name, mime, bytes, created, expires, hidden, content) VALUES \
+             (:id, :tenant, :purpose, :name, :mime, :bytes, :created, :expires, :hidden, :content)",
             named_params! {
                 ":id": id,
                 ":tenant": tenant,
@@ -87,10 +97,30 @@ impl NewFile {
                 ":created": created,
                 ":expires": expires,
                 ":hidden": hidden,
+                ":content": content,
             },
         )?;
-        Ok(File { id: id.to_owned(), purpose, name, mime, bytes, created, expires })
+        Ok(File { id, purpose, name, mime, bytes, created, expires })
     }
+
+    /// Refuses more bytes than its owner has room for.
+    pub(super) fn check_room(
+        &self,
+        database: &Connection,
+        tenant: &str,
+        bytes: u64,
+    ) -> Result<(), StoreError> {
+        let Some(limit) = self.room else { return Ok(()) };
+        let query = "SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?1";
+        let used = database.query_row(query, (tenant,), |row| row.get::<_, i64>(0))?.cast_unsigned();
+        if used.saturating_add(bytes) > limit { Err(StoreError::Full { used, limit }) } else { Ok(()) }
+    }
+}
+
+/// Removes what is known of a file that is part of something else; says which content it had.
+pub(super) fn remove_hidden(database: &Connection, id: &str) -> rusqlite::Result<Option<String>> {
+    let query = "DELETE FROM files WHERE id = ?1 AND hidden RETURNING content";
+    database.query_row(query, (id,), |row| row.get(0)).optional()
 }
 
 /// Which files are listed.
@@ -110,26 +140,49 @@ impl Store {
     /// Keeps a file: its content first, so that what is known is there.
     ///
     /// # Errors
-    /// When it cannot be kept.
+    /// When there is no room for it, or it cannot be kept; then nothing is.
     pub async fn add_file(
         &self,
         owner: &Owner,
         file: NewFile,
         content: fs::File,
     ) -> Result<File, StoreError> {
-        let id = new_id(file.prefix);
-        let bytes = self.blobs.put(&id, content).await?;
-        let (tenant, known) = (owner.tenant().to_owned(), id.clone());
-        let noted = self.transact(move |database| file.insert(database, &known, &tenant, bytes)).await;
-        if noted.is_err() {
-            self.blobs.delete(&id).await?;
-        }
-        noted
+        let tenant = owner.tenant().to_owned();
+        let (check, of, bytes) = (file.clone(), tenant.clone(), content.metadata()?.len());
+        // What is refused anyway need not be written first; what counts is asked again when it is noted.
+        self.transact(move |database| check.check_room(database, &of, bytes)).await?;
+        let prefix = file.prefix;
+        self.keep(prefix, content, move |database, content| file.insert(database, &tenant, content)).await
+    }
+
+    /// Writes a content and notes it by `note`, in one transaction. Where that fails, the content goes again.
+    pub(super) async fn keep<T: Send + 'static>(
+        &self,
+        prefix: &str,
+        content: fs::File,
+        note: impl FnOnce(&Connection, Content) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let id = new_id(prefix);
+        let name = self.blobs.name(&id);
+        let writer = self.blobs.put(&name, content).await?;
+        let store = self.clone();
+        // From here on it comes to its end, whether its client stays or not: else a content could be left that nobody
+        // knows of.
+        let kept = tokio::spawn(async move {
+            let bytes = writer.finish().await?;
+            let content = Content { id, name: name.clone(), bytes };
+            let noted = store.transact(move |database| note(database, content)).await;
+            if noted.is_err() {
+                store.forget(&[name]).await;
+            }
+            noted
+        });
+        kept.await.map_err(|error| StoreError::Thread(error.to_string()))?
     }
 
     /// What takes the content of a file that [`Store`] notes later, under a name that it gave.
     pub(super) async fn write_file(&self, id: &str) -> Result<Writer, StoreError> {
-        self.blobs.writer(id).await
+        self.blobs.writer(&self.blobs.name(id)).await
     }
 
     /// What is known of a file; hidden ones too, if `hidden`.
@@ -193,19 +246,6 @@ impl Store {
         .await
     }
 
-    /// Bytes of all files of an owner.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn bytes(&self, owner: &Owner) -> Result<u64, StoreError> {
-        let tenant = owner.tenant().to_owned();
-        let query = "SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?1";
-        self.transact(move |database| {
-            Ok(database.query_row(query, (tenant,), |row| row.get::<_, i64>(0))?.cast_unsigned())
-        })
-        .await
-    }
-
     /// The content of a file, or a part of it.
     ///
     /// # Errors
@@ -215,7 +255,13 @@ impl Store {
         id: &str,
         range: Option<Range<u64>>,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, StoreError> {
-        self.blobs.read(id, range).await
+        let of = id.to_owned();
+        let query = "SELECT content FROM files WHERE id = ?1";
+        let name = self.transact(move |database| {
+            Ok(database.query_row(query, (of,), |row| row.get::<_, String>(0)).optional()?)
+        });
+        let name = name.await?.unwrap_or_else(|| self.blobs.name(id));
+        self.blobs.read(&name, range).await
     }
 
     /// Removes a file, if it is there and no batch needs it: what is known first, so that what is known is there. Says
@@ -226,16 +272,19 @@ impl Store {
     pub async fn remove_file(&self, owner: &Owner, id: &str) -> Result<Removed, StoreError> {
         let (tenant, known) = (owner.tenant().to_owned(), id.to_owned());
         let removed = self.transact(move |database| {
-            let query = "SELECT id FROM batches WHERE input = ?1 AND ended IS NULL";
-            if let Some(batch) = database.query_row(query, (&known,), |row| row.get(0)).optional()? {
-                return Ok(Removed::Needed { batch });
+            let query = "SELECT batches.id FROM batches JOIN files ON files.id = batches.input WHERE files.id = ?1 AND \
+                         files.tenant = ?2 AND NOT files.hidden AND batches.ended IS NULL";
+            if let Some(batch) = database.query_row(query, (&known, &tenant), |row| row.get(0)).optional()? {
+                return Ok((Removed::Needed { batch }, None));
             }
-            let query = "DELETE FROM files WHERE id = ?1 AND tenant = ?2 AND NOT hidden";
-            Ok(if database.execute(query, (known, tenant))? > 0 { Removed::Yes } else { Removed::NotThere })
+            let query = "DELETE FROM files WHERE id = ?1 AND tenant = ?2 AND NOT hidden RETURNING content";
+            let content: Option<String> =
+                database.query_row(query, (known, tenant), |row| row.get(0)).optional()?;
+            Ok((if content.is_some() { Removed::Yes } else { Removed::NotThere }, content))
         });
-        let removed = removed.await?;
-        if removed == Removed::Yes {
-            self.blobs.delete(id).await?;
+        let (removed, content) = removed.await?;
+        if let Some(content) = content {
+            self.blobs.delete(&content).await?;
         }
         Ok(removed)
     }
@@ -243,20 +292,36 @@ impl Store {
     /// Removes files whose time has come and that no batch needs; says how many.
     ///
     /// # Errors
-    /// When the database or the contents fail.
+    /// When the database fails.
     pub async fn expire_files(&self) -> Result<usize, StoreError> {
-        let expired = self.transact(|database| {
-            let query = "DELETE FROM files WHERE number IN (SELECT number FROM files WHERE expires <= ?1 AND NOT EXISTS \
-                         (SELECT 1 FROM batches WHERE input = files.id AND ended IS NULL) LIMIT ?2) RETURNING id";
-            let mut query = database.prepare(query)?;
-            let ids = query.query_map((now(), REMOVED_AT_ONCE as i64), |row| row.get::<_, String>(0))?;
-            Ok(ids.collect::<Result<Vec<_>, _>>()?)
-        });
-        let expired = expired.await?;
-        for id in &expired {
-            self.blobs.delete(id).await?;
+        let mut count = 0;
+        loop {
+            let expired = self.transact(|database| {
+                let query = "DELETE FROM files WHERE number IN (SELECT number FROM files WHERE expires <= ?1 AND NOT EXISTS \
+                             (SELECT 1 FROM batches WHERE input = files.id AND ended IS NULL) LIMIT ?2) RETURNING content";
+                let mut query = database.prepare(query)?;
+                let contents = query.query_map((now(), REMOVED_AT_ONCE as i64), |row| row.get(0))?;
+                Ok(contents.collect::<Result<Vec<String>, _>>()?)
+            });
+            let expired = expired.await?;
+            count += expired.len();
+            self.forget(&expired).await;
+            if expired.len() < REMOVED_AT_ONCE {
+                return Ok(count);
+            }
         }
-        Ok(expired.len())
+    }
+
+    /// Removes what is known of files that are part of something that is not there: programs before this one could end
+    /// between one and the other. Says which contents they had.
+    pub(super) async fn remove_unnamed(&self) -> Result<Vec<String>, StoreError> {
+        self.transact(|database| {
+            let query = "DELETE FROM files WHERE hidden AND id NOT IN (SELECT input FROM batches UNION \
+                         SELECT output FROM batches WHERE output IS NOT NULL) RETURNING content";
+            let mut query = database.prepare(query)?;
+            Ok(query.query_map((), |row| row.get(0))?.collect::<Result<_, _>>()?)
+        })
+        .await
     }
 }
 

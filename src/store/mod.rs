@@ -4,33 +4,35 @@
 mod batches;
 mod blobs;
 mod files;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs,
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jiff::Timestamp;
-use rusqlite::Connection;
-use tracing::info;
+use rusqlite::{Connection, OptionalExtension as _};
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::blobs::Blobs;
 pub use self::{
     batches::{
-        Batch, Counts, Ended, Finalizing, From, Line, LineState, NewBatch, NewLine, Place, State, Tokens,
-        Written,
+        Batch, Counts, Ended, Finalizing, From, KEPT_SECONDS, Line, LineState, NewBatch, NewLine, Outcome,
+        Place, State, Tokens, Written,
     },
     blobs::{Bucket, Writer},
     files::{File, Listing, NewFile, Removed},
 };
 
-/// Changes with the tables: a database that is newer than the program is not touched.
-const VERSION: i64 = 1;
+/// Most files or batches that are removed at once when their time has come.
+const REMOVED_AT_ONCE: usize = 100;
 
 /// Where things are kept.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +56,20 @@ pub enum StoreError {
     /// The disk.
     #[error("the folder of files and batches: {0}")]
     Io(#[from] io::Error),
+    /// A tenant has no room for more files.
+    #[error("{used} of {limit} bytes are used")]
+    Full {
+        /// Bytes of its files.
+        used: u64,
+        /// Bytes that it may have.
+        limit: u64,
+    },
+    /// A tenant has too many batches that have not ended.
+    #[error("there are {limit} batches that have not ended")]
+    TooManyBatches {
+        /// How many it may have.
+        limit: u64,
+    },
     /// Another server has it.
     #[error("{} is in use by another server: each has a folder of its own", folder.display())]
     InUse {
@@ -73,6 +89,17 @@ pub enum StoreError {
     /// A thread ended that should not.
     #[error("a thread of the store ended: {0}")]
     Thread(String),
+}
+
+impl StoreError {
+    /// Whether a content is not there or not what it was, and not only out of reach.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            Self::Blobs(error) => matches!(error, object_store::Error::NotFound { .. }),
+            Self::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+            _ => false,
+        }
+    }
 }
 
 /// Files and batches. Clones are of the same store.
@@ -98,6 +125,20 @@ impl Owner {
         self.tenant.as_deref().unwrap_or("")
     }
 }
+
+/// What has changed the tables, in order: a database's version is how many of them it has seen. One that has seen more is
+/// newer than the program, and is not touched.
+const CHANGES: &[&str] = &[TABLES, CONTENTS];
+
+/// Which store it is, among those that share a bucket, and since when. Contents have names of their own: those that were
+/// there before are still called as their files are.
+const CONTENTS: &str = "
+CREATE TABLE store (id TEXT NOT NULL, made INTEGER NOT NULL);
+ALTER TABLE files ADD COLUMN content TEXT NOT NULL DEFAULT '';
+UPDATE files SET content = id;
+CREATE UNIQUE INDEX files_by_content ON files (content);
+CREATE INDEX batches_by_end ON batches (ended);
+";
 
 const TABLES: &str = "
 CREATE TABLE files (
@@ -171,7 +212,7 @@ impl Store {
         let file = folder.join("percept.sqlite");
         // SQLite would make it readable for all.
         fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&file)?.flush()?;
-        let database = Connection::open(&file)?;
+        let mut database = Connection::open(&file)?;
         let busy = |error: rusqlite::Error| match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
                 StoreError::InUse { folder: folder.clone() }
@@ -182,36 +223,31 @@ impl Store {
         let settings = "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                         PRAGMA foreign_keys = ON; BEGIN EXCLUSIVE; COMMIT;";
         database.execute_batch(settings).map_err(busy)?;
-        match database.query_row("PRAGMA user_version", (), |row| row.get::<_, i64>(0))? {
-            0 => {
-                database
-                    .execute_batch(&format!("BEGIN; {TABLES} PRAGMA user_version = {VERSION}; COMMIT;"))?;
-            }
-            VERSION => {}
-            found => return Err(StoreError::Newer { folder: folder.clone(), found, known: VERSION }),
-        }
+        let Identity { id, made } = prepare(&mut database, folder)?;
         let blobs = match bucket {
             Some(bucket) => {
-                info!(folder = %folder.display(), %bucket, "files are kept");
-                Blobs::in_bucket(bucket)?
+                info!(folder = %folder.display(), %bucket, store = id, "files are kept");
+                Blobs::in_bucket(bucket, id)?
             }
             None => {
                 info!(folder = %folder.display(), "files are kept");
-                Blobs::in_folder(folder.join("files"))?
+                Blobs::in_folder(folder.join("files"), made)?
             }
         };
         Ok(Self { database: Arc::new(Mutex::new(database)), blobs, opened: SystemTime::now() })
     }
 
-    /// Removes contents that nobody knows of: the program ended between one and the other. Says how many.
+    /// Removes contents of this store's that nobody knows of: the program ended between one and the other. Says how many.
+    /// What others have in the same bucket is not touched, nor what an earlier database knew of.
     ///
     /// # Errors
-    /// When the database or the contents fail.
+    /// When the database fails, or the contents cannot be listed.
     pub async fn sweep(&self) -> Result<usize, StoreError> {
+        let unnamed = self.remove_unnamed().await?;
         // What is written from now on will be known soon.
-        let names = self.blobs.before(self.opened).await?;
+        let names = self.blobs.written_before(self.opened).await?;
         let unknown = self.transact(move |database| {
-            let mut query = database.prepare("SELECT 1 FROM files WHERE id = ?1")?;
+            let mut query = database.prepare("SELECT 1 FROM files WHERE content = ?1")?;
             let mut unknown = Vec::new();
             for name in names {
                 if !query.exists((&name,))? {
@@ -220,11 +256,21 @@ impl Store {
             }
             Ok(unknown)
         });
-        let unknown = unknown.await?;
-        for name in &unknown {
-            self.blobs.delete(name).await?;
+        Ok(self.forget(&unnamed).await + self.forget(&unknown.await?).await)
+    }
+
+    /// Removes contents of which nothing is known any more; says how many. What cannot be removed now is left to a sweep.
+    async fn forget(&self, contents: &[String]) -> usize {
+        let mut removed = 0;
+        for name in contents {
+            match self.blobs.delete(name).await {
+                Ok(()) => removed += 1,
+                Err(error) => {
+                    warn!(name, %error, "a content cannot be removed: it stays until a later start");
+                }
+            }
         }
-        Ok(unknown.len())
+        removed
     }
 
     /// Does something with the database, as one transaction, where it holds up nobody.
@@ -243,6 +289,40 @@ impl Store {
         });
         done.await.map_err(|error| StoreError::Thread(error.to_string()))?
     }
+}
+
+/// A store among others.
+struct Identity {
+    id: String,
+    /// When its database was: what is older is not its.
+    made: SystemTime,
+}
+
+/// Brings tables to where this program has them.
+fn prepare(database: &mut Connection, folder: &Path) -> Result<Identity, StoreError> {
+    let found: i64 = database.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+    let known = CHANGES.len() as i64;
+    let newer = || StoreError::Newer { folder: folder.to_owned(), found, known };
+    let missing = usize::try_from(found).ok().and_then(|seen| CHANGES.get(seen..)).ok_or_else(newer)?;
+    let transaction = database.transaction()?;
+    for change in missing {
+        transaction.execute_batch(change)?;
+    }
+    transaction.execute_batch(&format!("PRAGMA user_version = {known};"))?;
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let (id, made): (String, i64) =
+        match transaction.query_row("SELECT id, made FROM store", (), read).optional()? {
+            Some(identity) => identity,
+            None => {
+                let id = Uuid::new_v4().simple().to_string();
+                // Of a database that was there already all contents are its own.
+                let made = if found == 0 { now() } else { 0 };
+                transaction.execute("INSERT INTO store (id, made) VALUES (?1, ?2)", (&id, made))?;
+                (id, made)
+            }
+        };
+    transaction.commit()?;
+    Ok(Identity { id, made: UNIX_EPOCH + Duration::from_secs(made.max(0).cast_unsigned()) })
 }
 
 /// A new name that nobody can guess: a word, a hyphen or an underscore, 32 hexadecimal digits.

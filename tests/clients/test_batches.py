@@ -207,6 +207,20 @@ def test_a_bucket(tmp_path, monkeypatch):
         import boto3
 
         bucket = boto3.resource("s3").create_bucket(Bucket="kept")
+        # What was there before, of others: some of it is called as our files are.
+        places, names = ("", "here/", "here/other/"), ("notes", f"file-{32 * '0'}")
+        others = {place + name for place in places for name in names}
+        for name in others:
+            bucket.put_object(Key=name, Body=b"of others")
+
+        def ours():
+            keys = {found.key for found in bucket.objects.all()}
+            assert others <= keys, "what is of others is gone"
+            # Each is called here/STORE/FILE.
+            stores = {key.split("/")[1] for key in keys - others}
+            assert len(stores) <= 1 and all(key.count("/") == 2 for key in keys - others)
+            return {key.split("/")[2] for key in keys - others}
+
         arguments = [str(FIXTURES / "llava"), "--files", str(tmp_path), "--files-bucket", "s3://kept/here"]
         with (
             contextlib.contextmanager(run)(*arguments) as url,
@@ -216,7 +230,7 @@ def test_a_bucket(tmp_path, monkeypatch):
             content = os.urandom(20_000_000)
             file = client.files.create(file=("large", content), purpose="user_data")
             assert client.files.content(file.id).read() == content
-            assert [found.key for found in bucket.objects.all()] == [f"here/{file.id}"]
+            assert ours() == {file.id}
             batch = client.batches.create(
                 input_file_id=upload(client, lines(3)).id,
                 endpoint="/v1/chat/completions",
@@ -225,9 +239,21 @@ def test_a_bucket(tmp_path, monkeypatch):
             batch = finished(client, batch)
             assert batch.request_counts.completed == 3
             assert len(client.files.content(batch.output_file_id).text.splitlines()) == 3
-            assert f"here/{batch.output_file_id}" in {found.key for found in bucket.objects.all()}
+            assert batch.output_file_id in ours()
             client.files.delete(file.id)
-            assert f"here/{file.id}" not in {found.key for found in bucket.objects.all()}
+            assert file.id not in ours()
+        # After a restart all of it is there.
+        with (
+            contextlib.contextmanager(run)(*arguments) as url,
+            openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
+        ):
+            assert len(client.files.content(batch.output_file_id).text.splitlines()) == 3
+            # A batch begins when the start has looked through the bucket.
+            again = client.batches.create(
+                input_file_id=batch.input_file_id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+            assert finished(client, again).request_counts.completed == 3
+            assert {batch.input_file_id, batch.output_file_id} <= ours()
         # The contents are there, and nowhere else.
         assert not (tmp_path / "files").exists()
     finally:

@@ -17,9 +17,8 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{
-    ApiError, App, Page, Parsed, Record, WINDOW, few_enough, give_up, id_in, json as body_of, of, page,
-    store,
-    wire::{self, MessageBatch},
+    ApiError, App, MOST_OPEN, Page, Parsed, Record, WINDOW, give_up, id_in, json as body_of, of, page, store,
+    wire::{self, MessageBatch, Problems},
 };
 use crate::{
     api::{
@@ -50,6 +49,7 @@ pub(in crate::api) async fn create(
     body: Body,
 ) -> Result<Json<MessageBatch>, ApiError> {
     let (store, owner) = store(&app, &record)?;
+    record.admit()?;
     let Parsed { value: request, ignored } =
         body_of::read::<wire::MessageBatchRequest>(&headers, body, app.config.body_bytes, |_| false).await?;
     ignored.check(app.config.strict)?;
@@ -57,32 +57,29 @@ pub(in crate::api) async fn create(
     if requests.is_empty() {
         return Err(InvalidRequest::EmptyArray { param: "requests".into() }.into());
     }
-    few_enough(store, &owner).await?;
     let total = requests.len();
     let file = tokio::task::spawn_blocking(move || lines(requests));
     let file = file.await.map_err(|error| ApiError::internal(&error))??;
-    room(store, &record, &owner, file.metadata().map_err(|error| ApiError::internal(&error))?.len()).await?;
-    let new = NewFile {
+    let input = NewFile {
         prefix: "file_",
         purpose: "batch".into(),
         name: "requests.jsonl".into(),
         mime: "application/jsonl".into(),
         expires: None,
         hidden: true,
+        room: room(&record),
     };
-    let input = store.add_file(&owner, new, file).await?.id;
     let batch = NewBatch {
         prefix: PREFIX,
         endpoint: ENDPOINT.into(),
         window: WINDOW.0.into(),
         metadata: None,
         output_expires: Some(KEPT),
-        input: input.clone(),
         seconds: WINDOW.1,
         total,
+        most_open: MOST_OPEN,
     };
-    let batch =
-        store.add_batch(&owner, batch).await?.ok_or(ApiError::NotFound { what: "File", id: input })?;
+    let batch = store.add_batch_of(&owner, input, file, batch).await?;
     app.wake_batches();
     Ok(Json(told(&batch)))
 }
@@ -179,6 +176,9 @@ pub(in crate::api) async fn results(
 ) -> Result<Response, ApiError> {
     let (store, owner) = store(&app, &record)?;
     let batch = of(store, &owner, PREFIX, id_in(id, "Batch")?).await?;
+    if batch.state == BatchState::Failed {
+        return Err(ApiError::Conflict(failure(&batch)));
+    }
     let Some(output) = batch.output.filter(|_| batch.state.is_last()) else {
         return Err(ApiError::NotFound { what: "Results of batch", id: batch.id });
     };
@@ -188,6 +188,18 @@ pub(in crate::api) async fn results(
     let mut response = Response::new(Body::from_stream(store.content(&output, None).await?));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-jsonl"));
     Ok(response)
+}
+
+/// Why a batch failed. This API has no field for it: who asks for its results is told.
+fn failure(batch: &Batch) -> String {
+    let problems = batch.problems.as_deref().and_then(|text| serde_json::from_str::<Problems>(text).ok());
+    let problem = problems.and_then(|problems| problems.data.into_iter().next());
+    let why = match problem.map(|problem| (problem.line, problem.message)) {
+        Some((Some(line), message)) => format!("request {line}: {message}"),
+        Some((None, message)) => message,
+        None => "Its requests could not be used.".to_owned(),
+    };
+    format!("The batch {} failed, and has no results. {why}", batch.id)
 }
 
 fn told(batch: &Batch) -> MessageBatch {
@@ -218,10 +230,7 @@ fn told(batch: &Batch) -> MessageBatch {
         archived_at: None,
         cancel_initiated_at: batch.cancelling.map(rfc3339),
         // A path, not a URL: how clients call this server it does not know, and a header of theirs is not to be trusted.
-        results_url: batch
-            .output
-            .as_ref()
-            .filter(|_| ended)
-            .map(|_| format!("{ENDPOINT}/batches/{}/results", batch.id)),
+        results_url: (ended && (batch.output.is_some() || batch.state == BatchState::Failed))
+            .then(|| format!("{ENDPOINT}/batches/{}/results", batch.id)),
     }
 }

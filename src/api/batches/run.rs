@@ -1,12 +1,21 @@
 //! Answers the lines of batches: each as if a client had sent it, behind everything that a client sends. A line has its
 //! outcome when that is in the store; until then it is answered again after a restart.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+    vec,
+};
 
 use axum::{
     Router as Routes,
     body::{Body, Bytes, to_bytes},
-    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE},
+    http::{HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE},
 };
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use serde_json::value::RawValue;
@@ -17,39 +26,48 @@ use tokio::{
 };
 use tower_service::Service as _;
 use tracing::{info, warn};
-use uuid::Uuid;
 
 use super::{
+    answer::{Answer, unanswered},
+    gate::{Gate, Gates, Turn},
     lines::{self, Allowed, Unusable},
     messages,
-    wire::{
-        InputLine, LineError, LineResponse, LineResult, OutputLine, Problem, Problems, ResultLine, Streamed,
-    },
+    wire::{InputLine, Problem, Problems, Streamed},
 };
 use crate::{
     access::{Access, Caller},
     api::{App, routes},
-    store::{Batch, Ended, Line, LineState, NewFile, Place, State, Store, StoreError, Tokens, Written, now},
+    store::{Batch, Ended, Line, LineState, NewFile, Place, State, Store, StoreError, Written, now},
 };
 
 /// How often it is looked for batches and for files whose time has come, whether anyone says so or not.
 const LOOK: Duration = Duration::from_secs(30);
 /// How long it is waited after a failure of the store.
 const PAUSE: Duration = Duration::from_secs(5);
-/// Longest wait until a line is tried again.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// How often a line is tried whose answer was a failure of ours.
-const MOST_TRIES: usize = 3;
+/// Longest wait until the store is tried again for a line.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// How often a line is tried whose answer was a failure of ours, or that is not there.
+const MOST_TRIES: u32 = 3;
+/// Batches whose lines are looked at at once: each takes the memory of all its lines' names.
+const VALIDATED_AT_ONCE: usize = 2;
 /// Lines that are looked up at once.
 const PAGE: usize = 200;
 /// Most bytes of an answer.
 const MOST_ANSWER: usize = 256 << 20;
 /// Bytes of a line around its body.
 const AROUND: usize = 64 << 10;
+/// How much longer a request of the Anthropic API may become where it is written anew as a line: 1e15 has 4 bytes, and
+/// 1000000000000000.0 has 18.
+const GROWTH: usize = 5;
 
-/// A request that comes from inside, for somebody: an extension that no client can set.
+/// A request that comes from inside: an extension that no client can set.
 #[derive(Debug, Clone)]
-pub(in crate::api) struct Inside(pub(in crate::api) Option<Caller>);
+pub(in crate::api) struct Inside {
+    /// For whom.
+    pub(in crate::api) caller: Option<Caller>,
+    /// Whether it was refused for now, and will be repeated: known before its answer ends.
+    pub(in crate::api) repeated: Arc<AtomicBool>,
+}
 
 /// Does all batches there are and will be, until it is dropped.
 pub(crate) async fn run(app: Arc<App>) {
@@ -59,10 +77,14 @@ pub(crate) async fn run(app: Arc<App>) {
         routes: routes(Arc::clone(&app)),
         store: kept.store.clone(),
         places: Semaphore::new(app.config.batch_lines),
+        validating: Semaphore::new(VALIDATED_AT_ONCE),
+        gates: Gates::default(),
         app: Arc::clone(&app),
     });
-    if let Err(error) = runner.store.sweep().await {
-        warn!(%error, "contents that nobody knows of cannot be removed");
+    match runner.store.sweep().await {
+        Ok(0) => {}
+        Ok(count) => info!(count, "contents were removed that nobody knew of"),
+        Err(error) => warn!(%error, "contents that nobody knows of cannot be looked up"),
     }
     let mut tasks = JoinSet::new();
     let mut running: HashMap<i64, AbortHandle> = HashMap::new();
@@ -87,6 +109,11 @@ pub(crate) async fn run(app: Arc<App>) {
             Ok(count) => info!(count, "files were removed because their time had come"),
             Err(error) => warn!(%error, "files whose time has come cannot be removed"),
         }
+        match runner.store.expire_batches().await {
+            Ok(0) => {}
+            Ok(count) => info!(count, "batches were forgotten that ended long ago"),
+            Err(error) => warn!(%error, "batches that ended long ago cannot be forgotten"),
+        }
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
             () = sleep(LOOK) => {}
@@ -100,6 +127,35 @@ struct Runner {
     store: Store,
     /// Lines of all batches that are answered at once.
     places: Semaphore,
+    /// Batches whose lines are looked at at once.
+    validating: Semaphore,
+    gates: Gates,
+}
+
+/// Lines of a batch that are still to be begun: a page of them, and whether there are more.
+struct Waiting {
+    page: vec::IntoIter<Line>,
+    behind: i64,
+    more: bool,
+}
+
+/// What became of a try to answer a line.
+enum Tried {
+    /// It has its answer.
+    Answered(Answer),
+    /// It is to be tried again, after a while.
+    Again(Duration),
+}
+
+/// How often a line was tried.
+#[derive(Default)]
+struct Tries {
+    /// Where it waits, once it is known what it asks for.
+    gate: Option<Arc<Gate>>,
+    /// Tries that failed by our fault.
+    failed: u32,
+    /// Tries for which it could not be read.
+    unread: u32,
 }
 
 /// Why lines are not answered any further.
@@ -132,8 +188,23 @@ impl Runner {
     async fn advance(&self, number: i64, changed: &mut watch::Receiver<()>) -> Result<bool, StoreError> {
         let Some(batch) = self.store.batch_number(number).await? else { return Ok(false) };
         match batch.state {
-            State::Validating => self.validate(&batch).await?,
-            State::InProgress => match self.lines(&batch, changed).await? {
+            State::Validating => {
+                // It is never closed.
+                let Ok(_turn) = self.validating.acquire().await else { return Ok(false) };
+                // It may have been cancelled while it waited.
+                if self.app.is_stopping() || self.state(number).await? != Some(State::Validating) {
+                    return Ok(!self.app.is_stopping());
+                }
+                self.validate(&batch).await?;
+            }
+            State::InProgress if self.app.models().is_err() && now() < batch.expires => {
+                // Each of its lines would be refused until there are models.
+                tokio::select! {
+                    changed = changed.changed() => if changed.is_err() { return Ok(false) },
+                    () = sleep(LOOK) => {}
+                }
+            }
+            State::InProgress => match self.lines(&batch, changed).await {
                 End::Done | End::Over => self.finish(&batch).await?,
                 End::Stopping => return Ok(false),
             },
@@ -143,9 +214,15 @@ impl Runner {
         Ok(!self.app.is_stopping())
     }
 
+    /// What becomes of a batch, if it is still there.
+    async fn state(&self, number: i64) -> Result<Option<State>, StoreError> {
+        Ok(self.store.batch_number(number).await?.map(|batch| batch.state))
+    }
+
     /// Most bytes of a line.
-    fn longest(&self) -> usize {
-        self.app.config.body_bytes.saturating_add(AROUND)
+    fn longest(&self, of_messages: bool) -> usize {
+        let growth = if of_messages { GROWTH } else { 1 };
+        self.app.config.body_bytes.saturating_mul(growth).saturating_add(AROUND)
     }
 
     async fn validate(&self, batch: &Batch) -> Result<(), StoreError> {
@@ -172,9 +249,15 @@ impl Runner {
         let allowed = Allowed {
             endpoint: &batch.endpoint,
             lines: if of_messages { usize::MAX } else { lines::MOST_LINES },
-            bytes: self.longest(),
+            bytes: self.longest(of_messages),
         };
-        match lines::read(self.store.content(&input.id, None).await?, allowed).await {
+        let content = match self.store.content(&input.id, None).await {
+            Err(error) if error.is_lost() => {
+                return fail(vec![of_file("file_not_found", "The file's content is lost.".into())]).await;
+            }
+            content => content?,
+        };
+        match lines::read(content, allowed).await {
             Ok(lines) => {
                 let count = lines.len();
                 self.store.begin_batch(batch.number, lines).await?;
@@ -189,74 +272,148 @@ impl Runner {
         }
     }
 
-    /// Answers lines until none is left or the batch is over.
-    async fn lines(&self, batch: &Batch, changed: &mut watch::Receiver<()>) -> Result<End, StoreError> {
-        let most = self.app.config.batch_lines;
-        let mut waiting = Vec::new().into_iter();
-        let (mut behind, mut more) = (-1, true);
-        let mut answering = FuturesUnordered::new();
+    /// Answers lines until none is left or the batch is over. A failure of the store holds it up, and takes no answer
+    /// with it that is on its way: it was computed, and would be computed again.
+    async fn lines(&self, batch: &Batch, changed: &mut watch::Receiver<()>) -> End {
         let left = Duration::from_secs(batch.expires.saturating_sub(now()).max(0).cast_unsigned());
+        if left.is_zero() {
+            return End::Over;
+        }
+        let mut waiting = Waiting { page: Vec::new().into_iter(), behind: -1, more: true };
+        let mut answering = FuturesUnordered::new();
         let expired = sleep_until(Instant::now() + left);
         tokio::pin!(expired);
+        let mut look = false;
         loop {
             let stopping = self.app.is_stopping();
-            while answering.len() < most && !stopping {
-                if waiting.len() == 0 && more {
-                    let page = self.store.pending(batch.number, behind, PAGE).await?;
-                    more = page.len() == PAGE;
-                    behind = page.last().map_or(behind, |line| line.number);
-                    waiting = page.into_iter();
+            let mut failed = false;
+            if look {
+                match self.state(batch.number).await {
+                    Ok(Some(State::InProgress)) => look = false,
+                    Ok(_) => return End::Over,
+                    Err(error) => failed = self.waits(batch, &error),
                 }
-                let Some(line) = waiting.next() else { break };
-                answering.push(self.line(batch, line));
             }
-            if answering.is_empty() {
-                return Ok(if stopping { End::Stopping } else { End::Done });
+            while answering.len() < self.app.config.batch_lines && !stopping && !failed {
+                match self.next(batch, &mut waiting).await {
+                    Ok(Some(line)) => answering.push(self.line(batch, line)),
+                    Ok(None) => break,
+                    Err(error) => failed = self.waits(batch, &error),
+                }
+            }
+            if answering.is_empty() && !failed {
+                return if stopping { End::Stopping } else { End::Done };
             }
             tokio::select! {
-                answered = answering.next() => if let Some(answered) = answered { answered? },
-                () = &mut expired => return Ok(End::Over),
+                Some(()) = answering.next() => {}
+                () = sleep(PAUSE), if failed => {}
+                () = &mut expired => return End::Over,
                 changed = changed.changed() => {
-                    let state = self.store.batch_number(batch.number).await?.map(|batch| batch.state);
-                    if changed.is_err() || state != Some(State::InProgress) {
-                        return Ok(End::Over);
+                    if changed.is_err() {
+                        return End::Over;
                     }
+                    look = true;
                 }
             }
         }
     }
 
-    /// Answers a line and notes what comes of it; does nothing where the program ends before.
-    async fn line(&self, batch: &Batch, line: Line) -> Result<(), StoreError> {
-        let Some(answer) = self.answer(batch, &line).await? else { return Ok(()) };
-        let state = if answer.status.is_success() { LineState::Succeeded } else { LineState::Failed };
-        let result = answer.result(batch, &line);
-        self.store.finish_line(batch.number, line.number, state, result, answer.tokens()).await
+    /// Tells that a batch waits for its store.
+    fn waits(&self, batch: &Batch, error: &StoreError) -> bool {
+        warn!(batch = batch.number, %error, "a batch waits for its store");
+        true
     }
 
-    async fn answer(&self, batch: &Batch, line: &Line) -> Result<Option<Answer>, StoreError> {
-        let Some(body) = self.body(batch, line).await? else { return Ok(Some(Answer::streamed(batch))) };
-        let mut failures = 0;
+    /// The next line to begin.
+    async fn next(&self, batch: &Batch, waiting: &mut Waiting) -> Result<Option<Line>, StoreError> {
+        if waiting.page.len() == 0 && waiting.more {
+            let page = self.store.pending(batch.number, waiting.behind, PAGE).await?;
+            waiting.more = page.len() == PAGE;
+            waiting.behind = page.last().map_or(waiting.behind, |line| line.number);
+            waiting.page = page.into_iter();
+        }
+        Ok(waiting.page.next())
+    }
+
+    /// Answers a line and notes what comes of it; does nothing where the program ends before.
+    async fn line(&self, batch: &Batch, line: Line) {
+        let mut tries = Tries::default();
         loop {
-            let Ok(place) = self.places.acquire().await else { return Ok(None) };
-            if self.app.is_stopping() {
-                return Ok(None);
-            }
-            let answer = self.ask(batch, body.clone()).await;
-            drop(place);
-            let wait = match answer.status.as_u16() {
-                _ if answer.is_final() => return Ok(Some(answer)),
-                429 | 503 | 529 => answer.retry_after().clamp(Duration::from_millis(100), LONGEST_WAIT),
-                500.. => {
-                    failures += 1;
-                    if failures == MOST_TRIES {
-                        return Ok(Some(answer));
-                    }
-                    Duration::from_secs(1)
-                }
-                _ => return Ok(Some(answer)),
+            let turn = match &tries.gate {
+                Some(gate) => gate.pass().await,
+                None => None,
             };
+            // The place comes first, and is kept until the outcome is noted: what is read and answered is in memory.
+            let Ok(place) = self.places.acquire().await else { return };
+            if self.app.is_stopping() {
+                return;
+            }
+            let wait = match self.attempt(batch, &line, &mut tries, turn).await {
+                Tried::Answered(answer) => return self.note(batch, &line, answer).await,
+                Tried::Again(wait) => wait,
+            };
+            drop(place);
             sleep(wait).await;
+        }
+    }
+
+    /// Tries to answer a line; with a turn, where its gate is closed.
+    async fn attempt(&self, batch: &Batch, line: &Line, tries: &mut Tries, turn: Option<Turn>) -> Tried {
+        let body = match self.body(batch, line).await {
+            Ok(Some(body)) => body,
+            Ok(None) => return Tried::Answered(Answer::streamed(batch)),
+            Err(error) => {
+                tries.unread += 1;
+                warn!(batch = batch.number, line = line.number, %error, "a line cannot be read");
+                if error.is_lost() && tries.unread >= MOST_TRIES {
+                    return Tried::Answered(Answer::lost(batch));
+                }
+                return Tried::Again(pause(tries.unread));
+            }
+        };
+        let gate = tries.gate.get_or_insert_with(|| self.gate(batch, &body));
+        if turn.is_none() && gate.is_closed() {
+            return Tried::Again(Duration::ZERO);
+        }
+        let answer = match self.ask(batch, body).await {
+            Tried::Answered(answer) => answer,
+            Tried::Again(wait) => {
+                gate.refuse(turn, wait);
+                return Tried::Again(Duration::ZERO);
+            }
+        };
+        if let Some(turn) = turn {
+            turn.succeed();
+        }
+        if answer.status.is_server_error() {
+            tries.failed += 1;
+            if tries.failed < MOST_TRIES {
+                return Tried::Again(pause(1));
+            }
+        }
+        Tried::Answered(answer)
+    }
+
+    /// Where a request waits when it is refused.
+    fn gate(&self, batch: &Batch, body: &Bytes) -> Arc<Gate> {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            model: Option<String>,
+        }
+        let name = serde_json::from_slice::<Named>(body).ok().and_then(|named| named.model);
+        let served = name.and_then(|name| self.app.models().ok()?.find(&name).cloned());
+        self.gates.of(batch.owner.tenant.as_deref(), served.as_ref().map_or("", |served| served.id.as_str()))
+    }
+
+    /// Notes an answer. It is held until the store takes it.
+    async fn note(&self, batch: &Batch, line: &Line, answer: Answer) {
+        let outcome = answer.outcome(batch, line);
+        drop(answer);
+        let mut failures = 0;
+        while let Err(error) = self.store.finish_line(batch.number, line.number, outcome.clone()).await {
+            failures += 1;
+            warn!(batch = batch.number, line = line.number, %error, "an answer waits for the store");
+            sleep(pause(failures)).await;
         }
     }
 
@@ -269,7 +426,8 @@ impl Runner {
             bytes.extend_from_slice(&piece?);
         }
         let broken = |error: serde_json::Error| {
-            StoreError::Io(std::io::Error::other(format!("a line is not what it was: {error}")))
+            let text = format!("a line is not what it was: {error}");
+            StoreError::Io(io::Error::new(io::ErrorKind::InvalidData, text))
         };
         let line: InputLine<'_> = serde_json::from_slice(&bytes).map_err(broken)?;
         let body = line.body.map_or("{}", RawValue::get);
@@ -278,7 +436,7 @@ impl Runner {
     }
 
     /// Sends a request through all that a client's goes through.
-    async fn ask(&self, batch: &Batch, body: Bytes) -> Answer {
+    async fn ask(&self, batch: &Batch, body: Bytes) -> Tried {
         let access = self.app.operations().access.as_ref();
         let caller = access.and_then(|access| caller(access, batch));
         let mut request = Request::new(Body::from(body));
@@ -287,7 +445,8 @@ impl Runner {
             *request.uri_mut() = uri;
         }
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        request.extensions_mut().insert(Inside(caller));
+        let inside = Inside { caller, repeated: Arc::default() };
+        request.extensions_mut().insert(inside.clone());
         // What panics must not take the batch with it.
         let asked = std::panic::AssertUnwindSafe(self.routes.clone().call(request)).catch_unwind().await;
         let (parts, body) = match asked {
@@ -298,8 +457,14 @@ impl Runner {
                 .unwrap_or_default()
                 .into_parts(),
         };
+        let wait = Answer::wait(parts.status, &parts.headers);
+        // Before its body ends, and with it the request.
+        inside.repeated.store(wait.is_some(), Relaxed);
         let body = to_bytes(body, MOST_ANSWER).await.unwrap_or_default();
-        Answer { status: parts.status, headers: parts.headers, body }
+        match wait {
+            Some(wait) => Tried::Again(wait),
+            None => Tried::Answered(Answer { status: parts.status, headers: parts.headers, body }),
+        }
     }
 
     /// Writes the output of a batch and ends it.
@@ -338,6 +503,7 @@ impl Runner {
             mime: "application/jsonl".to_owned(),
             expires,
             hidden: of_messages,
+            room: None,
         };
         let mut ended = Ended::default();
         if let Some(writer) = output {
@@ -354,134 +520,12 @@ impl Runner {
     }
 }
 
+/// How long it is waited after so many failures: longer each time.
+fn pause(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.saturating_sub(1).min(5)).min(LONGEST_PAUSE)
+}
+
 /// For whom a batch is done, as its tenant's terms are now. A key that is gone takes nothing with it: the tenant counts.
 fn caller(access: &Access, batch: &Batch) -> Option<Caller> {
     access.tenant(batch.owner.tenant.as_deref()?, batch.owner.key.as_deref().unwrap_or(""))
-}
-
-/// An answer to a line.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Answer {
-    /// To a line whose answer would come in pieces.
-    fn streamed(batch: &Batch) -> Self {
-        let message = "Answers of a batch come as a whole: leave 'stream' out.";
-        let error = serde_json::json!({"type": "invalid_request_error", "message": message});
-        let body = if batch.endpoint == messages::ENDPOINT {
-            serde_json::json!({"type": "error", "error": error})
-        } else {
-            let code = "unsupported_parameter";
-            serde_json::json!({"error": {"message": message, "type": error["type"], "param": "stream", "code": code}})
-        };
-        let body = body.to_string().into();
-        Self { status: StatusCode::BAD_REQUEST, headers: HeaderMap::new(), body }
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
-    }
-
-    /// Whether another try is useless, though the status says otherwise.
-    fn is_final(&self) -> bool {
-        self.header("x-should-retry") == Some("false")
-    }
-
-    fn retry_after(&self) -> Duration {
-        let milliseconds = self.header("retry-after-ms").and_then(|text| text.parse().ok());
-        Duration::from_millis(milliseconds.unwrap_or(1000))
-    }
-
-    /// The answer as JSON, which it is unless a recording's was asked for as text.
-    fn json(&self) -> Box<RawValue> {
-        let text = String::from_utf8_lossy(&self.body);
-        let quoted = || RawValue::from_string(serde_json::Value::from(text.as_ref()).to_string());
-        let parsed = serde_json::from_str(&text).or_else(|_| quoted());
-        parsed.unwrap_or_else(|_| RawValue::NULL.to_owned())
-    }
-
-    fn tokens(&self) -> Tokens {
-        #[derive(Default, serde::Deserialize)]
-        #[serde(default)]
-        struct Usage {
-            #[serde(alias = "prompt_tokens")]
-            input_tokens: u64,
-            #[serde(alias = "completion_tokens")]
-            output_tokens: u64,
-            #[serde(alias = "prompt_tokens_details")]
-            input_tokens_details: Details,
-            cache_read_input_tokens: u64,
-        }
-        #[derive(Default, serde::Deserialize)]
-        #[serde(default)]
-        struct Details {
-            cached_tokens: u64,
-        }
-        #[derive(serde::Deserialize)]
-        struct Answered {
-            usage: Option<Usage>,
-        }
-        let answered = serde_json::from_slice::<Answered>(&self.body).ok();
-        let usage = answered.and_then(|answered| answered.usage).unwrap_or_default();
-        let cached = usage.input_tokens_details.cached_tokens + usage.cache_read_input_tokens;
-        Tokens { input: usage.input_tokens, cached, output: usage.output_tokens }
-    }
-
-    /// The line of the output that tells it.
-    fn result(&self, batch: &Batch, line: &Line) -> String {
-        let body = self.json();
-        let custom_id = line.custom_id.as_str();
-        let told = if batch.endpoint == messages::ENDPOINT {
-            let result = if self.status.is_success() {
-                LineResult::Succeeded { message: &body }
-            } else {
-                LineResult::Errored { error: &body }
-            };
-            serde_json::to_string(&ResultLine { custom_id, result })
-        } else {
-            let response = LineResponse {
-                status_code: self.status.as_u16(),
-                request_id: self.header("x-request-id").unwrap_or(""),
-                body: &body,
-            };
-            serde_json::to_string(&OutputLine {
-                id: line_id(),
-                custom_id,
-                response: Some(response),
-                error: None,
-            })
-        };
-        told.unwrap_or_default()
-    }
-}
-
-/// The line of the output for one that has no answer.
-fn unanswered(batch: &Batch, line: &Line) -> String {
-    let custom_id = line.custom_id.as_str();
-    let told = if batch.endpoint == messages::ENDPOINT {
-        let result =
-            if line.state == LineState::Cancelled { LineResult::Canceled } else { LineResult::Expired };
-        serde_json::to_string(&ResultLine { custom_id, result })
-    } else {
-        let error = if line.state == LineState::Cancelled {
-            LineError {
-                code: "batch_cancelled",
-                message: "This request was not executed: the batch was cancelled.",
-            }
-        } else {
-            LineError {
-                code: "batch_expired",
-                message: "This request could not be executed before the completion window expired.",
-            }
-        };
-        serde_json::to_string(&OutputLine { id: line_id(), custom_id, response: None, error: Some(error) })
-    };
-    told.unwrap_or_default()
-}
-
-fn line_id() -> String {
-    format!("batch_req_{}", Uuid::new_v4().simple())
 }
