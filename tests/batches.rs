@@ -215,6 +215,41 @@ async fn files_are_kept_listed_and_removed() {
     let (status, list) = anthropic.get("/v1/files?limit=1").await;
     assert_eq!((status, ids(&list), &list["has_more"]), (200, vec![third.clone()], &json!(true)));
     assert_eq!(list["data"][0]["size_bytes"], bytes.len());
+    // In pages, as newer clients turn them.
+    let (mut page, mut turned) = (Some(String::new()), Vec::new());
+    while let Some(cursor) = page {
+        let (status, list) = anthropic.get(&format!("/v1/files?limit=1{cursor}")).await;
+        assert_eq!(status, 200, "{list}");
+        turned.extend(list["data"].as_array().unwrap().iter().map(|file| file["id"].clone()));
+        page = list["next_page"].as_str().map(|page| format!("&page={page}"));
+    }
+    let (_, all) = anthropic.get("/v1/files?limit=1000").await;
+    let all: Vec<Value> = all["data"].as_array().unwrap().iter().map(|file| file["id"].clone()).collect();
+    assert!(turned == all && all.len() > 1, "{turned:?} {all:?}");
+    let wanted =
+        format!("ids[]={}&ids[]=file_nope&ids[]={}", all[1].as_str().unwrap(), all[1].as_str().unwrap());
+    let (_, some) = anthropic.get(&format!("/v1/files?{wanted}")).await;
+    assert_eq!((&some["data"][0]["id"], some["data"].as_array().unwrap().len()), (&all[1], 1), "{some}");
+    assert_eq!(some["next_page"], Value::Null);
+    let many: String = (0..101).map(|id| format!("ids=file_{id}&")).collect();
+    for wrong in ["page=x", &format!("{wanted}&limit=1"), &many, "limit=0"] {
+        let (status, _) = anthropic.get(&format!("/v1/files?{wrong}")).await;
+        assert_eq!(status, 400, "{wrong}");
+    }
+    for (seconds, expected) in [("3600", 200), ("3599", 400), ("7776000", 200), ("7776001", 400)] {
+        let part = Part::bytes(b"text".to_vec()).file_name("a.txt");
+        let form = Form::new().text("expires_in_seconds", seconds).part("file", part);
+        let (status, file) = anthropic.upload(form).await;
+        assert_eq!(status, expected, "{file}");
+        if status == 200 {
+            let expires: jiff::Timestamp = file["expires_at"].as_str().unwrap().parse().unwrap();
+            let created: jiff::Timestamp = file["created_at"].as_str().unwrap().parse().unwrap();
+            assert_eq!((expires.as_second() - created.as_second()).to_string(), seconds, "{file}");
+            anthropic.delete(&format!("/v1/files/{}", file["id"].as_str().unwrap())).await;
+        } else {
+            assert!(file["error"]["message"].as_str().unwrap().contains("expires_in_seconds"), "{file}");
+        }
+    }
     let (_, before) = anthropic.get(&format!("/v1/files?limit=1&before_id={id}")).await;
     assert_eq!(ids(&before), std::slice::from_ref(&second));
     let part = Part::text("x").file_name("x.txt").mime_str("text/plain").unwrap();
@@ -772,15 +807,19 @@ async fn a_line_is_read_when_it_has_a_place() {
     let server = start(few).await;
     let caller = Caller::of(&server);
     // A line has the one place, and waits for clients.
-    let clients: Vec<_> = (0..4).map(|_| tokio::spawn(server.post(&long("a client", 400)))).collect();
-    let waiting = async |count: u64| {
-        while server.engine().await["waiting"].as_u64() != Some(count) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    waiting(3).await;
+    let clients: Vec<_> = (0..4).map(|_| tokio::spawn(server.post(&long("a client", 150)))).collect();
+    let queue = async || server.engine().await["waiting"].as_u64();
+    while queue().await < Some(3) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let first = caller.batch(&many(1, 2)).await;
-    waiting(4).await;
+    caller.until(&first, &["in_progress"]).await;
+    for _ in 0..100 {
+        if queue().await > Some(3) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let line = |word: &str| line("x", &long(word, 4));
     let second = caller.batch(&[line("before")]).await;
     let batch = caller.until(&second, &["in_progress"]).await;

@@ -243,7 +243,8 @@ async fn a_request_tells_its_times_where_that_is_asked_for() {
     assert!(!text.contains("percept-timing"));
 
     // What it costs is told where there is a price, and is what usage says.
-    let priced = Settings { price_per_hour: Some(3600.0), currency: Some("EUR".into()), ..Settings::default() };
+    let priced =
+        Settings { price_per_hour: Some(3600.0), currency: Some("EUR".into()), ..Settings::default() };
     let server = start(priced).await;
     let client = Client::new().post(server.path("/v1/chat/completions")).header("x-percept-timing", "1");
     let text = client.json(&request).send().await.unwrap().text().await.unwrap();

@@ -21,7 +21,7 @@ use super::{
     check::{integer, missing, unsupported, value},
     error::is_anthropic,
     form::{Fields, Form, split},
-    page::Page,
+    page::{CURSOR, Page},
     params::Parsed,
     record::Record,
     wire::{
@@ -48,6 +48,9 @@ const ANTHROPIC_LISTED: (usize, i64) = (20, 1_000);
 const LONGEST_NAME: usize = 500;
 /// Fewest and most seconds that a file is kept, where that is said.
 const KEPT_SECONDS: (i64, i64) = (3_600, 2_592_000);
+
+/// The same for clients of the Anthropic API.
+const ANTHROPIC_SECONDS: (i64, i64) = (3_600, 7_776_000);
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
@@ -133,7 +136,16 @@ pub(super) async fn create(
         None if anthropic => "user_data".to_owned(),
         None => return Err(missing("purpose").into()),
     };
-    let after = expiry("expires_after", request.expires_after)?;
+    let after = match (expiry("expires_after", request.expires_after)?, request.expires_in_seconds) {
+        (Some(_), Some(_)) => {
+            return Err(unsupported("expires_in_seconds", "'expires_after' says it already").into());
+        }
+        (None, Some(seconds)) => {
+            let (least, most) = ANTHROPIC_SECONDS;
+            Some(integer("expires_in_seconds", seconds, least, most)?)
+        }
+        (after, None) => after,
+    };
     let new = NewFile {
         prefix: if anthropic { "file_" } else { "file-" },
         purpose,
@@ -199,7 +211,17 @@ pub(super) async fn list(
     let (store, owner) = store(&app, &record)?;
     let anthropic = is_anthropic(uri.path(), &headers);
     let (usual, most) = if anthropic { ANTHROPIC_LISTED } else { (MOST_LISTED as usize, MOST_LISTED) };
-    let Page { limit, after, before, ascending, purpose, .. } = Page::parse(uri.query(), usual, most)?;
+    let Page { limit, after, before, ascending, purpose, ids, .. } = Page::parse(uri.query(), usual, most)?;
+    if let Some(ids) = ids.filter(|_| anthropic) {
+        let mut data = Vec::new();
+        for id in ids.iter().filter(|id| is_id(id)) {
+            data.extend(store.file(&owner, id, false).await?.map(metadata));
+        }
+        let id = |file: Option<&FileMetadata>| file.map(|file| file.id.clone());
+        let (first_id, last_id) = (id(data.first()), id(data.last()));
+        let list = FileMetadataList { data, first_id, last_id, has_more: false, next_page: None };
+        return Ok(Json(list).into_response());
+    }
     let backwards = before.is_some();
     let listing =
         Listing { purpose, ascending: ascending != backwards, after: before.or(after.clone()), limit };
@@ -215,7 +237,9 @@ pub(super) async fn list(
     let (first_id, last_id) = (id(files.first()), id(files.last()));
     Ok(if anthropic {
         let data = files.into_iter().map(metadata).collect();
-        Json(FileMetadataList { data, first_id, last_id, has_more }).into_response()
+        let next = last_id.as_ref().filter(|_| has_more && !backwards);
+        let next_page = next.map(|id| format!("{CURSOR}{id}"));
+        Json(FileMetadataList { data, first_id, last_id, has_more, next_page }).into_response()
     } else {
         let data = files.into_iter().map(object).collect();
         Json(FileList { object: "list", data, first_id, last_id, has_more }).into_response()
@@ -333,6 +357,7 @@ fn metadata(file: File) -> FileMetadata {
         mime_type: file.mime,
         size_bytes: file.bytes,
         created_at: rfc3339(file.created),
+        expires_at: file.expires.map(rfc3339),
         downloadable: true,
     }
 }

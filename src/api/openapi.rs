@@ -306,6 +306,12 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                     query("purpose", "Only files for this.", &text),
                     query("after_id", "With `anthropic-version`: the page behind this one.", &text),
                     query("before_id", "With `anthropic-version`: the page in front of it.", &text),
+                    query("page", "With `anthropic-version`: what `next_page` was.", &text),
+                    query(
+                        "ids[]",
+                        "With `anthropic-version`: only these, without `page` and `limit`.",
+                        &json!({"type": "array", "items": text, "maxItems": 100}),
+                    ),
                 ]);
                 Shape {
                     parameters,
@@ -537,6 +543,11 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
                         ),
                         query("after_id", "With `anthropic-version`: the page behind this name.", &text),
                         query("before_id", "With `anthropic-version`: the page in front of it.", &text),
+                        query(
+                            "lifecycle[]",
+                            "With `anthropic-version`: only models at these stages; all here are `active`.",
+                            &json!({"type": "array", "items": text}),
+                        ),
                     ]),
                     envelope: Envelope::Either,
                     ..get_shape(&schema, &["400", "401", "403", "503", "529"])

@@ -27,7 +27,10 @@ use crate::{
 /// there are is told to who may know.
 pub(super) async fn health(State(app): State<Arc<App>>, record: Record) -> (StatusCode, Json<Health>) {
     let Ok(models) = app.models() else {
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "loading", models: Vec::new(), energy: None }));
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(Health { status: "loading", models: Vec::new(), energy: None }),
+        );
     };
     let alive = models.models().iter().all(|served| served.handle.status().alive());
     let may_know = app.operations.access.is_none() || record.caller().is_some();

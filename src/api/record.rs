@@ -4,7 +4,10 @@
 use std::{
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Poll, ready},
     time::{Duration, Instant},
 };
@@ -23,7 +26,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use sha2::{Digest as _, Sha256};
 use tracing::{debug, info};
 
-use super::{ApiError, App, error::Class};
+use super::{ApiError, App, batches::Inside, error::Class};
 use crate::{
     access::{Caller, Rate, hex},
     engine::{Figures, Key, Place, Work},
@@ -320,6 +323,8 @@ pub(super) struct Ending {
     response: Tally,
     /// The trace that it is part of, where traces are sent.
     trace: Option<Context>,
+    /// Of a batch's line: whether it was refused for now, and will be asked again.
+    repeated: Option<Arc<AtomicBool>>,
 }
 
 impl Ending {
@@ -339,6 +344,7 @@ impl Ending {
             trace: record.0.app.operations.traces.as_ref().map(|_| trace(request.headers())),
             response: tally.another(),
             request: tally,
+            repeated: request.extensions().get::<Inside>().map(|inside| Arc::clone(&inside.repeated)),
         }
     }
 
@@ -374,8 +380,14 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let Self { record, method, path, client_id, status, error, sent, request, response, trace } = &*self;
+        let Self { record, method, path, client_id, status, error, sent, request, response, trace, repeated } =
+            &*self;
         let Record(shared) = record;
+        if repeated.as_ref().is_some_and(|repeated| repeated.load(Relaxed)) {
+            // What counts is how it ends. A line can wait for hours.
+            debug!(method, path, id = shared.id, "a line of a batch waits");
+            return;
+        }
         let mut timing = record.timing();
         if *status == Some(StatusCode::SWITCHING_PROTOCOLS) {
             // Where nobody spoke is no time that anyone waited for an answer.

@@ -160,6 +160,10 @@ def test_files_of_the_anthropic_api(claude):
     file = claude.beta.files.upload(file=("a.txt", b"text", "text/plain"))
     assert (file.filename, file.mime_type, file.size_bytes) == ("a.txt", "text/plain", 4)
     assert next(found.id for found in claude.beta.files.list(limit=1)) == file.id
+    other = claude.beta.files.upload(file=("b.txt", b"more", "text/plain"))
+    every = [found.id for found in claude.beta.files.list(limit=1000)]
+    assert [found.id for found in claude.beta.files.list(limit=1)] == every and len(every) > 1
+    claude.beta.files.delete(other.id)
     assert claude.beta.files.retrieve_metadata(file.id).id == file.id
     assert claude.beta.files.download(file.id).read() == b"text"
     assert claude.beta.files.delete(file.id).id == file.id

@@ -13,6 +13,8 @@ pub struct FileRequest {
     pub purpose: Option<String>,
     /// How long it is kept; for ever, where it is not said.
     pub expires_after: Option<Object<ExpiresAfter>>,
+    /// The same, as clients of the Anthropic API say it.
+    pub expires_in_seconds: Option<i64>,
 }
 
 /// What is known of a file.
@@ -80,6 +82,8 @@ pub struct FileMetadata {
     pub size_bytes: u64,
     /// When it came (RFC 3339).
     pub created_at: String,
+    /// When it goes (RFC 3339).
+    pub expires_at: Option<String>,
     /// Whether its content can be had.
     pub downloadable: bool,
 }
@@ -95,6 +99,8 @@ pub struct FileMetadataList {
     pub last_id: Option<String>,
     /// Whether others follow.
     pub has_more: bool,
+    /// What `page` has to be to get them; null behind the last.
+    pub next_page: Option<String>,
 }
 
 /// A file is gone, in the shape of the Anthropic API.
