@@ -772,15 +772,19 @@ async fn a_line_is_read_when_it_has_a_place() {
     let server = start(few).await;
     let caller = Caller::of(&server);
     // A line has the one place, and waits for clients.
-    let clients: Vec<_> = (0..4).map(|_| tokio::spawn(server.post(&long("a client", 400)))).collect();
-    let waiting = async |count: u64| {
-        while server.engine().await["waiting"].as_u64() != Some(count) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    waiting(3).await;
+    let clients: Vec<_> = (0..4).map(|_| tokio::spawn(server.post(&long("a client", 150)))).collect();
+    let queue = async || server.engine().await["waiting"].as_u64();
+    while queue().await < Some(3) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let first = caller.batch(&many(1, 2)).await;
-    waiting(4).await;
+    caller.until(&first, &["in_progress"]).await;
+    for _ in 0..100 {
+        if queue().await > Some(3) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let line = |word: &str| line("x", &long(word, 4));
     let second = caller.batch(&[line("before")]).await;
     let batch = caller.until(&second, &["in_progress"]).await;
