@@ -1,3 +1,5 @@
+//! What a store keeps, what it refuses, and what it leaves alone.
+
 use std::{path::Path, time::Duration};
 
 use futures_util::{StreamExt as _, future::join_all};
@@ -215,7 +217,7 @@ async fn everything_goes_whose_time_has_come() {
     let all = owner("a");
     let expired = NewFile { expires: Some(now() - 1), ..file() };
     let mut last = String::new();
-    for _ in 0..250 {
+    for _ in 0..120 {
         last = store.add_file(&all, expired.clone(), content(b"x")).await.unwrap().id;
     }
     // This one cannot be removed.
@@ -223,11 +225,11 @@ async fn everything_goes_whose_time_has_come() {
     fs::remove_file(&stubborn).unwrap();
     fs::create_dir(&stubborn).unwrap();
     fs::write(stubborn.join("x"), "x").unwrap();
-    assert_eq!(store.expire_files().await.unwrap(), 250);
+    assert_eq!(store.expire_files().await.unwrap(), 120);
     assert_eq!(names(folder.path()), [last]);
 
     let kept = store.add_file(&all, file(), content(b"x")).await.unwrap().id;
-    for _ in 0..150 {
+    for _ in 0..110 {
         let number = store.add_batch(&all, &kept, batch()).await.unwrap().unwrap().number;
         store.fail_batch(number, "{}".into()).await.unwrap();
     }
@@ -235,7 +237,7 @@ async fn everything_goes_whose_time_has_come() {
     assert_eq!(store.expire_batches().await.unwrap(), 0);
     let age = "UPDATE batches SET ended = ended - ?1";
     store.transact(move |database| Ok(database.execute(age, (KEPT_SECONDS + 1,))?)).await.unwrap();
-    assert_eq!(store.expire_batches().await.unwrap(), 150);
+    assert_eq!(store.expire_batches().await.unwrap(), 110);
     assert_eq!(store.open_batches().await.unwrap(), [open.number]);
     assert!(store.file(&all, &kept, false).await.unwrap().is_some(), "a file went that is nobody's part");
 }
