@@ -681,9 +681,12 @@ async fn limits_make_a_batch_slow_and_budgets_end_it() {
     for _ in 0..598 {
         slow.post("/v1/chat/completions", &json!({})).await;
     }
+    let errors = async || slow.get("/v1/usage").await.1["total"]["errors"].clone();
+    let before = errors().await;
     let id = slow.batch(&many(8, 2)).await;
     let batch = slow.until(&id, &["completed"]).await;
     assert_eq!(batch["request_counts"], json!({"total": 8, "completed": 8, "failed": 0}));
+    assert_eq!(errors().await, before, "lines that wait are written down as requests that failed");
 
     let poor = caller.with(&poor);
     let id = poor.batch(&many(8, 10)).await;
@@ -856,7 +859,7 @@ async fn batches_are_forgotten_a_month_after_their_end() {
     assert!(!caller.content(batch["output_file_id"].as_str().unwrap()).await.is_empty());
 }
 
-/// Numbers are longer where a request is written anew: one that becomes too long fails alone, and says why.
+/// Requests are kept as they came; a batch that fails as a whole says why.
 #[tokio::test]
 async fn message_batches_say_why_they_fail() {
     let folder = TempDir::new().unwrap();
@@ -884,11 +887,17 @@ async fn message_batches_say_why_they_fail() {
     let (status, batch) = Caller::json(request.send().await.unwrap()).await;
     assert_eq!(status, 200, "{batch}");
     let batch = until(batch["id"].as_str().unwrap()).await;
-    let counts = json!({"processing": 0, "succeeded": 1, "errored": 1, "canceled": 0, "expired": 0});
+    // A request is as long as it came, and says what it said: as a float, each of these is 18 characters.
+    let counts = json!({"processing": 0, "succeeded": 2, "errored": 0, "canceled": 0, "expired": 0});
     assert_eq!(batch["request_counts"], counts, "{batch}");
-    let results = caller.request(Method::GET, batch["results_url"].as_str().unwrap()).send().await.unwrap();
-    let results = results.text().await.unwrap();
-    assert!(results.contains("request_too_large"), "{results}");
+    for wrong in ["[]", "1", "null", r#"{"stream": true}"#] {
+        let requests = format!(r#"{{"requests": [{{"custom_id": "a", "params": {wrong}}}]}}"#);
+        let request = caller.request(Method::POST, "/v1/messages/batches");
+        let request = request.header("content-type", "application/json").body(requests);
+        let (status, error) = Caller::json(request.send().await.unwrap()).await;
+        assert_eq!(status, 400, "{wrong}: {error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains("requests[0].params"), "{error}");
+    }
 
     // Where nothing can be read at all, there is no line that could say so.
     let mut lines = tempfile::tempfile().unwrap();

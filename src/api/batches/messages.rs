@@ -14,7 +14,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Uri, header::CONTENT_TYPE},
     response::Response,
 };
-use serde_json::{Value, json};
+use serde_json::value::RawValue;
 
 use super::{
     ApiError, App, MOST_OPEN, Page, Parsed, Record, WINDOW, give_up, id_in, json as body_of, of, page, store,
@@ -84,6 +84,17 @@ pub(in crate::api) async fn create(
     Ok(Json(told(&batch)))
 }
 
+/// Whether a request asks for an answer in pieces.
+fn streams(params: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Stream<'a> {
+        #[serde(borrow)]
+        stream: Option<&'a RawValue>,
+    }
+    let stream = serde_json::from_str::<Stream<'_>>(params).ok().and_then(|params| params.stream);
+    stream.is_some_and(|stream| stream.get() == "true")
+}
+
 /// The requests as a file of lines, each of them as one of OpenAI's batches has it.
 fn lines(requests: Vec<Object<wire::MessageBatchItem>>) -> Result<std::fs::File, ApiError> {
     let failed = |error: std::io::Error| ApiError::internal(&error);
@@ -98,14 +109,23 @@ fn lines(requests: Vec<Object<wire::MessageBatchItem>>) -> Result<std::fs::File,
             return Err(value(&path("custom_id"), &custom_id, &supported).into());
         }
         let params = params.ok_or_else(|| missing(&path("params")))?;
-        if params.get("stream") == Some(&Value::Bool(true)) {
+        let params = params.get();
+        if !params.starts_with('{') {
+            return Err(value(&path("params"), "no object", "an object, as /v1/messages takes it").into());
+        }
+        if streams(params) {
             return Err(unsupported(&path("params.stream"), "answers of a batch come as a whole").into());
         }
-        let line = json!({"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": params});
-        if !names.insert(custom_id) {
+        // As it came, so that it is no longer and no other numbers are in it; but on one line. In texts there is none.
+        let params = params.replace(['\n', '\r'], " ");
+        if !names.insert(custom_id.clone()) {
             return Err(InvalidRequest::Repeated { param: path("custom_id") }.into());
         }
-        writeln!(file, "{line}").map_err(failed)?;
+        writeln!(
+            file,
+            "{{\"custom_id\":\"{custom_id}\",\"method\":\"POST\",\"url\":\"{ENDPOINT}\",\"body\":{params}}}"
+        )
+        .map_err(failed)?;
     }
     let mut file = file.into_inner().map_err(|error| failed(error.into_error()))?;
     file.seek(SeekFrom::Start(0)).map_err(failed)?;

@@ -56,9 +56,6 @@ const PAGE: usize = 200;
 const MOST_ANSWER: usize = 256 << 20;
 /// Bytes of a line around its body.
 const AROUND: usize = 64 << 10;
-/// How much longer a request of the Anthropic API may become where it is written anew as a line: 1e15 has 4 bytes, and
-/// 1000000000000000.0 has 18.
-const GROWTH: usize = 5;
 
 /// A request that comes from inside: an extension that no client can set.
 #[derive(Debug, Clone)]
@@ -220,9 +217,8 @@ impl Runner {
     }
 
     /// Most bytes of a line.
-    fn longest(&self, of_messages: bool) -> usize {
-        let growth = if of_messages { GROWTH } else { 1 };
-        self.app.config.body_bytes.saturating_mul(growth).saturating_add(AROUND)
+    fn longest(&self) -> usize {
+        self.app.config.body_bytes.saturating_add(AROUND)
     }
 
     async fn validate(&self, batch: &Batch) -> Result<(), StoreError> {
@@ -249,7 +245,7 @@ impl Runner {
         let allowed = Allowed {
             endpoint: &batch.endpoint,
             lines: if of_messages { usize::MAX } else { lines::MOST_LINES },
-            bytes: self.longest(of_messages),
+            bytes: self.longest(),
         };
         let content = match self.store.content(&input.id, None).await {
             Err(error) if error.is_lost() => {

@@ -230,7 +230,8 @@ pub struct MessageBatchItem {
     /// What the client calls it.
     pub custom_id: Option<String>,
     /// What `/v1/messages` takes.
-    pub params: Option<Value>,
+    #[schemars(with = "Option<Value>")]
+    pub params: Option<Box<RawValue>>,
 }
 
 /// A batch, in the shape of the Anthropic API.
