@@ -896,7 +896,7 @@ async fn message_batches_say_why_they_fail() {
         let request = request.header("content-type", "application/json").body(requests);
         let (status, error) = Caller::json(request.send().await.unwrap()).await;
         assert_eq!(status, 400, "{wrong}: {error}");
-        assert!(error["error"]["message"].as_str().unwrap().contains("requests[0].params"), "{error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains("requests.0.params"), "{error}");
     }
 
     // Where nothing can be read at all, there is no line that could say so.
