@@ -194,4 +194,6 @@ def test_messages_are_as_anthropic_has_them(server, anthropic, more):
     anthropic.answer(answer, path)
     assert answer["stop_details"] is None
     for event in events(post(f"{server}/messages", body | {"stream": True}).text):
-        anthropic.named(event, "MessageStreamEvent")
+        # The description forgets what its documentation has.
+        if event["type"] != "ping":
+            anthropic.named(event, "MessageStreamEvent")
