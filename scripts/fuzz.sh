@@ -35,7 +35,7 @@ fuzz() {
     log="$corpus.log"
     mapfile -t folders < <(seeds "$target")
     if cargo fuzz run --sanitizer none --target-dir "$CARGO_TARGET_DIR" "$target" "$corpus" "${folders[@]}" -- \
-        "-max_total_time=$seconds" -timeout=20 -rss_limit_mb=3000 -max_len=65536 -print_final_stats=1 >"$log" 2>&1; then
+        "-max_total_time=$seconds" -timeout=20 -rss_limit_mb=3000 -max_len=65536 -print_final_stats=1 -seed=1 >"$log" 2>&1; then
         printf '%-9s %s inputs, %s\n' "$target" \
             "$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")" \
             "$(grep -o 'cov: [0-9]*' "$log" | tail -n 1)"

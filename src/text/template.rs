@@ -437,8 +437,9 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start..start + length + 2];
+        // Behind the beginning: `{%}` is not a whole one.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let tag = &rest[start..start + length + 4];
         out.push_str(&rest[..start]);
         let word = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
         match word {
@@ -446,7 +447,7 @@ fn without_generation_tags(source: &str) -> String {
             "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
             _ => out.push_str(tag),
         }
-        rest = &rest[start + length + 2..];
+        rest = &rest[start + length + 4..];
     }
     out + rest
 }
@@ -547,6 +548,17 @@ mod tests {
                 template.render(&conversation(messages)).unwrap_or_else(|error| format!("refused: {error}"));
             assert_eq!(found, expected);
         }
+    }
+
+    #[test]
+    fn tags_that_are_none_are_left_alone() {
+        for source in ["{%}", "{% %}", "a {%", "{%} x %}", "{%-%}", "é{%}é"] {
+            assert_eq!(without_generation_tags(source), source);
+        }
+        assert_eq!(
+            without_generation_tags("{%- generation %}a{% endgeneration -%}"),
+            "{%- if true %}a{% endif -%}"
+        );
     }
 
     #[test]
