@@ -168,6 +168,16 @@ impl Terms {
     }
 }
 
+/// A new secret: so many random bits that nobody finds it, behind a prefix that tells what it is.
+///
+/// # Errors
+/// When there is no randomness.
+pub fn random_secret(prefix: &str) -> Result<String, getrandom::Error> {
+    let mut bytes = [0; SECRET_BYTES];
+    getrandom::fill(&mut bytes)?;
+    Ok(format!("{prefix}{}", hex(&bytes)))
+}
+
 /// The hash of a secret; of a random one of 256 bits, so that nobody finds the secret by it.
 #[derive(Clone)]
 pub struct Secret([u8; 32]);
@@ -363,9 +373,7 @@ impl KeyFile {
         expires: Option<Timestamp>,
     ) -> Result<(String, String), KeysError> {
         check_name(tenant)?;
-        let mut bytes = [0; SECRET_BYTES];
-        getrandom::fill(&mut bytes).map_err(KeysError::Random)?;
-        let secret = format!("{KEY_PREFIX}{}", hex(&bytes));
+        let secret = random_secret(KEY_PREFIX).map_err(KeysError::Random)?;
         let hash = Secret::new(&secret);
         // Of the hash, so that it is another one for each key and tells nothing.
         let id = format!("key_{}", hex(&hash.start()));

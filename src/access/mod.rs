@@ -16,7 +16,7 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use tracing::{error, info};
 
 pub use self::{
-    keys::{Area, KEY_PREFIX, Key, KeyFile, KeysError, Secret, Terms, hex},
+    keys::{Area, KEY_PREFIX, Key, KeyFile, KeysError, Secret, Terms, hex, random_secret},
     meter::{Budget, Exceeded, Level, Meter, Now, Rate},
 };
 

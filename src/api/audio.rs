@@ -106,13 +106,12 @@ async fn respond(
     let duration = recording.seconds();
     record.audio(duration)?;
     let transcription = model.start(Arc::new(recording), options, place);
-    let mut response = if reply.stream {
+    let response = if reply.stream {
         answer::stream(reply, model, transcription, duration)
     } else {
         answer::whole(reply, &model, &answer::collect(transcription).await?)
     };
-    ignored.report(&mut response);
-    Ok(response)
+    Ok(ignored.with(response))
 }
 
 /// What was asked.

@@ -28,7 +28,7 @@ use super::{
     check::{missing, value},
     files::{expiry, find, id_in, store},
     json,
-    page::Page,
+    page::{Page, ends},
     params::Parsed,
     record::Record,
     wire::{Entries, batches as wire},
@@ -67,9 +67,8 @@ pub(super) async fn create(
     let (store, owner) = store(&app, &record)?;
     // Each is written down and looked after: it counts as what its lines are.
     record.admit()?;
-    let Parsed { value: request, ignored } =
-        json::read::<wire::BatchRequest>(&headers, body, app.config.body_bytes, |_| false).await?;
-    ignored.check(app.config.strict)?;
+    let Parsed { value: request, .. } =
+        json::request::<wire::BatchRequest>(&app, &headers, body, |_| false).await?;
     let endpoint = request.endpoint.ok_or_else(|| missing("endpoint"))?;
     let known = ENDPOINTS.iter().find(|known| **known == endpoint);
     let endpoint = *known.ok_or_else(|| value("endpoint", &endpoint, &ENDPOINTS.join(", ")))?;
@@ -120,8 +119,7 @@ pub(super) async fn list(
     let Page { limit, after, .. } = Page::parse(uri.query(), LISTED.0, LISTED.1)?;
     let (batches, has_more) =
         page(store, &owner, PREFIX, after.map_or(From::Newest, From::Before), limit).await?;
-    let id = |batch: Option<&Batch>| batch.map(|batch| batch.id.clone());
-    let (first_id, last_id) = (id(batches.first()), id(batches.last()));
+    let (first_id, last_id) = ends(&batches, |batch| &batch.id);
     let data = batches.into_iter().map(told).collect();
     Ok(Json(wire::BatchList { object: "list", data, first_id, last_id, has_more }))
 }

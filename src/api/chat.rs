@@ -49,8 +49,7 @@ pub(super) async fn completions(
 ) -> Result<Response, ApiError> {
     let models = app.models()?;
     let Parsed { value, ignored } =
-        json::read::<wire::ChatRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
-    ignored.check(app.config.strict)?;
+        json::request::<wire::ChatRequest>(&app, &headers, body, is_harmless).await?;
     let chat = Chat::parse(value, &app.config.media)?;
     let (model, text) = chat_model(&app, &record, &chat.model)?;
     let place = record.reserve(model)?;
@@ -58,12 +57,11 @@ pub(super) async fn completions(
     let chat = hear(&app, &record, models, chat).await?;
     let base = Base::new(model, chat.called, chat.bare.logprobs.is_some());
     let answers = submit(&app, &record, (model, text), place, chat).await?;
-    let mut response = match stream {
+    let response = match stream {
         Some(stream) => answer::stream(base, answers, stream),
         None => Json(answer::collect(base, answers).await?).into_response(),
     };
-    ignored.report(&mut response);
-    Ok(response)
+    Ok(ignored.with(response))
 }
 
 /// Puts what is said in recordings in their places, as if it had been written.

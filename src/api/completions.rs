@@ -49,8 +49,7 @@ pub(super) async fn completions(
     app.models()?;
     let harmless = |path: &str| wire::HARMLESS.contains(&path);
     let Parsed { value, ignored } =
-        json::read::<wire::CompletionRequest>(&headers, body, app.config.body_bytes, harmless).await?;
-    ignored.check(app.config.strict)?;
+        json::request::<wire::CompletionRequest>(&app, &headers, body, harmless).await?;
     let mut ask = Ask::parse(value)?;
     let (served, model) = chat_model(&app, &record, &ask.model)?;
     let count = ask.prompts.len() * ask.bare.count;
@@ -80,12 +79,11 @@ pub(super) async fn completions(
         logprobs: ask.bare.logprobs.is_some(),
     };
     let answers = chat::submit_tokens(&app, &record, (served, model), place, prompts, ask.bare).await?;
-    let mut response = match ask.stream {
+    let response = match ask.stream {
         Some(usage) => sse::respond(Pieces::new(base, answers, usage)),
         None => Json(collect(base, answers).await?).into_response(),
     };
-    ignored.report(&mut response);
-    Ok(response)
+    Ok(ignored.with(response))
 }
 
 /// What goes on.

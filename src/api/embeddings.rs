@@ -39,8 +39,7 @@ pub(super) async fn create(
     app.models()?;
     let harmless = |path: &str| wire::HARMLESS.contains(&path);
     let Parsed { value, ignored } =
-        json::read::<wire::EmbeddingRequest>(&headers, body, app.config.body_bytes, harmless).await?;
-    ignored.check(app.config.strict)?;
+        json::request::<wire::EmbeddingRequest>(&app, &headers, body, harmless).await?;
     let ask = Ask::parse(value)?;
     let (served, model) = embedding_model(&app, &record, &ask.model)?;
     let form = ask.form.of(model)?;
@@ -61,9 +60,8 @@ pub(super) async fn create(
         });
         Json(wire::EmbeddingList { object: "list", data: data.collect(), model: name, usage }).into_response()
     };
-    let mut response = blocking(answer).await?;
-    ignored.report(&mut response);
-    Ok(response)
+    let response = blocking(answer).await?;
+    Ok(ignored.with(response))
 }
 
 /// What becomes a vector.

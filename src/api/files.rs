@@ -21,7 +21,7 @@ use super::{
     check::{integer, missing, unsupported, value},
     error::is_anthropic,
     form::{Fields, Form, split},
-    page::{CURSOR, Page},
+    page::{CURSOR, Page, ends},
     params::Parsed,
     record::Record,
     wire::{
@@ -68,7 +68,7 @@ pub(super) fn store<'a>(app: &'a App, record: &Record) -> Result<(&'a Store, Own
 }
 
 /// For whom a request's files are.
-fn owner(record: &Record) -> Owner {
+pub(super) fn owner(record: &Record) -> Owner {
     match record.caller() {
         Some(caller) => Owner { tenant: Some(caller.tenant), key: Some(caller.key) },
         None => Owner { tenant: None, key: None },
@@ -156,9 +156,8 @@ pub(super) async fn create(
         room: room(&record),
     };
     let kept = store.add_file(&owner, new, file).await?;
-    let mut response = told(kept, anthropic);
-    ignored.report(&mut response);
-    Ok(response)
+    let response = told(kept, anthropic);
+    Ok(ignored.with(response))
 }
 
 /// Most bytes that all files of the tenant may have.
@@ -217,8 +216,7 @@ pub(super) async fn list(
         for id in ids.iter().filter(|id| is_id(id)) {
             data.extend(store.file(&owner, id, false).await?.map(metadata));
         }
-        let id = |file: Option<&FileMetadata>| file.map(|file| file.id.clone());
-        let (first_id, last_id) = (id(data.first()), id(data.last()));
+        let (first_id, last_id) = ends(&data, |file| &file.id);
         let list = FileMetadataList { data, first_id, last_id, has_more: false, next_page: None };
         return Ok(Json(list).into_response());
     }
@@ -233,8 +231,7 @@ pub(super) async fn list(
     if backwards {
         files.reverse();
     }
-    let id = |file: Option<&File>| file.map(|file| file.id.clone());
-    let (first_id, last_id) = (id(files.first()), id(files.last()));
+    let (first_id, last_id) = ends(&files, |file| &file.id);
     Ok(if anthropic {
         let data = files.into_iter().map(metadata).collect();
         let next = last_id.as_ref().filter(|_| has_more && !backwards);

@@ -1,5 +1,7 @@
 //! What fuzzing enters: each takes what a client sends, and must return. For `cargo fuzz`, see the folder `fuzz`.
 
+use std::sync::LazyLock;
+
 use axum::{
     body::{Body, Bytes},
     http::{HeaderMap, HeaderValue, header::CONTENT_TYPE},
@@ -13,20 +15,14 @@ use super::{
     responses,
     wire::{self, realtime::ClientEvent},
 };
-use crate::media::{MediaLimits, document::DocumentLimits};
+use crate::{config::Settings, media::MediaLimits};
 
 /// Most bytes of a file in a form.
 const MOST_FILE: usize = 1 << 16;
 
-const LIMITS: MediaLimits = MediaLimits {
-    images: 16,
-    image_bytes: 20_000_000,
-    image_edge: 16_384,
-    image_pixels: 40_000_000,
-    video_frames: 128,
-    request_pixels: 100_000_000,
-    document: DocumentLimits { bytes: 32_000_000, pages: 100, time: std::time::Duration::from_secs(60) },
-};
+/// Those of a server without options.
+static LIMITS: LazyLock<MediaLimits> =
+    LazyLock::new(|| Settings::default().resolve().expect("what is usual is good").api.media);
 
 /// A body in JSON of the API that the first byte says.
 pub fn body(data: &[u8]) {

@@ -18,7 +18,13 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 
-use super::{ApiError, App, batches::Inside, realtime::is_client_secret, record::Record};
+use super::{
+    ApiError, App,
+    batches::Inside,
+    realtime::{self, is_client_secret},
+    record::Record,
+    spellings,
+};
 use crate::{access::Caller, request::Priority};
 
 /// Most headers of a request.
@@ -86,10 +92,9 @@ fn admit(app: &App, record: &Record, request: &Request, of_known_origin: bool) -
         return Ok(Admitted::In);
     }
     let Some(access) = &app.operations.access else { return Ok(Admitted::In) };
-    // Client secrets open sessions, and nothing else.
-    let opens_session = is_session(request);
     let caller = identify(headers, |key| match is_client_secret(key) {
-        true if opens_session => app.secrets.identify(key, access),
+        // These open sessions, and nothing else.
+        true if is_session(request) => app.secrets.identify(key, access),
         true => None,
         false => access.identify(key),
     });
@@ -130,8 +135,8 @@ fn check_host(app: &App, request: &Request) -> Result<(), ApiError> {
 
 /// Whether a session that transcribes is asked for.
 fn is_session(request: &Request) -> bool {
-    let path = request.uri().path().trim_end_matches('/');
-    request.method() == Method::GET && path.strip_prefix("/v1").unwrap_or(path) == "/realtime"
+    request.method() == Method::GET
+        && spellings(realtime::PATH).iter().any(|path| path == request.uri().path())
 }
 
 /// All keys of a request.

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::{
+    App,
     body::{Pieces, header},
     error::ApiError,
     params::{Ignored, Parsed},
@@ -25,6 +26,19 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
 
 fn is_essence(found: &str) -> bool {
     found.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("application/json")
+}
+
+/// Reads and parses a request's body, within the server's limit, and refuses unknown fields where the server is strict;
+/// see [`read`].
+pub(super) async fn request<T: DeserializeOwned + Send + 'static>(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+    harmless: fn(&str) -> bool,
+) -> Result<Parsed<T>, ApiError> {
+    let parsed = read(headers, body, app.config.body_bytes, harmless).await?;
+    parsed.ignored.check(app.config.strict)?;
+    Ok(parsed)
 }
 
 /// Reads and parses a body of at most `limit` bytes. Of fields that the type does not know, `harmless` says which are

@@ -5,13 +5,7 @@ mod parse;
 
 use std::sync::Arc;
 
-use axum::{
-    Json,
-    body::Body,
-    extract::State,
-    http::HeaderMap,
-    response::{IntoResponse, Response},
-};
+use axum::{Json, body::Body, extract::State, http::HeaderMap, response::Response};
 
 use self::{
     answer::Base,
@@ -20,6 +14,7 @@ use self::{
 use super::{
     ApiError, App, chat, json, models::chat_model, params::Parsed, record::Record, wire::messages as wire,
 };
+
 /// `POST /v1/messages`
 pub(super) async fn create(
     State(app): State<Arc<App>>,
@@ -29,19 +24,17 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     app.models()?;
     let Parsed { value, ignored } =
-        json::read::<wire::MessagesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
-    ignored.check(app.config.strict)?;
+        json::request::<wire::MessagesRequest>(&app, &headers, body, is_harmless).await?;
     let Messages { chat, max_tokens, stream, cache } = Messages::parse(value, &app.config.media)?;
     let (served, model) = chat_model(&app, &record, &chat.model)?;
     let place = record.reserve(served)?;
     let base = Base::new(served, max_tokens, cache);
     let answer = chat::submit(&app, &record, (served, model), place, chat).await?;
-    let mut response = match stream {
+    let response = match stream {
         true => answer::stream(base, answer),
         false => answer::collect(base, answer).await?,
     };
-    ignored.report(&mut response);
-    Ok(response)
+    Ok(ignored.with(response))
 }
 
 /// `POST /v1/messages/count_tokens`
@@ -53,13 +46,10 @@ pub(super) async fn count_tokens(
 ) -> Result<Response, ApiError> {
     app.models()?;
     let Parsed { value: wire::CountRequest(value), ignored } =
-        json::read(&headers, body, app.config.body_bytes, is_harmless).await?;
-    ignored.check(app.config.strict)?;
+        json::request(&app, &headers, body, is_harmless).await?;
     let Asked { model, conversation, media, .. } = Asked::parse(value, &app.config.media)?;
     let input_tokens = chat::count(&app, &record, &model, conversation, media).await?;
-    let mut response = Json(wire::TokenCount { input_tokens }).into_response();
-    ignored.report(&mut response);
-    Ok(response)
+    Ok(ignored.with(Json(wire::TokenCount { input_tokens })))
 }
 
 /// What fuzzing enters.

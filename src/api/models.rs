@@ -12,7 +12,7 @@ use axum::{
 use super::{
     ApiError, App,
     error::is_anthropic,
-    page::Page,
+    page::{Page, ends},
     record::Record,
     wire::{
         messages as anthropic,
@@ -63,8 +63,7 @@ fn page_of(page: Page, mut all: Vec<anthropic::ModelInfo>) -> anthropic::ModelLi
         all.drain(..all.len() - page.limit);
     }
     all.truncate(page.limit);
-    let id = |info: Option<&anthropic::ModelInfo>| info.map(|info| info.id.clone());
-    let (first_id, last_id) = (id(all.first()), id(all.last()));
+    let (first_id, last_id) = ends(&all, |info| &info.id);
     anthropic::ModelList { data: all, has_more, first_id, last_id }
 }
 

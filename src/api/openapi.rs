@@ -216,7 +216,7 @@ pub(super) fn endpoints() -> Vec<Endpoint> {
             shape: speech_shape,
         },
         Endpoint {
-            path: "/v1/realtime",
+            path: realtime::PATH,
             method: "get",
             id: "connectRealtime",
             summary: "Writes down what is said while it is said, over a WebSocket.",

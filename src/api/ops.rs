@@ -39,11 +39,9 @@ pub(super) async fn health(State(app): State<Arc<App>>, record: Record) -> (Stat
     let meter = app.operations.energy.as_ref().filter(|_| may_know);
     let parts = meter.and_then(|meter| meter.read().ok());
     let energy = parts.map(|parts| parts.iter().map(|part| part.joules).sum());
-    if alive {
-        (StatusCode::OK, Json(Health { status: "ok", models, energy }))
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, Json(Health { status: "failed", models, energy }))
-    }
+    let (code, status) =
+        if alive { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "failed") };
+    (code, Json(Health { status, models, energy }))
 }
 
 fn model(served: &Served) -> ModelHealth {

@@ -27,6 +27,12 @@ pub(super) const CURSOR: &str = "page_";
 /// Most ids that a page can be asked for.
 const MOST_IDS: usize = 100;
 
+/// The names of a page's first and last item.
+pub(super) fn ends<T>(page: &[T], id: impl Fn(&T) -> &str) -> (Option<String>, Option<String>) {
+    let name = |item: Option<&T>| item.map(|item| id(item).to_owned());
+    (name(page.first()), name(page.last()))
+}
+
 impl Page {
     /// The page that a URL's query means: of `usual` items where it does not say, and of `most` at most.
     pub(super) fn parse(query: Option<&str>, usual: usize, most: i64) -> Result<Self, InvalidRequest> {

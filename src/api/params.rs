@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::{
     http::{HeaderName, HeaderValue},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 
 use super::ApiError;
@@ -54,8 +54,14 @@ impl Ignored {
         }
     }
 
-    /// Adds a header with the names to an answer.
-    pub(super) fn report(&self, response: &mut Response) {
+    /// An answer, with a header that has the names.
+    pub(super) fn with(&self, answer: impl IntoResponse) -> Response {
+        let mut response = answer.into_response();
+        self.report(&mut response);
+        response
+    }
+
+    fn report(&self, response: &mut Response) {
         let plain = |name: &&String| {
             name.len() < 100 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',')
         };

@@ -35,6 +35,8 @@ use super::{
 };
 use crate::{operations::Counted, request::InvalidRequest};
 
+/// Where sessions are.
+pub(super) const PATH: &str = "/v1/realtime";
 /// What is answered of the protocols that a client offers.
 const PROTOCOL: &str = "realtime";
 /// How clients of the older API say that they are.

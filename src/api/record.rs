@@ -30,7 +30,7 @@ use super::{ApiError, App, batches::Inside, error::Class};
 use crate::{
     access::{Caller, Rate, hex},
     engine::{Figures, Key, Place, Work},
-    operations::{Charged, Entry, MOST_CONTENT, Outcome, Timing},
+    operations::{Charged, Entry, MOST_CONTENT, Operations, Outcome, Timing, Used},
     request::Priority,
     router::{Router, Served},
 };
@@ -83,6 +83,11 @@ impl Facts {
             figures.compute += besides.compute;
         }
         figures
+    }
+
+    /// What that, and its media, come to.
+    fn used(&self, operations: &Operations) -> Used {
+        operations.used(&self.figures(), self.images, self.audio_seconds)
     }
 }
 
@@ -233,7 +238,7 @@ impl Record {
     pub(super) fn charge(&self) {
         let operations = &self.0.app.operations;
         let mut facts = self.facts();
-        let used = operations.used(&facts.figures(), facts.images, facts.audio_seconds);
+        let used = facts.used(operations);
         if let Some(caller) = facts.caller.clone() {
             operations.charge(&caller, &used, &mut facts.charged);
         }
@@ -279,9 +284,7 @@ impl Record {
     pub(super) fn timing_text(&self) -> String {
         let timing = self.timing();
         let operations = &self.0.app.operations;
-        let facts = self.facts();
-        let used = operations.used(&facts.figures(), facts.images, facts.audio_seconds);
-        drop(facts);
+        let used = self.facts().used(operations);
         let stages = timing.stages().into_iter().filter(|(_, took)| *took > Duration::ZERO);
         let first = timing.first_token.map(|first| ("first-token", first));
         let compute = Duration::try_from_secs_f64(used.compute_seconds).unwrap_or_default();
@@ -421,7 +424,7 @@ impl Drop for Ending {
             request_sha256,
             response_bytes,
             response_sha256,
-            used: operations.used(&figures, facts.images, facts.audio_seconds),
+            used: facts.used(operations),
             ms: timing.total.as_millis() as u64,
         };
         let (caller, charged) = (facts.caller.clone(), facts.charged);
@@ -480,12 +483,10 @@ impl Counted {
     }
 
     fn keep(&mut self, data: &[u8]) {
-        self.content = self.content.take().filter(|content| content.len() + data.len() <= MOST_CONTENT).map(
-            |mut content| {
-                content.extend_from_slice(data);
-                content
-            },
-        );
+        match &mut self.content {
+            Some(content) if content.len() + data.len() <= MOST_CONTENT => content.extend_from_slice(data),
+            content => *content = None,
+        }
     }
 }
 

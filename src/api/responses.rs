@@ -33,20 +33,18 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     app.models()?;
     let Parsed { value, ignored } =
-        json::read::<wire::ResponsesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
-    ignored.check(app.config.strict)?;
+        json::request::<wire::ResponsesRequest>(&app, &headers, body, is_harmless).await?;
     let Responses { chat, stream, echo } = Responses::parse(value, &app.config.media)?;
     let (served, model) = chat_model(&app, &record, &chat.model)?;
     let place = record.reserve(served)?;
     let base = Base::new(served, echo);
     let answer =
         chat::submit(&app, &record, (served, model), place, chat).await.map_err(ApiError::of_input)?;
-    let mut response = match stream {
+    let response = match stream {
         true => answer::stream(base, answer),
         false => Json(answer::collect(answer).await?.response(&base)).into_response(),
     };
-    ignored.report(&mut response);
-    Ok(response)
+    Ok(ignored.with(response))
 }
 
 /// `POST /v1/responses/input_tokens`
@@ -58,16 +56,12 @@ pub(super) async fn input_tokens(
 ) -> Result<Response, ApiError> {
     app.models()?;
     let Parsed { value, ignored } =
-        json::read::<wire::ResponsesRequest>(&headers, body, app.config.body_bytes, is_harmless).await?;
-    ignored.check(app.config.strict)?;
+        json::request::<wire::ResponsesRequest>(&app, &headers, body, is_harmless).await?;
     let Responses { chat: Chat { model, conversation, media, .. }, .. } =
         Responses::parse(value, &app.config.media)?;
     let count = chat::count(&app, &record, &model, conversation, media);
     let input_tokens = count.await.map_err(ApiError::of_input)?;
-    let mut response =
-        Json(wire::TokenCount { object: "response.input_tokens", input_tokens }).into_response();
-    ignored.report(&mut response);
-    Ok(response)
+    Ok(ignored.with(Json(wire::TokenCount { object: "response.input_tokens", input_tokens })))
 }
 
 /// What fuzzing enters.

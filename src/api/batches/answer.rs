@@ -29,7 +29,7 @@ impl Answer {
     /// To a line whose answer would come in pieces.
     pub(super) fn streamed(batch: &Batch) -> Self {
         let message = "Answers of a batch come as a whole: leave 'stream' out.";
-        let details = serde_json::json!({"type": "invalid_request_error", "param": "stream", "code": "unsupported_parameter"});
+        let details = ("invalid_request_error", Some("stream"), Some("unsupported_parameter"));
         Self::error(batch, StatusCode::BAD_REQUEST, message, details)
     }
 
@@ -37,30 +37,31 @@ impl Answer {
     pub(super) fn lost(batch: &Batch) -> Self {
         let message =
             "The request could not be read: the batch's input is not there any more, or not what it was.";
-        let details = serde_json::json!({"type": "server_error", "param": null, "code": null});
-        Self::error(batch, StatusCode::INTERNAL_SERVER_ERROR, message, details)
+        Self::error(batch, StatusCode::INTERNAL_SERVER_ERROR, message, ("server_error", None, None))
     }
 
-    fn error(batch: &Batch, status: StatusCode, message: &str, details: serde_json::Value) -> Self {
+    /// An error of ours, in the API's shape; its type, field and code are those of OpenAI's.
+    fn error(
+        batch: &Batch,
+        status: StatusCode,
+        message: &str,
+        (kind, param, code): (&'static str, Option<&str>, Option<&'static str>),
+    ) -> Self {
         let body = if batch.endpoint == messages::ENDPOINT {
             let kind = if status.is_server_error() { "api_error" } else { "invalid_request_error" };
             serde_json::json!({"type": "error", "error": {"type": kind, "message": message}})
         } else {
-            let mut error = serde_json::json!({"message": message});
-            if let (Some(error), serde_json::Value::Object(details)) = (error.as_object_mut(), details) {
-                error.extend(details);
-            }
-            serde_json::json!({"error": error})
+            serde_json::json!({"error": {"message": message, "type": kind, "param": param, "code": code}})
         };
         Self { status, headers: HeaderMap::new(), body: body.to_string().into() }
     }
 
     /// How long it is to be waited, where it says that another try makes sense.
     pub(super) fn wait(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         // Another try may be useless, though the status says otherwise.
-        let is_final = header("x-should-retry") == Some("false");
-        let milliseconds = header("retry-after-ms").and_then(|text| text.parse().ok()).unwrap_or(1000);
+        let is_final = header(headers, "x-should-retry") == Some("false");
+        let milliseconds =
+            header(headers, "retry-after-ms").and_then(|text| text.parse().ok()).unwrap_or(1000);
         let (shortest, longest) = WAIT;
         (matches!(status.as_u16(), 429 | 503 | 529) && !is_final)
             .then(|| Duration::from_millis(milliseconds).clamp(shortest, longest))
@@ -70,10 +71,6 @@ impl Answer {
     pub(super) fn outcome(&self, batch: &Batch, line: &Line) -> Outcome {
         let state = if self.status.is_success() { LineState::Succeeded } else { LineState::Failed };
         Outcome { state, result: Arc::from(self.result(batch, line)), tokens: self.tokens() }
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
     /// The answer as JSON, which it is unless a recording's was asked for as text.
@@ -125,7 +122,7 @@ impl Answer {
         } else {
             let response = LineResponse {
                 status_code: self.status.as_u16(),
-                request_id: self.header("x-request-id").unwrap_or(""),
+                request_id: header(&self.headers, "x-request-id").unwrap_or(""),
                 body: &body,
             };
             serde_json::to_string(&OutputLine {
@@ -137,6 +134,10 @@ impl Answer {
         };
         told.unwrap_or_default()
     }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
 }
 
 /// The line of the output for one that has no answer.

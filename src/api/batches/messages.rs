@@ -14,11 +14,11 @@ use axum::{
     http::{HeaderMap, HeaderValue, Uri, header::CONTENT_TYPE},
     response::Response,
 };
-use serde_json::value::RawValue;
 
 use super::{
-    ApiError, App, MOST_OPEN, Page, Parsed, Record, WINDOW, give_up, id_in, json as body_of, of, page, store,
-    wire::{self, MessageBatch, Problems},
+    ApiError, App, MOST_OPEN, Page, Parsed, Record, WINDOW, ends, give_up, id_in, json as body_of, of, page,
+    store,
+    wire::{self, MessageBatch, Problems, Streamed},
 };
 use crate::{
     api::{
@@ -50,9 +50,8 @@ pub(in crate::api) async fn create(
 ) -> Result<Json<MessageBatch>, ApiError> {
     let (store, owner) = store(&app, &record)?;
     record.admit()?;
-    let Parsed { value: request, ignored } =
-        body_of::read::<wire::MessageBatchRequest>(&headers, body, app.config.body_bytes, |_| false).await?;
-    ignored.check(app.config.strict)?;
+    let Parsed { value: request, .. } =
+        body_of::request::<wire::MessageBatchRequest>(&app, &headers, body, |_| false).await?;
     let Items(requests) = request.requests.ok_or_else(|| missing("requests"))?;
     if requests.is_empty() {
         return Err(InvalidRequest::EmptyArray { param: "requests".into() }.into());
@@ -84,17 +83,6 @@ pub(in crate::api) async fn create(
     Ok(Json(told(&batch)))
 }
 
-/// Whether a request asks for an answer in pieces.
-fn streams(params: &str) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Stream<'a> {
-        #[serde(borrow)]
-        stream: Option<&'a RawValue>,
-    }
-    let stream = serde_json::from_str::<Stream<'_>>(params).ok().and_then(|params| params.stream);
-    stream.is_some_and(|stream| stream.get() == "true")
-}
-
 /// The requests as a file of lines, each of them as one of OpenAI's batches has it.
 fn lines(requests: Vec<Object<wire::MessageBatchItem>>) -> Result<std::fs::File, ApiError> {
     let failed = |error: std::io::Error| ApiError::internal(&error);
@@ -113,7 +101,7 @@ fn lines(requests: Vec<Object<wire::MessageBatchItem>>) -> Result<std::fs::File,
         if !params.starts_with('{') {
             return Err(value(&path("params"), "no object", "an object, as /v1/messages takes it").into());
         }
-        if streams(params) {
+        if Streamed::is_asked(params) {
             return Err(unsupported(&path("params.stream"), "answers of a batch come as a whole").into());
         }
         // As it came, so that it is no longer and no other numbers are in it; but on one line. In texts there is none.
@@ -146,8 +134,7 @@ pub(in crate::api) async fn list(
         (None, None) => From::Newest,
     };
     let (batches, has_more) = page(store, &owner, PREFIX, from, limit).await?;
-    let id = |batch: Option<&Batch>| batch.map(|batch| batch.id.clone());
-    let (first_id, last_id) = (id(batches.first()), id(batches.last()));
+    let (first_id, last_id) = ends(&batches, |batch| &batch.id);
     Ok(Json(wire::MessageBatchList { data: batches.iter().map(told).collect(), first_id, last_id, has_more }))
 }
 

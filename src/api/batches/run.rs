@@ -427,7 +427,7 @@ impl Runner {
         };
         let line: InputLine<'_> = serde_json::from_slice(&bytes).map_err(broken)?;
         let body = line.body.map_or("{}", RawValue::get);
-        let streamed = serde_json::from_str::<Streamed>(body).is_ok_and(|body| body.stream == Some(true));
+        let streamed = Streamed::is_asked(body);
         Ok((!streamed).then(|| Bytes::copy_from_slice(body.as_bytes())))
     }
 

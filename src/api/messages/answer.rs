@@ -135,9 +135,6 @@ pub(super) async fn collect(base: Base, mut answers: Answers) -> Result<Response
         content,
         stop_reason: Some(base.stop_reason(&answers, reason, usage)),
         stop_sequence: answers.stopped_by(0).map(str::to_owned),
-        stop_details: None,
-        container: None,
-        diagnostics: None,
         ..base.message(usage)
     };
     Ok(Json(message).into_response())

@@ -419,10 +419,10 @@ fn wrong_type(param: String, expected: &str, found: &str) -> InvalidRequest {
     InvalidRequest::Type { param, expected: expected.into(), found: found.into() }
 }
 
-/// Functions that may be called, and how; [`None`] where none may be. Says whether one of them asks for caching.
 /// Where tools have their schemas.
 const SCHEMAS: &str = "tools[].input_schema";
 
+/// Functions that may be called, and how; [`None`] where none may be. Says whether one of them asks for caching.
 fn toolbox(request: &mut wire::MessagesRequest, cache: &mut bool) -> Result<Option<Toolbox>, InvalidRequest> {
     let Items(given) = request.tools.take().unwrap_or_default();
     let mut tools: Vec<text::Tool> = Vec::with_capacity(given.len());

@@ -4,33 +4,31 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use axum::{
-    Json,
-    body::Body,
-    extract::State,
-    http::HeaderMap,
-    response::{IntoResponse as _, Response},
-};
+use axum::{Json, body::Body, extract::State, http::HeaderMap, response::Response};
 
-use super::{super::json, session::name, settings::Settings};
+use super::{
+    super::json,
+    session::{name, seconds_from_now},
+    settings::Settings,
+};
 use crate::{
-    access::{Access, Caller, Secret, hex},
+    access::{Access, Caller, Secret, random_secret},
     api::{
         ApiError, App,
         check::{integer, value},
+        files::owner,
         params::Parsed,
         record::Record,
         wire::{Object, realtime as wire},
     },
+    store::Owner,
 };
 
 /// How they begin.
 const PREFIX: &str = "ek_percept-";
-/// Bits of one are 8 times as many.
-const SECRET_BYTES: usize = 32;
 /// How long they may be good, in seconds.
 const SECONDS: (i64, i64) = (10, 7200);
 /// How long they are where nothing is said, in seconds.
@@ -50,8 +48,7 @@ pub(in crate::api) async fn create(
     let harmless =
         |path: &str| path.strip_prefix("session.").is_some_and(|field| wire::HARMLESS.contains(&field));
     let Parsed { value, ignored } =
-        json::read::<wire::ClientSecretRequest>(&headers, body, app.config.body_bytes, harmless).await?;
-    ignored.check(app.config.strict)?;
+        json::request::<wire::ClientSecretRequest>(&app, &headers, body, harmless).await?;
     record.admit()?;
     let wire::ClientSecretRequest { expires_after, session } = value;
     let seconds = lifetime(expires_after)?;
@@ -60,15 +57,12 @@ pub(in crate::api) async fn create(
         settings = settings.updated(&app, &record, session)?;
     }
     let lasts = Duration::from_secs(seconds.unsigned_abs());
-    let owner = record.caller().map(|Caller { tenant, key, .. }| Owner { tenant, key });
-    let secret = app.secrets.add(owner.unwrap_or_default(), settings.clone(), lasts)?;
-    let expires_at = (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + lasts).as_secs();
+    let secret = app.secrets.add(owner(&record), settings.clone(), lasts)?;
+    let expires_at = seconds_from_now(lasts);
     let id = name("sess");
     let answer =
         wire::ClientSecret { value: &secret, expires_at, session: settings.session(&id, expires_at) };
-    let mut response = Json(answer).into_response();
-    ignored.report(&mut response);
-    Ok(response)
+    Ok(ignored.with(Json(answer)))
 }
 
 fn lifetime(after: Option<Object<wire::SecretExpiry>>) -> Result<i64, ApiError> {
@@ -80,14 +74,7 @@ fn lifetime(after: Option<Object<wire::SecretExpiry>>) -> Result<i64, ApiError> 
     Ok(integer("expires_after.seconds", seconds, SECONDS.0, SECONDS.1)?)
 }
 
-/// Who a secret was made for; nobody, where the server has no keys.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Owner {
-    tenant: String,
-    key: String,
-}
-
-/// What a secret opens.
+/// What a secret opens, and for whom.
 #[derive(Debug)]
 struct Known {
     owner: Owner,
@@ -111,9 +98,7 @@ impl Secrets {
     }
 
     fn add(&self, owner: Owner, settings: Settings, lasts: Duration) -> Result<String, ApiError> {
-        let mut bytes = [0; SECRET_BYTES];
-        getrandom::fill(&mut bytes).map_err(|error| ApiError::internal(&error))?;
-        let secret = format!("{PREFIX}{}", hex(&bytes));
+        let secret = random_secret(PREFIX).map_err(|error| ApiError::internal(&error))?;
         let now = Instant::now();
         let new = Known { owner, settings, until: now + lasts };
         let mut known = self.lock();
@@ -134,7 +119,7 @@ impl Secrets {
     /// Who comes with it: as long as the key that it was made with is good.
     pub(in crate::api) fn identify(&self, secret: &str, access: &Access) -> Option<Caller> {
         let Owner { tenant, key } = self.find(secret, |known| known.owner.clone())?;
-        access.holder(&tenant, &key)
+        access.holder(tenant.as_deref()?, key.as_deref()?)
     }
 
     fn find<T>(&self, secret: &str, what: impl FnOnce(&Known) -> T) -> Option<T> {

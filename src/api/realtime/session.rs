@@ -150,12 +150,11 @@ impl Session {
         older: bool,
         (open, connection, ending): (Open, Option<Connection>, Until),
     ) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             app: Arc::clone(app),
             record,
             id: name("sess"),
-            expires_at: (now + app.config.realtime.longest).as_secs(),
+            expires_at: seconds_from_now(app.config.realtime.longest),
             older,
             ears: Ears {
                 live: Live::new(settings.format),
@@ -682,6 +681,11 @@ fn event(kind: wire::Happening<'_>) -> String {
     let event = wire::ServerEvent { event_id: name("event"), kind };
     // Texts and numbers, which can always be written.
     serde_json::to_string(&event).unwrap_or_default()
+}
+
+/// When so much time has passed, in seconds since 1970.
+pub(super) fn seconds_from_now(time: Duration) -> u64 {
+    (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + time).as_secs()
 }
 
 /// A name that nobody has.

@@ -60,6 +60,13 @@ pub struct Streamed {
     pub stream: Option<bool>,
 }
 
+impl Streamed {
+    /// Whether a body asks for that.
+    pub fn is_asked(body: &str) -> bool {
+        serde_json::from_str::<Self>(body).is_ok_and(|body| body.stream == Some(true))
+    }
+}
+
 /// A line of an output.
 #[derive(Debug, Serialize)]
 pub struct OutputLine<'a> {
