@@ -45,7 +45,10 @@ fuzz() {
     fi
 }
 
+# Each is a group of processes, so that the first that fails ends the other.
+set -m
 running=()
+trap 'for group in "${running[@]}"; do kill -- "-$group" 2>/dev/null || true; done' EXIT
 for target in "${targets[@]}"; do
     fuzz "$target" &
     running+=($!)

@@ -565,6 +565,33 @@ async fn what_is_wrong_with_a_batch_is_told() {
     assert_eq!((rest["data"].as_array().unwrap().len(), &rest["has_more"]), (1, &json!(false)));
 }
 
+#[tokio::test]
+async fn batches_take_turns_at_being_read() {
+    let folder = TempDir::new().unwrap();
+    let server = start(settings(folder.path())).await;
+    let caller = Caller::of(&server);
+    let good = caller.file(&line("a", &long("words", 2))).await;
+    let wrong = caller.file(&"nonsense\n".repeat(90)).await;
+    let mut batches = Vec::new();
+    for number in 0..24 {
+        let (input, end) = [(&good, "completed"), (&wrong, "failed")][number % 2];
+        let (status, batch) = caller.post("/v1/batches", &batch_of(input)).await;
+        assert_eq!(status, 200, "{batch}");
+        let id = batch["id"].as_str().unwrap().to_owned();
+        // Some leave while they wait for their turn, if there is time.
+        if number % 6 == 4 {
+            caller.post(&format!("/v1/batches/{id}/cancel"), &json!({})).await;
+            batches.push((id, vec!["cancelled", end]));
+        } else {
+            batches.push((id, vec![end]));
+        }
+    }
+    for (id, ends) in batches {
+        caller.until(&id, &ends).await;
+    }
+    server.idle().await;
+}
+
 /// Many lines, each of which takes a while.
 fn many(count: usize, tokens: usize) -> Vec<String> {
     (0..count).map(|index| line(&format!("l{index}"), &long(&format!("words {index}"), tokens))).collect()
