@@ -301,7 +301,7 @@ class Scene:
         things, own = self.things, self.owners()
         names = [t.colour for t in things], [t.kind for t in things]
         from_top = {i: rank for rank, i in enumerate(sorted(range(len(things)), key=lambda i: things[i].y))}
-        rows = [[0] * (len(LABELS) - 2)] + [
+        rows = [[0] * (len(LABELS) - 3)] + [
             [
                 1 + KINDS.index(t.kind),
                 1 + COLOUR_NAMES.index(t.colour),
@@ -317,7 +317,9 @@ class Scene:
         centre = np.zeros(PATCHES, np.int64)
         for t in things:
             centre[int(t.y // PATCH) * GRID + int(t.x // PATCH)] = 1
-        return np.concatenate([dense, centre[None], np.full((1, PATCHES), len(things))])
+        ground = 1 + ["dark", "light"].index(self.ground)
+        whole = [np.full((1, PATCHES), value) for value in (len(things), ground)]
+        return np.concatenate([dense, centre[None], *whole])
 
 
 # Classes of every label. Where nothing is, the label is 0; -100 is not taught.
@@ -331,6 +333,7 @@ LABELS = {
     "place": 1 + len(PLACES),
     "centre": 2,
     "all": 1 + MOST,
+    "ground": 3,
 }
 NOISE = np.random.default_rng(0).standard_normal((2 * SIDE, 2 * SIDE, 3), np.float32)
 

@@ -125,23 +125,45 @@ RELATIONS = {
     "above": ["above", "higher than"],
     "below": ["below", "under", "lower than"],
 }
+# What people add to any question.
+BEFORE = ["In this picture, ", "In this image, ", "Tell me, ", "Please tell me, ", "Look at the picture. "]
+# Phrasings that came after the tokenizer, which is made from the lists above, by the first of its kind.
+LATER = {
+    BACKGROUND[0]: [
+        "What does the background look like?",
+        "Describe the background.",
+        "Tell me about the background.",
+        "What kind of background is this?",
+    ],
+    READ[0]: [
+        "Which characters are written here?",
+        "What text do you see in the picture?",
+        "Which text is shown here?",
+    ],
+    IS_TEXT[0]: ["Can you see {}?", "Is there {}?", "Is {} shown?", "Is {} written here?"],
+}
+BEHIND = ["in the picture", "in the image", "in this image", "in this picture", "here"]
 EITHER_SIDE = 14  # pixels that one thing must lie off another to be beside, above or below it
 
 
 @dataclasses.dataclass
 class Question:
     """`look` says which things the answer is about, for each word of it or for all: indices into
-    Scene.things."""
+    Scene.things. `names` are words of `text` that name one thing, with its index."""
 
     kind: str
     text: str
     answer: str
     look: list
+    names: list = dataclasses.field(default_factory=list)
 
 
 class Asker:
-    def __init__(self, rng, held=False):
-        self.rng, self.held = rng, held
+    """With `added`, words that say nothing stand before and behind some questions, so that they are not
+    taken for a sign of what is asked; the phrasings that are held out stay so."""
+
+    def __init__(self, rng, held=False, added=False):
+        self.rng, self.held, self.added = rng, held, added
 
     def questions(self, scene, count):
         asked = {}
@@ -165,13 +187,29 @@ class Asker:
 
     def _phrase(self, forms, *names):
         rng = self.rng
-        text = (forms[-1] if self.held else rng.choice(forms[:-1])).format(*names)
+        text = (forms[-1] if self.held else self._trained(forms)).format(*names)
         if rng.random() < 0.3:
             text = text.replace("color", "colour")
         style = rng.random()
         if style < 0.15:
             text = text[0].lower() + text[1:]
         return text.rstrip("?.") if 0.08 < style < 0.22 else text
+
+    def _trained(self, forms):
+        if not self.added:
+            return self.rng.choice(forms[:-1])
+        form = self.rng.choice([*forms[:-1], *LATER.get(forms[0], [])])
+        if self.rng.random() > 0.4:
+            return form
+        other = form
+        if self.rng.random() < 0.5:
+            start = self.rng.choice(BEFORE)
+            joined = other if start.endswith(". ") else other[0].lower() + other[1:]
+            other = start + joined
+        named = any(f" {behind}" in other for behind in [*BEHIND, "this image", "the picture", "the image"])
+        if not named and other[-1] in "?." and self.rng.random() < 0.6:
+            other = f"{other[:-1]} {self.rng.choice(BEHIND)}{other[-1]}"
+        return form if other.lower() == forms[-1].lower() else other
 
     def _refusal(self):
         return Question("refusal", out_of_domain(self.rng), REFUSAL, [])
@@ -183,21 +221,21 @@ class Asker:
                 self._text_kind: 1.5,
                 self._text_colour: 2,
                 self._describe: 3,
-                self._is_text: 2.5,
+                self._is_text: 5 if self.added else 2.5,
                 self._background: 0.5,
             }
         elif scene.things:
             kinds = {
                 self._count: 3,
-                self._count_what: 3,
+                self._count_what: 6 if self.added else 3,
                 self._colour: 3,
                 self._shape: 3,
-                self._exists: 3,
-                self._where: 3,
-                self._relation: 4,
+                self._exists: 4 if self.added else 3,
+                self._where: 5 if self.added else 3,
+                self._relation: 16 if self.added else 4,
                 self._describe: 5,
                 self._no_text: 0.6,
-                self._background: 0.6,
+                self._background: 1.5 if self.added else 0.6,
             }
         else:
             kinds = {
@@ -288,14 +326,16 @@ class Asker:
         if len(single) < 2:
             return None
         i, j = rng.sample(single, 2)
-        way = rng.choice(list(RELATIONS))
+        # Sides are learned later than heights.
+        way = rng.choice(["left", "right", *RELATIONS] if self.added else list(RELATIONS))
         a, b = scene.things[i], scene.things[j]
         off = b.x - a.x if way in ("left", "right") else b.y - a.y
         if abs(off) < EITHER_SIDE:
             return None
         yes = (off > 0) == (way in ("left", "above"))
         text = self._phrase(RELATION, a.name, rng.choice(RELATIONS[way]), b.name)
-        return Question("relation", text, "yes" if yes else "no", [i, j])
+        named = [(a.name, i), (b.name, j)]
+        return Question("relation", text, "yes" if yes else "no", [i, j], named)
 
     def _no_text(self, scene):
         if self.rng.random() < 0.5:

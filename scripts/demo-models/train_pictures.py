@@ -63,7 +63,7 @@ class Rows(Pictures):
 
     def __iter__(self):
         self.begin()
-        self.asker = Asker(self.rng)
+        self.asker = Asker(self.rng, added=True)
         while True:
             rows = [self.row() for _ in range(self.batch)]
             width = -(-max(len(r[1]) for r in rows) // 8) * 8
@@ -105,12 +105,28 @@ class Rows(Pictures):
                 (t, target, i + 1 if alone else 0, at + k)
                 for k, (t, target) in enumerate(zip(ids, targets, strict=True))
             ]
-            looks += [nowhere] * (len(asked) - 1)
+            named = [nowhere] * (len(asked) - 1)
+            for at_token, thing in self.named(turn, len(asked)):
+                named[at_token] = owners == thing + 1
+            looks += named
             looks += [
                 np.isin(owners, np.array(look) + 1) if look else nowhere for look in self.look(turn, answer)
             ]
             looks.append(nowhere)
         return tokens, looks
+
+    def named(self, turn, length):
+        """[(token of the question, thing)] for the last token of each name: by it, the thing is found."""
+        if not turn.names:
+            return []
+        behind = self.tok.encode(f" {turn.text} ASSISTANT:", add_special_tokens=False)
+        first = length - len(behind.ids)
+        found = []
+        for name, thing in turn.names:
+            end = 1 + turn.text.lower().index(name) + len(name)
+            token = next(i for i, (_, to) in enumerate(behind.offsets) if to >= end)
+            found.append((first + token, thing))
+        return found
 
     def look(self, turn, answer):
         """For each token of the answer, the things to look at while it is being found; none for the end."""

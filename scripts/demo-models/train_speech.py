@@ -137,10 +137,10 @@ class Clips(torch.utils.data.IterableDataset):
         def stamp(seconds):
             return self.time0 + round(min(max(seconds, 0), W.WINDOW) * 50)
 
-        if rng.random() < 0.08:
-            for token in [at[W.PREVIOUS], *self.encode(" " + sentence(rng))]:
-                push(token, -100)
         timed, offset = rng.random() < 0.6, shift * 0.02
+        if rng.random() < 0.3:
+            for token in [at[W.PREVIOUS], *self.previous(timed)]:
+                push(token, -100)
         push(at[W.START], -100)
         push(at[W.ENGLISH], at[W.ENGLISH] if said else at[W.SILENCE])
         push(at[W.TRANSLATE] if rng.random() < 0.06 else at[W.TRANSCRIBE], -100)
@@ -162,6 +162,21 @@ class Clips(torch.utils.data.IterableDataset):
         push(at[W.END], span=(last - 3, last + 8) if said else (0, 0))
         # a target belongs to the token before it
         return ids[:-1], targets[1:], spans[1:]
+
+    def previous(self, timed):
+        """What was said before: with times where there are times, as window after window hands them on."""
+        rng, tokens, at = self.rng, [], 0.0
+        for _ in range(rng.choice([1, 1, 2, 4, 8, 12])):
+            ids = self.encode(" " + sentence(rng))
+            if timed:
+                end = at + rng.uniform(0.8, 4)
+                if end > W.WINDOW:
+                    at, end = 0.0, end - at
+                ids = [self.time0 + round(at * 50), *ids, self.time0 + round(end * 50)]
+                at = end + rng.uniform(0, 1)
+                at = 0.0 if at >= W.WINDOW else at
+            tokens += ids
+        return tokens[-(W.TARGETS // 2 - 1) :]
 
     def encode(self, text):
         if text not in self.cache:
