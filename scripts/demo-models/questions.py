@@ -127,6 +127,7 @@ RELATIONS = {
 }
 # What people add to any question.
 BEFORE = ["In this picture, ", "In this image, ", "Tell me, ", "Please tell me, ", "Look at the picture. "]
+BEHIND = ["in the picture", "in the image", "in this image", "in this picture", "here"]
 # Phrasings that came after the tokenizer, which is made from the lists above, by the first of its kind.
 LATER = {
     BACKGROUND[0]: [
@@ -142,7 +143,6 @@ LATER = {
     ],
     IS_TEXT[0]: ["Can you see {}?", "Is there {}?", "Is {} shown?", "Is {} written here?"],
 }
-BEHIND = ["in the picture", "in the image", "in this image", "in this picture", "here"]
 EITHER_SIDE = 14  # pixels that one thing must lie off another to be beside, above or below it
 
 
