@@ -48,7 +48,13 @@ fuzz() {
 # Each is a group of processes, so that the first that fails ends the other.
 set -m
 running=()
-trap 'for group in "${running[@]}"; do kill -- "-$group" 2>/dev/null || true; done' EXIT
+end_running() {
+    local group
+    for group in "${running[@]}"; do
+        kill -- "-$group" 2>/dev/null || true
+    done
+}
+trap end_running EXIT
 for target in "${targets[@]}"; do
     fuzz "$target" &
     running+=($!)
