@@ -18,7 +18,7 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let nvcc = env::var_os("CUDA_HOME")
         .map_or_else(|| PathBuf::from("nvcc"), |home| Path::new(&home).join("bin/nvcc"));
-    for kernel in ["attention", "kv_write", "linear", "log_mel", "norm", "resize"] {
+    for kernel in ["activation", "attention", "kv_write", "linear", "log_mel", "norm", "resize", "sample"] {
         let source = format!("{kernel}.cu");
         println!("cargo:rerun-if-changed={source}");
         // The oldest GPU that has what the kernels use: asynchronous copies, and bf16 on its tensor cores.

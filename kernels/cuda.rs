@@ -27,12 +27,14 @@ macro_rules! module {
     };
 }
 
+module!(ACTIVATION, "activation");
 module!(ATTENTION, "attention");
 module!(KV_WRITE, "kv_write");
 module!(LINEAR, "linear");
 module!(LOG_MEL, "log_mel");
 module!(NORM, "norm");
 module!(RESIZE, "resize");
+module!(SAMPLE, "sample");
 
 /// An operand on the device. It is dropped behind the launch that uses it, and then other streams wait for that.
 pub(crate) struct Operand<'a> {
@@ -247,44 +249,50 @@ pub(crate) unsafe fn run(device: &CudaDevice, module: &Module, launch: &Launch) 
     .w()
 }
 
-/// Operands of one type: what goes in, a weight, and maybe a bias.
-pub(crate) struct Weighted<'a> {
+/// What an operation is given, and its name.
+pub(crate) type Given<'a> = (&'static str, &'a CudaStorage, &'a Layout);
+
+/// Operands of one type: what goes in, and what is read beside it; some of that may be absent.
+pub(crate) struct Operands<'a, const N: usize> {
     pub(crate) x: (&'a CudaStorage, &'a Layout),
-    pub(crate) weight: (&'a CudaStorage, &'a Layout),
-    pub(crate) bias: Option<(&'a CudaStorage, &'a Layout)>,
+    pub(crate) beside: [Option<Given<'a>>; N],
 }
 
-impl Weighted<'_> {
-    /// Runs a kernel over them to an output of `shape`, all contiguous. `launch` gets the addresses of output, x, weight and
-    /// bias, which is null where there is none.
+impl<const N: usize> Operands<'_, N> {
+    /// Runs a kernel over them to an output of `shape`, all contiguous. `launch` gets the addresses of output and x, and of
+    /// what is beside, null where it is absent.
     ///
     /// # Safety
-    /// The launch must be one of the module's, write the whole output, and read no more than x, weight and bias have.
+    /// The launch must be one of the module's, write the whole output, and read no more than the operands have.
     pub(crate) unsafe fn run(
         &self,
         op: &str,
         module: &Module,
         shape: Shape,
-        launch: impl FnOnce(Element, [u64; 4]) -> Result<Option<Launch>>,
+        launch: impl FnOnce(Element, [u64; 2], [u64; N]) -> Result<Option<Launch>>,
     ) -> Result<(CudaStorage, Shape)> {
         let device = &self.x.0.device;
         let stream = &device.cuda_stream();
         let element = element(self.x.0, op)?;
         let x = contiguous(self.x.0, self.x.1, element, "x", stream)?;
-        let weight = contiguous(self.weight.0, self.weight.1, element, "weight", stream)?;
-        let bias =
-            self.bias.map(|(bias, layout)| contiguous(bias, layout, element, "bias", stream)).transpose()?;
+        let mut beside = [const { None }; N];
+        let mut addresses = [0; N];
+        for (index, given) in self.beside.iter().enumerate() {
+            let Some((name, storage, layout)) = given else { continue };
+            let operand = contiguous(storage, layout, element, name, stream)?;
+            addresses[index] = operand.address;
+            beside[index] = Some(operand);
+        }
         // SAFETY: what this function asks of its caller.
         let mut out = unsafe { unwritten(device, element, shape.elem_count())? };
         let out_layout = Layout::contiguous(shape.clone());
         let to = contiguous_mut(&mut out, &out_layout, "out", stream)?;
-        let bias_at = bias.as_ref().map_or(0, |bias| bias.address);
-        if let Some(launch) = launch(element, [to.address, x.address, weight.address, bias_at])? {
+        if let Some(launch) = launch(element, [to.address, x.address], addresses)? {
             // SAFETY: what this function asks of its caller; all operands lie inside their storage, as `contiguous` has
             // checked, and out was made for the launch.
             unsafe { run(device, module, &launch)? }
         }
-        drop((to, x, weight, bias));
+        drop((to, x, beside));
         Ok((out, shape))
     }
 }

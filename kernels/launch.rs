@@ -6,9 +6,14 @@
 use candle_core::{Result, bail};
 
 use crate::{
+    activation::Activation,
     log_mel::MelBank,
     resize::{Axis, Resize},
 };
+
+mod sample;
+
+pub use sample::{MOST_IDS, Sampling, probabilities, wanted_probabilities};
 
 /// An element type, as the names of kernels spell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +98,7 @@ pub struct Rows {
     pub stride: usize,
 }
 
-use Argument::{Address, F32, I32};
+use Argument::{Address, F32, I32, U32};
 
 /// A size as a kernel takes it, which is an `int` there.
 fn int(value: usize, what: &str) -> Result<Argument> {
@@ -118,6 +123,75 @@ fn grid(sizes: [usize; 3]) -> Result<[u32; 3]> {
 
 fn aligned(bytes: u64, addresses: &[u64]) -> bool {
     addresses.iter().all(|address| address.is_multiple_of(bytes))
+}
+
+impl Activation {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_tanh",
+            Self::QuickGelu => "quick_gelu",
+        }
+    }
+}
+
+/// Threads of a block of activation.cu, as `__launch_bounds__` says there.
+const ACTIVATION_THREADS: usize = 128;
+
+/// An activation of `count` elements; none for no elements.
+///
+/// # Errors
+/// When there are more elements than a kernel takes.
+pub fn activate(
+    activation: Activation,
+    element: Element,
+    [out, x]: [u64; 2],
+    count: usize,
+) -> Result<Option<Launch>> {
+    if count == 0 {
+        return Ok(None);
+    }
+    let per_thread = per_load(element, count, &[out, x]);
+    let blocks = count.div_ceil(per_thread * ACTIVATION_THREADS);
+    let name = format!("activate_{}", activation.name());
+    activation_launch(&name, element, [out, x], [blocks, 1, 1], (count, per_thread))
+}
+
+/// An activation of the first half of rows `[rows, 2 * width]`, times the second, to `[rows, width]`; none for no elements.
+///
+/// # Errors
+/// When there are more rows or columns than a kernel takes.
+pub fn gated(
+    activation: Activation,
+    element: Element,
+    [out, both]: [u64; 2],
+    [rows, width]: [usize; 2],
+) -> Result<Option<Launch>> {
+    if rows == 0 || width == 0 {
+        return Ok(None);
+    }
+    let per_thread = per_load(element, width, &[out, both]);
+    let blocks = width.div_ceil(per_thread * ACTIVATION_THREADS);
+    let name = format!("gated_{}", activation.name());
+    activation_launch(&name, element, [out, both], [rows, blocks, 1], (width, per_thread))
+}
+
+fn activation_launch(
+    name: &str,
+    element: Element,
+    [out, x]: [u64; 2],
+    sizes: [usize; 3],
+    (count, per_thread): (usize, usize),
+) -> Result<Option<Launch>> {
+    let Ok(count) = u32::try_from(count) else { bail!("{count} elements are more than a CUDA kernel takes") };
+    Ok(Some(Launch {
+        kernel: format!("{name}_{}", element.name()),
+        grid: grid(sizes)?,
+        block: [ACTIVATION_THREADS as u32, 1, 1],
+        shared: 0,
+        arguments: vec![Address(out), Address(x), U32(count), I32(i32::from(per_thread > 1))],
+    }))
 }
 
 /// Which norm, and its operands besides x: addresses of rows `[rows, width]` or of `[width]`.
@@ -158,13 +232,12 @@ pub fn norm(
         Norm::AddRms { sum, residual } => ("add_rms_norm", vec![out, sum, x, residual, weight]),
         Norm::Layer { bias } => ("layer_norm", vec![out, x, weight, bias]),
     };
-    let per_load = 16 / element.size();
-    let wide = width.is_multiple_of(per_load) && aligned(16, &addresses);
-    let loads = width.div_ceil(if wide { per_load } else { 1 });
+    let per_load = per_load(element, width, &addresses);
+    let loads = width / per_load;
     // A multiple of a warp, and at most what `__launch_bounds__` in norm.cu says.
     let threads = loads.next_multiple_of(32).clamp(32, 512) as u32;
     let mut arguments: Vec<_> = addresses.into_iter().map(Address).collect();
-    arguments.extend([int(width, "width")?, F32(eps), I32(i32::from(wide))]);
+    arguments.extend([int(width, "width")?, F32(eps), I32(i32::from(per_load > 1))]);
     Ok(Some(Launch {
         kernel: format!("{name}_{}", element.name()),
         grid: grid([rows, 1, 1])?,
@@ -210,6 +283,12 @@ pub fn kv_write(
             int(cache_slots, "cache of")?,
         ],
     }))
+}
+
+/// Elements of a row that a thread reads at once: 16 bytes of them where width and addresses allow it, else one.
+fn per_load(element: Element, width: usize, addresses: &[u64]) -> usize {
+    let most = 16 / element.size();
+    if width.is_multiple_of(most) && aligned(16, addresses) { most } else { 1 }
 }
 
 /// What the passes of a resize read, as [`crate::resize()`] works it out on the host.

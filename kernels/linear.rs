@@ -123,11 +123,12 @@ fn on_cuda(
 ) -> Result<(CudaStorage, Shape)> {
     let (rows, input) = x_layout.shape().dims2()?;
     let output = weight_layout.dims()[0];
-    let operands = cuda::Weighted { x: (x, x_layout), weight: (weight, weight_layout), bias };
+    let beside = [Some(("weight", weight, weight_layout)), bias.map(|(bias, layout)| ("bias", bias, layout))];
+    let operands = cuda::Operands { x: (x, x_layout), beside };
     // SAFETY: `linear` has compared the shapes, and the kernel's blocks cover all rows and all outputs.
     unsafe {
-        operands.run("linear", &cuda::LINEAR, (rows, output).into(), |element, addresses| {
-            launch::linear(element, addresses, [rows, input, output])
+        operands.run("linear", &cuda::LINEAR, (rows, output).into(), |element, [out, x], [weight, bias]| {
+            launch::linear(element, [out, x, weight, bias], [rows, input, output])
         })
     }
 }

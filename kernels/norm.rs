@@ -29,6 +29,28 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     x.apply_op2_no_bwd(weight, &RmsNorm { eps })
 }
 
+/// The sum `x + residual`, rounded, and its [`rms_norm`]: to the bit what two operations give.
+///
+/// - `x`, `residual`: `[…, width]`, contiguous; `weight`: `[width]`; all of one type
+/// - returns sum and norm, each contiguous and of x's shape; they share their memory, which nothing else has
+///
+/// # Errors
+/// When shapes or types differ.
+pub fn add_rms_norm(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
+    check("add_rms_norm", x, &[weight])?;
+    if (residual.shape(), residual.dtype()) != (x.shape(), x.dtype()) {
+        bail!(
+            "add_rms_norm: residual {:?} {:?} does not fit {:?} {:?}",
+            residual.shape(),
+            residual.dtype(),
+            x.shape(),
+            x.dtype()
+        )
+    }
+    let both = x.apply_op3_no_bwd(residual, weight, &AddRmsNorm { eps })?;
+    Ok((both.get(0)?, both.get(1)?))
+}
+
 /// `(x - mean) / sqrt(variance + eps) * weight + bias`, in f32 to the end (<https://arxiv.org/abs/1607.06450>).
 ///
 /// - `x`: `[…, width]`, contiguous; `weight`, `bias`: `[width]`, same type
@@ -74,13 +96,7 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let storage = for_real!(dtype(x), self.name(), T => {
             let weight = contiguous::<T>(weight, weight_layout, "weight")?;
-            by_row(x, x_layout, weight.len(), |x: &[T], out: &mut [T]| {
-                let squares: f32 = x.iter().map(|x| x.widen() * x.widen()).sum();
-                let scale = 1.0 / (squares / x.len() as f32 + self.eps).sqrt();
-                for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                    *out = T::narrow(T::narrow(x.widen() * scale).widen() * weight.widen());
-                }
-            })?
+            by_row(x, x_layout, weight.len(), |x: &[T], out: &mut [T]| rms_norm_row(x, weight, self.eps, out))?
         });
         Ok((storage, x_layout.shape().clone()))
     }
@@ -94,6 +110,94 @@ impl CustomOp2 for RmsNorm {
         weight_layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
         on_cuda(self.name(), self.eps, (x, x_layout), (weight, weight_layout), None)
+    }
+}
+
+fn rms_norm_row<T: Real>(x: &[T], weight: &[T], eps: f32, out: &mut [T]) {
+    let squares: f32 = x.iter().map(|x| x.widen() * x.widen()).sum();
+    let scale = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = T::narrow(T::narrow(x.widen() * scale).widen() * weight.widen());
+    }
+}
+
+/// To sums and norms, `[2, …, width]`: an operation has one output.
+struct AddRmsNorm {
+    eps: f32,
+}
+
+impl AddRmsNorm {
+    fn output(x: &Layout) -> Shape {
+        Shape::from_dims(&[&[2], x.dims()].concat())
+    }
+
+    fn on_host<T: Real>(&self, x: &[T], residual: &[T], weight: &[T]) -> CpuStorage {
+        let mut out = vec![T::zero(); 2 * x.len()];
+        let (sums, norms) = out.split_at_mut(x.len());
+        let width = weight.len();
+        let operands = x.par_chunks(width).zip(residual.par_chunks(width));
+        let outputs = sums.par_chunks_mut(width).zip(norms.par_chunks_mut(width));
+        operands.zip(outputs).with_min_len(8).for_each(|((x, residual), (sum, norm))| {
+            for ((sum, x), residual) in sum.iter_mut().zip(x).zip(residual) {
+                *sum = T::narrow(x.widen() + residual.widen());
+            }
+            rms_norm_row(sum, weight, self.eps, norm);
+        });
+        T::to_cpu_storage_owned(out)
+    }
+}
+
+impl CustomOp3 for AddRmsNorm {
+    fn name(&self) -> &'static str {
+        "add-rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let storage = for_real!(dtype(x), self.name(), T => {
+            let x = contiguous::<T>(x, x_layout, "x")?;
+            let residual = contiguous::<T>(residual, residual_layout, "residual")?;
+            self.on_host(x, residual, contiguous::<T>(weight, weight_layout, "weight")?)
+        });
+        Ok((storage, Self::output(x_layout)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        residual: &CudaStorage,
+        residual_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let width = weight_layout.shape().dims1()?;
+        let count = x_layout.shape().elem_count();
+        let beside = [Some(("residual", residual, residual_layout)), Some(("weight", weight, weight_layout))];
+        let operands = cuda::Operands { x: (x, x_layout), beside };
+        // SAFETY: `add_rms_norm` has found x and residual of one shape, the weight as wide as their rows, all of one type,
+        // and a width above zero. The kernel has a block for each row, which writes a row of the first half of the output
+        // and one of the second.
+        unsafe {
+            operands.run(
+                self.name(),
+                &cuda::NORM,
+                Self::output(x_layout),
+                |element, [sum, x], [residual, weight]| {
+                    let out = sum + (count * element.size()) as u64;
+                    let norm = Norm::AddRms { sum, residual };
+                    launch::norm(norm, element, [out, x, weight], [count / width, width], self.eps)
+                },
+            )
+        }
     }
 }
 
@@ -171,11 +275,12 @@ fn on_cuda(
     let width = weight_layout.shape().dims1()?;
     let rows = shape.elem_count() / width;
     let has_bias = bias.is_some();
-    let operands = cuda::Weighted { x: (x, x_layout), weight: (weight, weight_layout), bias };
+    let beside = [Some(("weight", weight, weight_layout)), bias.map(|(bias, layout)| ("bias", bias, layout))];
+    let operands = cuda::Operands { x: (x, x_layout), beside };
     // SAFETY: `check` has found weight and bias as wide as x's rows and of its type, and a width above zero. The kernel has a
     // block for each row.
     unsafe {
-        operands.run(op, &cuda::NORM, shape, |element, [out, x, weight, bias]| {
+        operands.run(op, &cuda::NORM, shape, |element, [out, x], [weight, bias]| {
             let norm = if has_bias { Norm::Layer { bias } } else { Norm::Rms };
             launch::norm(norm, element, [out, x, weight], [rows, width], eps)
         })

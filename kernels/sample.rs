@@ -5,6 +5,9 @@ use std::ops::Range;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 /// A token of the text so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
@@ -88,12 +91,22 @@ pub struct NotFinite;
 ///
 /// Order, as in vLLM: penalties, bias, what is forbidden, temperature, top-k, top-p over what is left, min-p.
 ///
+/// On a CUDA device (`sample.cu`) the logits stay there, up to 2¹⁹ columns. What penalties and bias make of them is the same
+/// to the bit, and so are the largest and the most probable tokens. The weights of a draw may differ in their last bits, and
+/// are added as integers with 39 bits behind the point: where a share or the random number meets the edge between two tokens
+/// to about a millionth, the other one may be drawn, and what is 2³⁹ times less probable than the best is not drawn at all.
+/// Neither depends on the other rows.
+///
 /// # Errors
 /// When the logits cannot be read or the counts differ.
 pub fn sample(logits: &Tensor, draws: &[Draw<'_>]) -> candle_core::Result<Vec<Result<Drawn, NotFinite>>> {
     let (rows, width) = logits.dims2()?;
     if rows != draws.len() {
         candle_core::bail!("sample: {} draws for {rows} rows of logits", draws.len())
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(drawn) = cuda::sample(logits, draws)? {
+        return Ok(drawn);
     }
     let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     Ok(logits.par_chunks(width.max(1)).zip(draws).map(|(row, draw)| draw.one(row)).collect())
@@ -109,6 +122,10 @@ pub fn probabilities(logits: &Tensor, ids: &[u32], widths: &[usize]) -> candle_c
     let (rows, width) = logits.dims2()?;
     if rows != ids.len() || rows != widths.len() {
         candle_core::bail!("probabilities: {} ids for {rows} rows of logits", ids.len())
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(found) = cuda::probabilities(logits, ids, widths)? {
+        return Ok(found);
     }
     let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let one = |((row, &id), &width): ((&[f32], &u32), &usize)| {
@@ -281,7 +298,7 @@ impl Forbidden<'_> {
     }
 }
 
-fn within(range: &Range<u32>, length: usize) -> Range<usize> {
+pub(crate) fn within(range: &Range<u32>, length: usize) -> Range<usize> {
     let end = (range.end as usize).min(length);
     (range.start as usize).min(end)..end
 }

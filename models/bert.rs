@@ -19,7 +19,7 @@ use crate::{
     nn::{
         attention::{AttentionShape, Biases, Qkv, SelfAttention},
         linear::Bias,
-        mlp::{Activation, Mlp},
+        mlp::{Activation, Mlp, read_activation},
         norm::LayerNorm,
         pooling::Head,
     },
@@ -118,7 +118,7 @@ fn load_from(
 ) -> Result<Parts, LoadError> {
     let config: Config = checkpoint.config()?;
     let attention = config.attention()?;
-    let activation = Activation::parse("hidden_act", &config.hidden_act)?;
+    let activation = read_activation("hidden_act", &config.hidden_act)?;
     let head = Head::read(checkpoint)?;
     let first = first(&config);
     let Some(positions) = config.max_position_embeddings.checked_sub(first).filter(|count| *count > 0) else {

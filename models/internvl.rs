@@ -20,7 +20,7 @@ use crate::{
         image::{Filter, ImageProcessorConfig, Levels, stretch, tiles},
         intern_vit::{InternVit, InternVitConfig, InternVitLayout, InternVitShape},
         linear::Bias,
-        mlp::{Activation, Mlp},
+        mlp::{Mlp, read_activation},
         norm::LayerNorm,
         patches::merge,
     },
@@ -100,7 +100,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     let merged = block * block * vision.vit.hidden;
     let projector = vb.pp(projector);
     let activation = config.projector_hidden_act.as_deref().unwrap_or("gelu");
-    let activation = Activation::parse("projector_hidden_act", activation)?;
+    let activation = read_activation("projector_hidden_act", activation)?;
     let language = vb.pp("language_model");
     Ok(Parts {
         width: hidden,

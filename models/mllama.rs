@@ -21,10 +21,10 @@ use crate::{
     end_to_end,
     nn::{
         attention::{Biases, CrossAttention, Sight},
-        decoder::{Block, DecoderConfig, Ends, TextConfig},
+        decoder::{Block, DecoderConfig, Ends, Pending, TextConfig},
         image::{Filter, ImageProcessorConfig, Levels, gather, place, stretch, tiles},
         linear::{Bias, Linear},
-        mlp::{Activation, GateUp, GatedMlp},
+        mlp::{GateUp, GatedMlp, read_activation},
         norm::{LayerNorm, RmsNorm},
         patches::{PatchEmbedding, check_patches},
         rope::Rope,
@@ -156,7 +156,7 @@ impl VisionConfig {
             intermediate: self.intermediate_size,
             heads: self.attention_heads,
             eps: self.norm_eps,
-            activation: Activation::parse("vision_config hidden_act", &self.hidden_act)?,
+            activation: read_activation("vision_config hidden_act", &self.hidden_act)?,
         })
     }
 
@@ -310,18 +310,18 @@ impl Model for Mllama {
     }
 
     fn forward(&self, batch: &Batch, cache: &KvCache) -> Result<Tensor> {
-        let mut x = self.ends.embed(batch)?;
+        let mut x = Pending::from(self.ends.embed(batch)?);
         let rotation = self.rope.at(batch)?;
         let (mut texts, mut crossings) = (0, 0);
         for layer in &self.layers {
             match layer {
                 Layer::Text(block) => {
-                    x = block.forward(&x, &rotation, batch, cache.layer(texts))?;
+                    x = block.forward(x, &rotation, batch, cache.layer(texts))?;
                     texts += 1;
                 }
                 Layer::Cross(block) => {
                     if let Some(memory) = &batch.memory {
-                        x = block.forward(&x, memory, cache.layer(crossings))?;
+                        x = block.forward(x, memory, cache.layer(crossings))?;
                     }
                     crossings += 1;
                 }
@@ -362,15 +362,17 @@ impl CrossBlock {
     }
 
     /// `x`: `[rows, hidden]`. Rows that see no picture stay as they are.
-    fn forward(&self, x: &Tensor, memory: &Remembered, cache: &LayerCache) -> Result<Tensor> {
-        let queries = self.attention.queries(&self.input_norm.forward(x)?)?;
-        let attended = self.attention.attend(&queries, memory, cache)?;
-        let x = (x + attended.broadcast_mul(&self.attention_gate)?)?;
-        let mut fed = self.mlp.forward(&self.mlp_norm.forward(&x)?)?;
+    fn forward(&self, x: Pending, memory: &Remembered, cache: &LayerCache) -> Result<Pending> {
+        let (x, normed) = {
+            let (x, normed) = x.normed(&self.input_norm)?;
+            let attended = self.attention.attend(&self.attention.queries(&normed)?, memory, cache)?;
+            self.mlp_norm.add(&x, &attended.broadcast_mul(&self.attention_gate)?)?
+        };
+        let mut fed = self.mlp.forward(&normed)?;
         if let Some(seen) = &memory.seen {
             fed = fed.broadcast_mul(&seen.to_dtype(fed.dtype())?)?;
         }
-        x + fed.broadcast_mul(&self.mlp_gate)?
+        Ok(Pending::sum(x, fed.broadcast_mul(&self.mlp_gate)?))
     }
 }
 

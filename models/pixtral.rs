@@ -19,7 +19,7 @@ use crate::{
         decoder::Decoder,
         image::{Filter, ImageProcessorConfig, Levels, stretch},
         linear::Bias,
-        mlp::{Activation, GateUp, Mlp},
+        mlp::{GateUp, Mlp, read_activation},
         norm::RmsNorm,
         patches::{PatchEmbedding, check_patches},
         projected::{ProjectedConfig, Strategy, VisionConfig},
@@ -85,7 +85,7 @@ impl PixtralConfig {
             heads: self.num_attention_heads,
             // Of the class, which has no key for it.
             eps: 1e-5,
-            activation: Activation::parse("vision_config hidden_act", &self.hidden_act)?,
+            activation: read_activation("vision_config hidden_act", &self.hidden_act)?,
         };
         config.check()?;
         let head = config.hidden / config.heads;

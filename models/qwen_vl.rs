@@ -21,7 +21,7 @@ use crate::{
         decoder::{Decoder, DecoderConfig, TextConfig},
         image::{Filter, ImageProcessorConfig, Levels, gather, stretch},
         linear::{Bias, Linear},
-        mlp::{Activation, GateUp, Mlp},
+        mlp::{Activation, GateUp, Mlp, read_activation},
         norm::{LayerNorm, Norm, RmsNorm},
         rope::{GridRope, RopeParameters},
         vit::{GatedNames, VitBlock, VitConfig, VitNames},
@@ -221,7 +221,7 @@ impl VisionConfig {
             heads: self.num_heads.unwrap_or(16),
             // Of the classes, which have no key for it.
             eps: 1e-6,
-            activation: Activation::parse("vision_config hidden_act", act)?,
+            activation: read_activation("vision_config hidden_act", act)?,
         })
     }
 

@@ -21,7 +21,7 @@ use crate::{
         attention::{AttentionShape, Biases, CrossAttention, SelfAttention},
         linear::{Bias, Linear},
         mel::Mel,
-        mlp::{Activation, Mlp},
+        mlp::{Activation, Mlp, activate, read_activation},
         norm::LayerNorm,
         vit::{VitBlock, VitConfig, VitNames},
     },
@@ -144,7 +144,7 @@ pub(crate) fn load(checkpoint: &Checkpoint, _: Option<Fit>, vb: &VarBuilder<'_>)
     let config: Config = checkpoint.config()?;
     config.check()?;
     let generation: GenerationConfig = checkpoint.json("generation_config.json")?.unwrap_or_default();
-    let activation = Activation::parse("activation_function", &config.activation_function)?;
+    let activation = read_activation("activation_function", &config.activation_function)?;
     let model = vb.pp("model");
     let decoder = model.pp("decoder");
     let embedding = decoder.get((config.vocab_size, config.d_model), "embed_tokens.weight")?;
@@ -359,8 +359,8 @@ impl Encoder {
     /// `features`: `[windows, frames, mels]`; returns `[windows * frames / 2, width]`.
     fn forward(&self, features: &Tensor) -> Result<Tensor> {
         let features = features.to_dtype(self.positions.dtype())?;
-        let x = self.activation.apply(&self.first.forward(&features)?)?;
-        let x = self.activation.apply(&self.second.forward(&x)?)?;
+        let x = activate(&self.first.forward(&features)?, self.activation)?;
+        let x = activate(&self.second.forward(&x)?, self.activation)?;
         let (windows, rows, _) = x.dims3()?;
         let mut x = x.broadcast_add(&self.positions)?.flatten_to(1)?;
         let ragged = Ragged::new(&vec![rows; windows], x.device())?;

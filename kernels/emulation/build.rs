@@ -11,7 +11,8 @@ use crate::faults::{FAULTS, Fault};
 #[path = "faults.rs"]
 mod faults;
 
-const KERNELS: [&str; 6] = ["attention", "kv_write", "linear", "log_mel", "norm", "resize"];
+const KERNELS: [&str; 8] =
+    ["activation", "attention", "kv_write", "linear", "log_mel", "norm", "resize", "sample"];
 
 fn main() {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));

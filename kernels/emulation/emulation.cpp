@@ -131,8 +131,13 @@ static uint64_t rnd() {
   return c->rng;
 }
 float fuzz(float x, int ulps) {
-  if (!c || !c->shuffle || !(std::fabs(x) < 1e37f) || x == 0) return x;
+  if (!c || !c->shuffle || !(std::fabs(x) < 1e37f && std::fabs(x) > 1e-37f)) return x;
   return emu_bits<float>(emu_bits<int>(x) + int(rnd() % (2 * ulps + 1)) - ulps);
+}
+float fuzz_of(float in, float exact, int ulps) {
+  if (exact == 1.f || !(std::fabs(exact) < 1e37f && std::fabs(exact) > 1e-37f)) return exact;
+  const unsigned hash = emu_bits<unsigned>(in) * 2654435761u >> 16;
+  return emu_bits<float>(emu_bits<int>(exact) + int(hash % (2 * ulps + 1)) - ulps);
 }
 
 // ---- scheduler ---------------------------------------------------------------------------------------

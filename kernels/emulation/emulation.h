@@ -256,6 +256,8 @@ inline int __float_as_int(float f) { return emu_bits<int>(f); }
 inline unsigned __float_as_uint(float f) { return emu_bits<unsigned>(f); }
 namespace emu {
 float fuzz(float exact, int ulps);
+// The same for the same input, as a function of a GPU is.
+float fuzz_of(float in, float exact, int ulps);
 }  // namespace emu
 inline float __expf(float x) { return emu::fuzz(std::exp(x), 2 + int(std::fabs(1.173f * x))); }
 namespace emu {
@@ -266,12 +268,20 @@ inline float __log2f(float x) { return emu::fuzz(std::log2(x), 2); }
 inline float __fdividef(float a, float b) { return std::fabs(b) > 8.5e37f ? 0.f : emu::fuzz(a / b, 2); }
 inline float emu_rsqrtf(float x) { return emu::fuzz(1.f / std::sqrt(x), 2); }
 #define rsqrtf emu_rsqrtf  // newer C libraries have their own
+inline float emu_expf(float x) { return emu::fuzz_of(x, std::exp(x), 2); }
+#define expf emu_expf
+inline float normcdff(float x) {
+  return std::min(emu::fuzz(float(0.5 * std::erfc(-double(x) * M_SQRT1_2)), 5), 1.f);
+}
 inline float __frcp_rn(float x) { return 1.f / x; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __saturatef(float x) { return x > 0.f ? (x < 1.f ? x : 1.f) : 0.f; }
 inline int __float2int_rn(float x) { return int(std::nearbyint(x)); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+  return (unsigned long long)(((unsigned __int128)a * b) >> 64);
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x ? __builtin_clz(unsigned(x)) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }

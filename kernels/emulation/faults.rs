@@ -25,16 +25,59 @@ const fn fault(
     Fault { file, name, right, wrong, kernels }
 }
 
+const SILU: &[&str] = &["(silu,"];
 const NORM: &[&str] = &["(bf16)"];
 const KV_WRITE: &[&str] = &[", 2)"];
 const LINEAR: &[&str] = &["(bf16)"];
 const LINEAR_PLAIN: &[&str] = &["EACH_PLAIN(f32)"];
 const DECODE: &[&str] = &["EACH_DECODE(bf16, 1, 4)", "EACH_MERGE(bf16)"];
+const SAMPLE: &[&str] = &["(f32)"];
 const ROWS: &[&str] = &["EACH_ROWS(bf16, 1)"];
 const TILES: &[&str] = &["EACH_TILES(bf16, 64)"];
 
 /// All of them.
 pub const FAULTS: &[Fault] = &[
+    fault("activation", "activation_forgets_the_sign", SILU, "expf(-y)", "expf(y)"),
+    fault(
+        "activation",
+        "activation_is_cut_off",
+        &["(gelu,"],
+        "x * normcdff(x)",
+        "(x < -3.f ? 0.f : x * normcdff(x))",
+    ),
+    fault("activation", "activation_has_half_the_slope", &["(gelu_tanh,"], "1.5957691216f", "0.7978845608f"),
+    fault("activation", "activation_is_silu", &["(quick_gelu,"], "1.702f * x", "x"),
+    fault("activation", "activation_runs_over_the_end", SILU, "if (at >= count) return;", ""),
+    fault(
+        "activation",
+        "activation_leaves_out_the_last",
+        SILU,
+        "if (at >= count) return;",
+        "if (at + N >= count) return;",
+    ),
+    fault("activation", "gated_runs_over_the_row", SILU, "if (at >= width) return;", ""),
+    fault(
+        "activation",
+        "gated_rounds_once",
+        SILU,
+        "to_f(from_f<T>(Act::at(value[j]))) * up[j]",
+        "Act::at(value[j]) * up[j]",
+    ),
+    fault(
+        "activation",
+        "gated_swaps_the_halves",
+        SILU,
+        "Act::at(value[j]))) * up[j]",
+        "Act::at(up[j]))) * value[j]",
+    ),
+    fault(
+        "activation",
+        "gated_reads_rows_too_near",
+        SILU,
+        "both + blockIdx.x * 2 * width",
+        "both + blockIdx.x * width",
+    ),
+    fault("activation", "gated_reads_the_gate_twice", SILU, "gate + width + at", "gate + at"),
     fault(
         "norm",
         "norm_reads_sums_too_early",
@@ -166,4 +209,32 @@ pub const FAULTS: &[Fault] = &[
         "row[i >> 1] + ahead :",
     ),
     fault("attention", "tiles_window_is_off_by_one", TILES, "position >= sees -", "position > sees -"),
+    fault(
+        "sample",
+        "sample_joins_too_early",
+        SAMPLE,
+        "shared.parts[warp] = value;\n  __syncthreads();",
+        "shared.parts[warp] = value;\n",
+    ),
+    fault("sample", "sample_counts_too_early", SAMPLE, "__syncthreads();  // the bins are full", ""),
+    fault(
+        "sample",
+        "sample_mixes_penalties_and_bias",
+        SAMPLE,
+        "__syncthreads();  // penalties come before bias",
+        "",
+    ),
+    fault("sample", "sample_is_off_by_one", SAMPLE, "id += upto <= left;", "id += upto < left;"),
+    fault("sample", "sample_forgets_a_tie", SAMPLE, "id <= last);", "id < last);"),
+    fault("sample", "sample_takes_the_last_of_equals", SAMPLE, "<< 32 | ~id", "<< 32 | id"),
+    fault(
+        "sample",
+        "sample_draws_padding",
+        SAMPLE,
+        "int(draw.vocabulary);\n  float *to",
+        "width;\n  float *to",
+    ),
+    fault("sample", "sample_rewards_what_was_seen", SAMPLE, "x = x > 0.f ?", "x = x < 0.f ?"),
+    fault("sample", "sample_shares_too_little", SAMPLE, "- cut.above + value - 1)", "- cut.above)"),
+    fault("sample", "sample_allows_what_a_mask_lacks", SAMPLE, "id / 32 >= draw.mask_count || ", ""),
 ];

@@ -7,8 +7,9 @@ mod support;
 
 use candle_core::{DType, Device, Shape, Tensor};
 use percept_kernels::{
-    Canvas, Filter, Kv, Mask, MelBank, Pages, Ragged, Region, Resize, alignment, attention, kv_write,
-    layer_norm, linear, log_mel, normalise, open_cuda, resize, rms_norm,
+    Activation, Canvas, Draw, Filter, Forbidden, Kv, Mask, MelBank, Pages, Ragged, Region, Resize, Seen,
+    activate, add_rms_norm, alignment, attention, gated, kv_write, layer_norm, linear, log_mel, normalise,
+    open_cuda, probabilities, record, resize, rewrite, rms_norm, sample, uniform,
 };
 
 const HOST: &Device = &Device::Cpu;
@@ -83,12 +84,42 @@ fn norms() {
         for (rows, width) in [(1, 1), (3, 5), (33, 64), (3, 80), (2, 1000), (7, 4096), (2, 5120)] {
             let (x, weight, bias) =
                 (noise((rows, width), 1, dtype), noise(width, 2, dtype), noise(width, 3, dtype));
-            let expected =
-                [rms_norm(&x, &weight, 1e-5).unwrap(), layer_norm(&x, &weight, &bias, 1e-5).unwrap()];
-            let [x, weight, bias] = [&x, &weight, &bias].map(|tensor| tensor.to_device(gpu).unwrap());
-            let found = [rms_norm(&x, &weight, 1e-5).unwrap(), layer_norm(&x, &weight, &bias, 1e-5).unwrap()];
+            let residual = noise((rows, width), 4, dtype);
+            let run = |device: &Device| {
+                let [x, residual, weight, bias] =
+                    [&x, &residual, &weight, &bias].map(|tensor| tensor.to_device(device).unwrap());
+                let (sum, normed) = add_rms_norm(&x, &residual, &weight, 1e-5).unwrap();
+                let [rms, layer] =
+                    [rms_norm(&x, &weight, 1e-5).unwrap(), layer_norm(&x, &weight, &bias, 1e-5).unwrap()];
+                // To the bit what two operations give.
+                let twice = rms_norm(&(x + residual).unwrap(), &weight, 1e-5).unwrap();
+                assert_eq!(wide(&normed), wide(&twice), "{rows}x{width} {dtype:?}");
+                (sum, [rms, layer, normed])
+            };
+            let ((sum, found), (expected_sum, expected)) = (run(gpu), run(HOST));
+            assert_eq!(wide(&sum), wide(&expected_sum), "{rows}x{width} {dtype:?}");
             for (found, expected) in found.iter().zip(&expected) {
                 check(&format!("{rows}x{width} {dtype:?}"), found, expected, unit(dtype));
+            }
+        }
+    }
+}
+
+#[test]
+fn activations() {
+    let Some(gpu) = &gpu() else { return };
+    for dtype in TYPES {
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
+            for (rows, width) in [(1, 1), (3, 5), (33, 64), (2, 1001), (7, 14_336), (70_000, 8)] {
+                let both = (noise((rows, 2 * width), 1, dtype) * 10.0).unwrap();
+                let run = |device: &Device| {
+                    let both = both.to_device(device).unwrap();
+                    [gated(&both, activation).unwrap(), activate(&both, activation).unwrap()]
+                };
+                for (found, expected) in run(gpu).iter().zip(&run(HOST)) {
+                    let what = format!("{activation:?} {rows}x{width} {dtype:?}");
+                    check(&what, found, expected, unit(dtype));
+                }
             }
         }
     }
@@ -191,4 +222,111 @@ fn sound() {
         alignment(&q, &k, &pages, &[1, 4], 140, 0.125).unwrap()
     };
     check("alignment", &run(gpu), &run(HOST), 1e-5);
+}
+
+#[test]
+fn tokens() {
+    let Some(gpu) = &gpu() else { return };
+    let seen: Vec<Seen> = (0..700).map(|id| Seen { id: id * 3, generated: id % 4 }).collect();
+    let mask: Vec<u32> = (0..1000u32).map(|word| 0x5a5a_0ff1u32.rotate_left(word)).collect();
+    let timed = Forbidden {
+        ids: vec![&[1, 5, 900]],
+        ranges: vec![0..40, 20..99],
+        rivals: Some(900..990),
+        ..Forbidden::NONE
+    };
+    let masked = Forbidden { mask: Some(&mask), ..Forbidden::NONE };
+    let hot = Draw {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition: 1.0,
+        frequency: 0.0,
+        presence: 0.0,
+        seen: &[],
+        bias: &[],
+        forbidden: &Forbidden::NONE,
+        vocabulary: usize::MAX,
+        random: 0.5,
+        logprobs: Some(5),
+    };
+    let ways = [
+        Draw { temperature: 0.0, logprobs: None, ..hot },
+        Draw { temperature: 0.0, forbidden: &timed, ..hot },
+        Draw { temperature: 0.0, repetition: 1.3, frequency: 0.3, presence: 0.7, seen: &seen, ..hot },
+        hot,
+        Draw { temperature: 0.7, forbidden: &masked, ..hot },
+        Draw { top_k: 40, ..hot },
+        Draw { top_p: 0.9, ..hot },
+        Draw { top_k: 300, top_p: 0.8, min_p: 0.01, logprobs: None, ..hot },
+        Draw { bias: &[(3, 2.0), (8, -9.0), (3, 0.5)], vocabulary: 900, ..hot },
+    ];
+    for dtype in TYPES {
+        for width in [1000, 1003, 32_064, 51_866, 151_936] {
+            let rows = 40;
+            let logits = (noise((rows, width), 1, DType::F32) * 9.0).unwrap().to_dtype(dtype).unwrap();
+            let on_gpu = logits.to_device(gpu).unwrap();
+            let draws: Vec<Draw<'_>> = (0..rows)
+                .map(|row| Draw { random: uniform(width as u64, row as u64), ..ways[row % ways.len()] })
+                .collect();
+            let (expected, found) = (sample(&logits, &draws).unwrap(), sample(&on_gpu, &draws).unwrap());
+            let mut differ = 0;
+            for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let (found, expected) = (found.as_ref().unwrap(), expected.as_ref().unwrap());
+                let what = format!("{width} {dtype:?} {row}");
+                let greedy = draws[row].temperature == 0.0;
+                assert!(!greedy || found.id == expected.id, "{what}");
+                differ += usize::from(found.id != expected.id);
+                assert_eq!(found.top.len(), expected.top.len(), "{what}");
+                for (found, expected) in found.top.iter().zip(&expected.top) {
+                    assert_eq!(found.0, expected.0, "{what}");
+                    assert!((found.1 - expected.1).abs() < 1e-4, "{what}: {found:?}, not {expected:?}");
+                }
+            }
+            // Those whose random number meets the edge between two tokens.
+            assert!(differ <= 1, "{width} {dtype:?}: {differ} of {rows} rows differ");
+            // To the bit, whatever the company.
+            let alone = sample(&on_gpu.narrow(0, 7, 1).unwrap(), &draws[7..8]).unwrap();
+            assert_eq!(alone[0], found[7]);
+            let ids: Vec<u32> = (0..rows as u32).map(|row| row * 23 % width as u32).collect();
+            let expected = probabilities(&logits, &ids, &vec![width; rows]).unwrap();
+            let found = probabilities(&on_gpu, &ids, &vec![width; rows]).unwrap();
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-4 * expected + 1e-12, "{found}, not {expected}");
+            }
+        }
+    }
+}
+
+/// What is recorded is done again over whatever is in its memory then.
+#[test]
+fn recordings() {
+    let Some(gpu) = &gpu() else { return };
+    let weight = noise((24, 40), 1, DType::BF16).to_device(gpu).unwrap();
+    let table = noise((10, 40), 2, DType::BF16).to_device(gpu).unwrap();
+    let ids = Tensor::zeros(6, DType::U32, gpu).unwrap();
+    let out = Tensor::zeros((8, 24), DType::BF16, gpu).unwrap();
+    let work = |rows: &Tensor| linear(&table.index_select(rows, 0)?, &weight, None);
+    let few = ids.narrow(0, 1, 5).unwrap();
+    let recording = record(gpu, || out.slice_set(&work(&few)?, 0, 0)).unwrap();
+    for words in [[0, 1, 2, 3, 4, 5], [9, 9, 8, 0, 7, 1], [3, 0, 0, 0, 0, 0]] {
+        rewrite(&ids, &words).unwrap();
+        recording.replay().unwrap();
+        let plain = Tensor::new(&words[1..], gpu).unwrap();
+        let found = out.narrow(0, 0, 5).unwrap();
+        assert_eq!(wide(&found), wide(&work(&plain).unwrap()), "{words:?}");
+    }
+    // A failure ends the recording, and the stream is as before.
+    assert!(record(gpu, || candle_core::bail!("on purpose")).is_err());
+    let mut calls = 0;
+    let late = record(gpu, || {
+        calls += 1;
+        if calls > 1 {
+            candle_core::bail!("while it records")
+        }
+        Ok(())
+    });
+    assert!(late.is_err());
+    recording.replay().unwrap();
 }

@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use candle_core::{DType, Device, Tensor};
-use percept_kernels::{layer_norm, rms_norm};
+use percept_kernels::{add_rms_norm, layer_norm, rms_norm};
 
 fn values(count: usize, seed: usize, offset: f32) -> Vec<f32> {
     (0..count).map(|i| ((i * 37 + seed * 101) % 211) as f32 / 50.0 - 2.0 + offset).collect()
@@ -76,4 +76,29 @@ fn what_does_not_fit_is_an_error() {
     assert!(rms_norm(&x, &weight(4, DType::BF16), 1e-5).is_err());
     assert!(layer_norm(&x, &weight(4, DType::F32), &weight(5, DType::F32), 1e-5).is_err());
     assert!(rms_norm(&x.t().unwrap(), &weight(3, DType::F32), 1e-5).is_err(), "rows that are not adjacent");
+}
+
+#[test]
+fn a_sum_and_its_norm_are_those_of_two_operations() {
+    for (rows, width) in [(1, 1), (0, 4), (3, 5), (33, 64), (2, 1000), (9, 4096)] {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let x = tensor(&values(rows * width, 1, 0.0), &[rows, width], dtype);
+            let residual = tensor(&values(rows * width, 2, 1.3), &[rows, width], dtype);
+            let weight = tensor(&values(width, 3, 0.0), &[width], dtype);
+            let before = (wide(&x), wide(&residual));
+            let (sum, normed) = add_rms_norm(&x, &residual, &weight, 1e-5).unwrap();
+            let expected = (&x + &residual).unwrap();
+            let what = format!("{rows}x{width} {dtype:?}");
+            assert_eq!((sum.dims(), normed.dims()), (x.dims(), x.dims()), "{what}");
+            assert!(sum.is_contiguous() && normed.is_contiguous(), "{what}");
+            assert_eq!(wide(&sum), wide(&expected), "{what}");
+            assert_eq!(wide(&normed), wide(&rms_norm(&expected, &weight, 1e-5).unwrap()), "{what}");
+            assert_eq!((wide(&x), wide(&residual)), before, "{what}: the operands stay as they were");
+        }
+    }
+    let x = tensor(&values(12, 1, 0.0), &[3, 4], DType::F32);
+    let weight = tensor(&values(4, 1, 0.0), &[4], DType::F32);
+    assert!(add_rms_norm(&x, &x.narrow(0, 0, 2).unwrap(), &weight, 1e-5).is_err());
+    assert!(add_rms_norm(&x, &x.to_dtype(DType::BF16).unwrap(), &weight, 1e-5).is_err());
+    assert!(add_rms_norm(&x, &x, &weight.narrow(0, 0, 3).unwrap(), 1e-5).is_err());
 }

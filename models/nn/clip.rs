@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     linear::Bias,
-    mlp::Activation,
+    mlp::read_activation,
     norm::LayerNorm,
     patches::{PatchEmbedding, check_patches},
     vit::{VitBlock, VitConfig, VitNames},
@@ -86,7 +86,7 @@ impl ClipConfig {
             intermediate: self.intermediate_size,
             heads: self.num_attention_heads,
             eps: self.layer_norm_eps,
-            activation: Activation::parse("vision_config hidden_act", &self.hidden_act)?,
+            activation: read_activation("vision_config hidden_act", &self.hidden_act)?,
         };
         config.check().map(|()| config)
     }

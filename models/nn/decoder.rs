@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 use super::{
     attention::{AttentionShape, Biases, Qkv, SelfAttention},
     linear::{Bias, Linear},
-    mlp::{Activation, GateUp, GatedMlp},
+    mlp::{Activation, GateUp, GatedMlp, read_activation},
     norm::RmsNorm,
     rope::{Rope, RopeConfig, RopeParameters, Rotation},
 };
@@ -274,7 +274,7 @@ impl TextConfig {
             window: self.window(family, positions)?,
             vocabulary: self.vocab_size.unwrap_or(family.vocabulary),
             tied: self.tie_word_embeddings.unwrap_or(false),
-            activation: Activation::parse(
+            activation: read_activation(
                 "text_config hidden_act",
                 self.hidden_act.as_deref().unwrap_or("silu"),
             )?,
@@ -355,12 +355,49 @@ impl Decoder {
     /// # Errors
     /// When the batch does not fit the cache.
     pub fn forward(&self, batch: &Batch, cache: &KvCache) -> Result<Tensor> {
-        let mut x = self.ends.embed(batch)?;
+        let mut x = Pending::from(self.ends.embed(batch)?);
         let rotation = self.rope.at(batch)?;
         for (index, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, &rotation, batch, cache.layer(index))?;
+            x = block.forward(x, &rotation, batch, cache.layer(index))?;
         }
         self.ends.logits(&x, batch)
+    }
+}
+
+/// Rows `[rows, hidden]` between layers, whose last addition waits for the norm behind it, which makes it in its own pass.
+#[derive(Debug)]
+pub struct Pending {
+    rows: Tensor,
+    added: Option<Tensor>,
+}
+
+impl From<Tensor> for Pending {
+    fn from(rows: Tensor) -> Self {
+        Self { rows, added: None }
+    }
+}
+
+impl Pending {
+    /// `rows + added`.
+    pub fn sum(rows: Tensor, added: Tensor) -> Self {
+        Self { rows, added: Some(added) }
+    }
+
+    /// The rows, and the same normalised.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn normed(self, norm: &RmsNorm) -> Result<(Tensor, Tensor)> {
+        match &self.added {
+            Some(added) => norm.add(&self.rows, added),
+            None => norm.forward(&self.rows).map(|normed| (self.rows, normed)),
+        }
+    }
+
+    /// The rows of these indices, u32 `[wanted]`.
+    fn select(&self, wanted: &Tensor) -> Result<Self> {
+        let select = |rows: &Tensor| rows.index_select(wanted, 0);
+        Ok(Self { rows: select(&self.rows)?, added: self.added.as_ref().map(select).transpose()? })
     }
 }
 
@@ -409,8 +446,9 @@ impl Ends {
     ///
     /// # Errors
     /// When shapes do not fit.
-    pub fn logits(&self, x: &Tensor, batch: &Batch) -> Result<Tensor> {
-        self.output.forward(&self.norm.forward(&x.index_select(&batch.last, 0)?)?)
+    pub fn logits(&self, x: &Pending, batch: &Batch) -> Result<Tensor> {
+        let (_, normed) = x.select(&batch.last)?.normed(&self.norm)?;
+        self.output.forward(&normed)
     }
 }
 
@@ -452,13 +490,16 @@ impl Block {
     /// When the batch does not fit the cache.
     pub fn forward(
         &self,
-        x: &Tensor,
+        x: Pending,
         rotation: &Rotation,
         batch: &Batch,
         cache: &LayerCache,
-    ) -> Result<Tensor> {
-        let x = (x + self.attention.causal(&self.input_norm.forward(x)?, Some(rotation), batch, cache)?)?;
-        &x + self.mlp.forward(&self.mlp_norm.forward(&x)?)?
+    ) -> Result<Pending> {
+        let (x, normed) = {
+            let (x, normed) = x.normed(&self.input_norm)?;
+            self.mlp_norm.add(&x, &self.attention.causal(&normed, Some(rotation), batch, cache)?)?
+        };
+        Ok(Pending::sum(x, self.mlp.forward(&normed)?))
     }
 }
 

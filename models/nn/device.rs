@@ -1,3 +1,5 @@
 //! Devices that networks run on; see [`percept_kernels`].
 
-pub use percept_kernels::{DeviceMemory, device_memory, device_name, open_cuda};
+pub use percept_kernels::{
+    DeviceMemory, Recording, device_memory, device_name, open_cuda, record, records, rewrite,
+};

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     image::SquareProcessor,
-    mlp::Activation,
+    mlp::read_activation,
     norm::LayerNorm,
     vit::{VitBlock, VitConfig, VitNames},
 };
@@ -101,7 +101,7 @@ impl TextTowerConfig {
             intermediate: self.intermediate_size.unwrap_or(family.intermediate),
             heads: self.num_attention_heads.unwrap_or(family.heads),
             eps: self.layer_norm_eps.unwrap_or(family.eps),
-            activation: Activation::parse("text_config hidden_act", activation)?,
+            activation: read_activation("text_config hidden_act", activation)?,
         };
         layer.check_in("text_config")?;
         Ok(TextTowerSizes {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::{
     attention::{Biases, Qkv},
     linear::Bias,
-    mlp::Activation,
+    mlp::read_activation,
     patches::PatchEmbedding,
     vit::{VitBlock, VitConfig, VitNames},
 };
@@ -141,7 +141,7 @@ impl InternVitConfig {
                 intermediate: self.intermediate_size.unwrap_or(intermediate),
                 heads: self.num_attention_heads.unwrap_or(heads),
                 eps: self.layer_norm_eps.unwrap_or(1e-6),
-                activation: Activation::parse(
+                activation: read_activation(
                     "vision_config hidden_act",
                     self.hidden_act.as_deref().unwrap_or("gelu"),
                 )?,

@@ -2,53 +2,26 @@
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
+use percept_kernels::gated;
+pub use percept_kernels::{Activation, activate};
 
 use super::linear::{Bias, Linear};
 use crate::{LoadError, Result};
 
-/// An activation, by the name that checkpoints give it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// `x · Φ(x)`, exact.
-    Gelu,
-    /// `x · Φ(x)` by the usual tanh approximation.
-    GeluTanh,
-    /// `x · sigmoid(1.702 x)`.
-    QuickGelu,
-}
-
-impl Activation {
-    /// Reads `name`, found in the configuration under `key`.
-    ///
-    /// # Errors
-    /// When it is another activation.
-    pub fn parse(key: &str, name: &str) -> Result<Self, LoadError> {
-        match name {
-            "silu" => Ok(Self::Silu),
-            "gelu" => Ok(Self::Gelu),
-            "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
-            "quick_gelu" => Ok(Self::QuickGelu),
-            _ => Err(LoadError::Unsupported {
-                what: format!("{key} `{name}`"),
-                supported: "silu, gelu, gelu_pytorch_tanh and quick_gelu".into(),
-            }),
-        }
-    }
-
-    /// Of every number of `x`.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Silu => x.silu(),
-            // candle's `gelu` is the tanh approximation.
-            Self::Gelu => x.gelu_erf(),
-            Self::GeluTanh => x.gelu(),
-            Self::QuickGelu => x * candle_nn::ops::sigmoid(&(x * 1.702)?)?,
-        }
+/// Reads the activation that a checkpoint calls `name`, found in the configuration under `key`.
+///
+/// # Errors
+/// When it is another activation.
+pub fn read_activation(key: &str, name: &str) -> Result<Activation, LoadError> {
+    match name {
+        "silu" => Ok(Activation::Silu),
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        _ => Err(LoadError::Unsupported {
+            what: format!("{key} `{name}`"),
+            supported: "silu, gelu, gelu_pytorch_tanh and quick_gelu".into(),
+        }),
     }
 }
 
@@ -67,7 +40,6 @@ pub struct GatedMlp {
     gate_up: Linear,
     down: Linear,
     activation: Activation,
-    width: usize,
 }
 
 impl GatedMlp {
@@ -85,7 +57,7 @@ impl GatedMlp {
             GateUp::Apart(gate, up) => Linear::fused(hidden, &[(gate, width, bias), (up, width, bias)], vb)?,
             GateUp::Packed(name) => Linear::load(hidden, 2 * width, bias, &vb.pp(name))?,
         };
-        Ok(Self { gate_up, down: Linear::load(width, hidden, bias, &vb.pp(down))?, activation, width })
+        Ok(Self { gate_up, down: Linear::load(width, hidden, bias, &vb.pp(down))?, activation })
     }
 
     /// `x`: `[rows, hidden]`.
@@ -93,10 +65,7 @@ impl GatedMlp {
     /// # Errors
     /// When the width of `x` differs.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let both = self.gate_up.forward(x)?;
-        let gate = both.narrow(1, 0, self.width)?;
-        let up = both.narrow(1, self.width, self.width)?;
-        self.down.forward(&(self.activation.apply(&gate)? * up)?)
+        self.down.forward(&gated(&self.gate_up.forward(x)?, self.activation)?)
     }
 }
 
@@ -132,6 +101,6 @@ impl Mlp {
     /// # Errors
     /// When the width of `x` differs.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.second.forward(&self.activation.apply(&self.first.forward(x)?)?)
+        self.second.forward(&activate(&self.first.forward(x)?, self.activation)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
-use percept_kernels::{layer_norm, rms_norm};
+use percept_kernels::{add_rms_norm, layer_norm, rms_norm};
 
 use crate::Result;
 
@@ -29,6 +29,14 @@ impl RmsNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         rms_norm(x, &self.weight, self.eps)
     }
+
+    /// The sum of both `[rows, width]`, and that normalised, in one pass.
+    ///
+    /// # Errors
+    /// When shapes differ.
+    pub fn add(&self, x: &Tensor, residual: &Tensor) -> Result<(Tensor, Tensor)> {
+        add_rms_norm(x, residual, &self.weight, self.eps)
+    }
 }
 
 /// Either of the two.
@@ -49,6 +57,21 @@ impl Norm {
         match self {
             Self::Layer(norm) => norm.forward(x),
             Self::Rms(norm) => norm.forward(x),
+        }
+    }
+
+    /// The sum of both `[rows, width]`, and that normalised.
+    ///
+    /// # Errors
+    /// When shapes differ.
+    pub fn add(&self, x: &Tensor, residual: &Tensor) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Layer(norm) => {
+                let sum = (x + residual)?;
+                let normed = norm.forward(&sum)?;
+                Ok((sum, normed))
+            }
+            Self::Rms(norm) => norm.add(x, residual),
         }
     }
 }

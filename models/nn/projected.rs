@@ -10,7 +10,7 @@ use super::{
     decoder::{DecoderConfig, TextConfig},
     image::Fit,
     linear::Bias,
-    mlp::{Activation, Mlp},
+    mlp::{Mlp, read_activation},
     vit::hidden_state,
 };
 use crate::{LoadError, Result, TextInfo};
@@ -121,7 +121,7 @@ impl<V: VisionConfig> ProjectedConfig<V> {
     /// When a tensor does not fit, or the activation is not known.
     pub fn projector(&self, (from, to): (usize, usize), vb: &VarBuilder<'_>) -> Result<Mlp, LoadError> {
         let bias = if self.multimodal_projector_bias { Bias::Yes } else { Bias::No };
-        let activation = Activation::parse("projector_hidden_act", &self.projector_hidden_act)?;
+        let activation = read_activation("projector_hidden_act", &self.projector_hidden_act)?;
         Ok(Mlp::load(("linear_1", "linear_2"), (from, to, to), bias, activation, vb)?)
     }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     linear::{Bias, Linear},
-    mlp::{Activation, Mlp},
+    mlp::{Mlp, read_activation},
     norm::LayerNorm,
     patches::{PatchEmbedding, check_patches},
     vit::{VitBlock, VitConfig, VitNames},
@@ -69,7 +69,7 @@ impl SiglipConfig {
                 intermediate: self.intermediate_size.unwrap_or(3072),
                 heads: self.num_attention_heads.unwrap_or(family.heads),
                 eps: self.layer_norm_eps.unwrap_or(1e-6),
-                activation: Activation::parse(
+                activation: read_activation(
                     "vision_config hidden_act",
                     self.hidden_act.as_deref().unwrap_or("gelu_pytorch_tanh"),
                 )?,

@@ -36,9 +36,10 @@ impl VitConfig {
         6 * self.hidden + 2 * self.intermediate
     }
 
-    /// The same of a layer with rotation and a gate: queries and keys are there twice, and so is what is gated.
+    /// The same of a layer with rotation and a gate: queries and keys are there twice, and the feed-forward part has a gate
+    /// beside both sides.
     pub fn gated_row_size(&self) -> usize {
-        8 * self.hidden + 4 * self.intermediate
+        8 * self.hidden + 3 * self.intermediate
     }
 
     /// Whether heads divide the width.
@@ -199,7 +200,7 @@ impl VitBlock {
     /// # Errors
     /// When shapes do not fit.
     pub fn rotated(&self, x: &Tensor, rotation: Option<&Rotation>, rows: &Ragged) -> Result<Tensor> {
-        self.add(x, self.attention.full(&self.norm1.forward(x)?, rotation, rows)?)
+        self.add(x, &self.attention.full(&self.norm1.forward(x)?, rotation, rows)?)
     }
 
     /// Like [`Self::forward`] where every row sees itself and what came before.
@@ -207,7 +208,7 @@ impl VitBlock {
     /// # Errors
     /// When shapes do not fit.
     pub fn ordered(&self, x: &Tensor, rows: &Ragged) -> Result<Tensor> {
-        self.add(x, self.attention.ordered(&self.norm1.forward(x)?, rows)?)
+        self.add(x, &self.attention.ordered(&self.norm1.forward(x)?, rows)?)
     }
 
     /// Like [`Self::forward`] where rows see what `sight` shows them.
@@ -215,15 +216,14 @@ impl VitBlock {
     /// # Errors
     /// When shapes do not fit.
     pub fn partial(&self, x: &Tensor, sight: &Sight) -> Result<Tensor> {
-        self.add(x, self.attention.partial(&self.norm1.forward(x)?, sight)?)
+        self.add(x, &self.attention.partial(&self.norm1.forward(x)?, sight)?)
     }
 
-    fn add(&self, x: &Tensor, attended: Tensor) -> Result<Tensor> {
-        let x = match &self.scales {
-            Some((scale, _)) => (x + attended.broadcast_mul(scale)?)?,
-            None => (x + attended)?,
+    fn add(&self, x: &Tensor, attended: &Tensor) -> Result<Tensor> {
+        let (x, normed) = match &self.scales {
+            Some((scale, _)) => self.norm2.add(x, &attended.broadcast_mul(scale)?)?,
+            None => self.norm2.add(x, attended)?,
         };
-        let normed = self.norm2.forward(&x)?;
         let fed = match &self.feed {
             Feed::Plain(mlp) => mlp.forward(&normed)?,
             Feed::Gated(mlp) => mlp.forward(&normed)?,
