@@ -146,21 +146,24 @@ pub fn load<P: hf_hub::api::Progress>(
 ) -> Result<Vec<Served>, ServeError> {
     let place = Place::find(config.device)?;
     let memory = place.memory(config.budget);
-    let budget = memory.budget;
     let mut found = Vec::with_capacity(config.models.len());
     for model in &config.models {
         found.push(Found::new(model, &place, &config.hub, &mut download).map_err(model.failure())?);
     }
-    check_weights(budget, &found.iter().map(|found| found.weights).collect::<Vec<_>>())?;
+    // What does not fit is refused before minutes of reading.
+    let members: Vec<_> = found.iter().map(|found| found.outlined.member()).collect();
+    plan::table(memory.clone(), &members).1?;
 
     let mut read = Vec::with_capacity(found.len());
     for found in found {
-        let progress = progress(&found.config.name);
-        read.push(found.read(&place, progress).map_err(found.config.failure())?);
+        let progress = progress(&found.outlined.config.name);
+        let failure = found.outlined.config.failure();
+        read.push(found.read(&place, progress).map_err(failure)?);
     }
-    let (table, plans) = plan::table(memory, &read.iter().map(Read::member).collect::<Vec<_>>());
+    let (table, plans) =
+        plan::table(memory, &read.iter().map(|read| read.outlined.member()).collect::<Vec<_>>());
     let plans = plans?;
-    let aliases = config.aliases.of(&read.iter().map(|read| read.text.kind()).collect::<Vec<_>>());
+    let aliases = config.aliases.of(&read.iter().map(|read| read.outlined.text.kind()).collect::<Vec<_>>());
     info!("memory is shared out\n{table}");
     for (read, plan) in read.iter().zip(&plans) {
         report(read, plan);
@@ -168,7 +171,7 @@ pub fn load<P: hf_hub::api::Progress>(
 
     let mut served = Vec::with_capacity(read.len());
     for ((read, plan), aliases) in read.into_iter().zip(plans).zip(aliases) {
-        let failure = read.config.failure();
+        let failure = read.outlined.config.failure();
         served.push(read.start(plan.engine, aliases).map_err(failure)?);
     }
     Ok(served)
@@ -197,9 +200,9 @@ pub fn load_network<P: hf_hub::api::Progress>(
     let place = Place::find(config.device)?;
     let found = Found::new(model, &place, &config.hub, download).map_err(model.failure())?;
     let budget = place.memory(config.budget).budget;
-    check_weights(budget, &[found.weights])?;
-    let read = found.read(&place, progress(&model.name)).map_err(model.failure())?;
-    Ok(Network { checkpoint: found.checkpoint, loaded: read.loaded, budget })
+    check_weights(budget, &[found.outlined.outline.weight_bytes])?;
+    let loaded = found.load(&place, progress(&model.name)).map_err(model.failure())?;
+    Ok(Network { checkpoint: found.checkpoint, loaded, budget })
 }
 
 /// What models would be, as far as that can be told without their weights, which are neither read nor downloaded. `dtype`
@@ -232,15 +235,20 @@ impl Outlined {
         hub: &HubConfig,
         download: impl FnMut() -> P,
     ) -> Result<Self, ModelError> {
-        let dtype = config.dtype.unwrap_or(otherwise);
         let checkpoint = hub::resolve_small(&config.source, hub, download)?;
-        let outline = percept_models::outline(&checkpoint, dtype, config.fit)?;
-        let weight_bytes = match percept_models::weight_bytes(&checkpoint, dtype) {
+        Self::of(config, otherwise, &checkpoint)
+    }
+
+    /// By the files of a checkpoint; from the configuration alone where those of its weights are not there.
+    fn of(config: &ModelConfig, otherwise: DType, checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        let dtype = config.dtype.unwrap_or(otherwise);
+        let outline = percept_models::outline(checkpoint, dtype, config.fit)?;
+        let weight_bytes = match percept_models::weight_bytes(checkpoint, dtype) {
             Ok(bytes) if !config.dummy_weights => bytes,
             Ok(_) | Err(LoadError::NoWeights { .. } | LoadError::MissingShard { .. }) => outline.weight_bytes,
             Err(error) => return Err(error.into()),
         };
-        let text = Text::read(config, &checkpoint, &outline.task)?;
+        let text = Text::read(config, checkpoint, &outline.task)?;
         Ok(Self { config: config.clone(), outline: Outline { weight_bytes, ..outline }, text })
     }
 
@@ -266,53 +274,54 @@ impl ModelConfig {
 }
 
 /// A model whose checkpoint is on this machine.
-struct Found<'a> {
-    config: &'a ModelConfig,
+struct Found {
+    outlined: Outlined,
     checkpoint: Checkpoint,
-    /// The type of its weights, once they are read.
-    dtype: DType,
-    /// Bytes of its weights.
-    weights: u64,
 }
 
-impl<'a> Found<'a> {
+impl Found {
     fn new<P: hf_hub::api::Progress>(
-        config: &'a ModelConfig,
+        config: &ModelConfig,
         place: &Place,
         hub: &HubConfig,
         download: impl FnMut() -> P,
     ) -> Result<Self, ModelError> {
-        let ModelConfig { source, fit, .. } = config;
-        let dtype = config.dtype.unwrap_or(place.dtype());
-        let (checkpoint, weights) = if config.dummy_weights {
-            let checkpoint = hub::resolve_small(source, hub, download)?;
-            let weights = percept_models::outline(&checkpoint, dtype, *fit)?.weight_bytes;
+        let checkpoint = if config.dummy_weights {
             warn!(model = config.name, "its weights are random: answers will mean nothing");
-            (checkpoint, weights)
+            hub::resolve_small(&config.source, hub, download)?
         } else {
-            let checkpoint = hub::resolve(source, hub, download)?;
-            let weights = percept_models::weight_bytes(&checkpoint, dtype)?;
-            (checkpoint, weights)
+            let checkpoint = hub::resolve(&config.source, hub, download)?;
+            // What is wrong with the files of weights is said about them, not about what else is there.
+            percept_models::weight_bytes(&checkpoint, config.dtype.unwrap_or(place.dtype()))?;
+            checkpoint
         };
-        info!(model = config.name, weights = %Bytes(weights), "found");
-        Ok(Self { config, checkpoint, dtype, weights })
+        let outlined = Outlined::of(config, place.dtype(), &checkpoint)?;
+        info!(model = config.name, weights = %Bytes(outlined.outline.weight_bytes), "found");
+        Ok(Self { outlined, checkpoint })
     }
 
-    fn read(&self, place: &Place, progress: Box<Progress>) -> Result<Read<'a>, ModelError> {
-        let (fit, dtype) = (self.config.fit, self.dtype);
+    /// The network, with its weights.
+    fn load(&self, place: &Place, progress: Box<Progress>) -> Result<Loaded, ModelError> {
+        let Outlined { config, outline, .. } = &self.outlined;
         let device = place.open().map_err(LoadError::from)?;
-        let options = LoadOptions { device, dtype, fit, most_bytes: self.weights, progress };
-        let load = if self.config.dummy_weights { percept_models::load_random } else { percept_models::load };
+        let (dtype, fit, most_bytes) = (outline.dtype, config.fit, outline.weight_bytes);
+        let options = LoadOptions { device, dtype, fit, most_bytes, progress };
+        let load = if config.dummy_weights { percept_models::load_random } else { percept_models::load };
         let loaded = load(&self.checkpoint, options)?;
         if fit.is_some() && !loaded.preprocess.has_fit() {
-            let model = &self.config.name;
+            let model = &config.name;
             warn!(
                 model,
                 "--image-fit means nothing to this model, which does not see pictures as one square"
             );
         }
-        let text = Text::read(self.config, &self.checkpoint, &loaded.task)?;
-        Ok(Read { config: self.config, outline: loaded.outline(), loaded, text })
+        Ok(loaded)
+    }
+
+    fn read(self, place: &Place, progress: Box<Progress>) -> Result<Read, ModelError> {
+        let loaded = self.load(place, progress)?;
+        let Outlined { config, text, .. } = self.outlined;
+        Ok(Read { outlined: Outlined { config, outline: loaded.outline(), text }, loaded })
     }
 }
 
@@ -357,23 +366,15 @@ impl Text {
     }
 }
 
-/// A model whose weights are read.
-struct Read<'a> {
-    config: &'a ModelConfig,
-    outline: Outline,
+/// A model whose weights are read, with the outline of what was read.
+struct Read {
+    outlined: Outlined,
     loaded: Loaded,
-    text: Text,
 }
 
-impl Read<'_> {
-    fn member(&self) -> Member<'_> {
-        let Self { config, outline, text, .. } = self;
-        let candidate = Candidate { loaded: outline, vocabulary: text.vocabulary(), wanted: &config.wanted };
-        Member { name: &config.name, kind: text.kind(), candidate }
-    }
-
+impl Read {
     fn start(self, engine: EngineConfig, aliases: Vec<String>) -> Result<Served, ModelError> {
-        let Self { config, outline, loaded, text } = self;
+        let Self { outlined: Outlined { config, outline, text }, loaded } = self;
         let preprocess = Arc::clone(&loaded.preprocess);
         // Lines of the log that are an engine's say which.
         let _model = error_span!("engine", model = config.name).entered();
@@ -393,13 +394,14 @@ impl Read<'_> {
             },
             handle,
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-            fingerprint: fingerprint(config, outline.dtype),
+            fingerprint: fingerprint(&config, outline.dtype),
         })
     }
 }
 
-fn report(read: &Read<'_>, plan: &Plan) {
-    let model = &read.config.name;
+fn report(read: &Read, plan: &Plan) {
+    let Outlined { config, text, .. } = &read.outlined;
+    let model = &config.name;
     debug!(
         model,
         dtype = ?read.loaded.dtype,
@@ -413,7 +415,7 @@ fn report(read: &Read<'_>, plan: &Plan) {
         "memory of a model"
     );
     let most = read.loaded.task.context();
-    let wanted = read.config.wanted.context.filter(|_| read.text.kind() != Kind::Speech).unwrap_or(most);
+    let wanted = config.wanted.context.filter(|_| text.kind() != Kind::Speech).unwrap_or(most);
     if wanted > most {
         warn!(
             model,

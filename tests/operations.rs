@@ -122,6 +122,7 @@ async fn figures_tell_what_was_done() {
     for histogram in ["percept_step_seconds", "percept_step_rows", "percept_step_sequences"] {
         assert_eq!(of_model(&format!("{histogram}_count")), steps, "{histogram}");
     }
+    assert_eq!(of_model("percept_steps_replayed_total"), 0.0, "a CPU records nothing");
     // Each answer has a token more than gaps.
     assert_eq!(of_model("percept_inter_token_seconds_count"), sum("completion_tokens") - 2.0);
     assert_eq!(of_model("percept_first_token_seconds_count"), 2.0);

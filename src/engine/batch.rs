@@ -23,8 +23,7 @@ pub(super) struct Batcher {
 }
 
 impl Batcher {
-    /// The tensors of `parts`. `encoded` gives the rows of a sequence's medium. Logits are wanted of the last row of each
-    /// sequence that comes to its end, in order, and then of those new rows whose positions `extra` gives.
+    /// The tensors of `parts`, as [`Self::gather`] says.
     ///
     /// # Errors
     /// When the device refuses the upload.
@@ -35,73 +34,61 @@ impl Batcher {
         encoded: impl Fn(SeqId, usize) -> Option<Tensor>,
         extra: impl Fn(SeqId) -> Range<usize>,
     ) -> Result<Batch> {
-        let mut tokens = Vec::new();
-        let mut positions = Vec::new();
-        let mut long = Vec::new();
-        let mut slots = Vec::new();
-        let mut lengths = Vec::with_capacity(parts.len());
-        let mut visible = Vec::with_capacity(parts.len());
-        let mut tables = Vec::with_capacity(parts.len());
+        self.gather(parts, scheduler, encoded, extra)?.upload(&self.device)
+    }
+
+    /// The lists of `parts`. `encoded` gives the rows of a sequence's medium. Logits are wanted of the last row of each
+    /// sequence that comes to its end, in order, and then of those new rows whose positions `extra` gives.
+    ///
+    /// # Errors
+    /// When rows of a medium are computed before it is encoded.
+    pub(super) fn gather<'a>(
+        &self,
+        parts: &[(SeqId, usize)],
+        scheduler: &'a Scheduler,
+        encoded: impl Fn(SeqId, usize) -> Option<Tensor>,
+        extra: impl Fn(SeqId) -> Range<usize>,
+    ) -> Result<Lists<'a>> {
+        let mut lists = Lists {
+            long: self.positions.long.map(|_| Vec::new()),
+            planes: if self.positions.planes { 3 } else { 1 },
+            ..Lists::default()
+        };
         let mut sights = Vec::new();
-        let mut last = Vec::with_capacity(parts.len());
         let mut others = Vec::new();
-        let mut inserts = Vec::new();
         for &(id, rows) in parts {
             let Some(sequence) = scheduler.sequence(id) else { continue };
             let new = sequence.computed..sequence.computed + rows;
-            let first = tokens.len();
-            self.insert(sequence, first, rows, &encoded, &mut inserts)?;
-            tokens.extend_from_slice(&sequence.tokens[new.clone()]);
-            positions.extend(new.clone().map(|row| sequence.position(row).map(|position| position as u32)));
-            long.resize(long.len() + rows, u32::from(sequence.long));
-            slots.extend(new.clone().map(|row| self.slot(&sequence.pages, row)));
-            lengths.push(rows);
-            visible.push(new.end as u32);
-            tables.push(&sequence.pages[..new.end.div_ceil(self.page_size)]);
+            let first = lists.tokens.len();
+            self.insert(sequence, first, rows, &encoded, &mut lists.inserts)?;
+            lists.tokens.extend_from_slice(&sequence.tokens[new.clone()]);
+            let position = |row| sequence.position(row).map(|position| position as u32);
+            lists.positions.extend(new.clone().map(position));
+            if let Some(long) = &mut lists.long {
+                long.resize(long.len() + rows, u32::from(sequence.long));
+            }
+            lists.slots.extend(new.clone().map(|row| self.slot(&sequence.pages, row)));
+            lists.text.add(rows, &sequence.pages[..new.end.div_ceil(self.page_size)], new.end);
             sights.extend(sequence.sights(new.clone()));
             if new.end == sequence.tokens.len() {
-                last.push(tokens.len() as u32 - 1);
+                lists.wanted.push(lists.tokens.len() as u32 - 1);
             }
             let extra = extra(id).filter(|row| new.contains(row));
             others.extend(extra.map(|row| (first + row - new.start) as u32));
         }
-        last.append(&mut others);
-        Ok(Batch {
-            rows: Ragged::new(&lengths, &self.device)?,
-            text: Paging { slots: self.upload(slots)?, pages: self.pages(&tables, visible)? },
-            memory: self.remembered(&sights)?,
-            tokens: self.upload(tokens)?,
-            positions: self.positions(&positions)?,
-            long: self.positions.long.map(|_| self.upload(long)).transpose()?,
-            inserts,
-            last: self.upload(last)?,
-        })
-    }
-
-    /// What runs of rows see besides the text: how many rows each has, the memory, and the rows of it.
-    fn remembered(&self, sights: &[(usize, Option<(&Memory, usize)>)]) -> Result<Option<Remembered>> {
-        if sights.iter().all(|(_, sight)| sight.is_none()) {
-            return Ok(None);
+        lists.wanted.append(&mut others);
+        if sights.iter().any(|(_, sight)| sight.is_some()) {
+            let mut memory = Runs::default();
+            let mut seen = Vec::new();
+            for (count, sight) in sights {
+                let (pages, length) = sight.map_or((&[][..], 0), |(memory, seen)| (&memory.pages[..], seen));
+                memory.add(count, &pages[..length.div_ceil(self.page_size)], length);
+                seen.extend(vec![f32::from(u8::from(sight.is_some())); count]);
+            }
+            lists.memory = Some(memory);
+            lists.seen = Some(seen).filter(|seen| seen.contains(&0.0));
         }
-        let (mut rows, mut tables, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-        let mut seen = Vec::new();
-        for &(count, sight) in sights {
-            let (pages, length) = sight.map_or((&[][..], 0), |(memory, seen)| (&memory.pages[..], seen));
-            rows.push(count);
-            tables.push(&pages[..length.div_ceil(self.page_size)]);
-            lengths.push(length as u32);
-            seen.extend(vec![f32::from(u8::from(sight.is_some())); count]);
-        }
-        let some_see_nothing = sights.iter().any(|(_, sight)| sight.is_none());
-        let upload = |seen: Vec<f32>| {
-            let rows = seen.len();
-            Tensor::from_vec(seen, (rows, 1), &self.device)
-        };
-        Ok(Some(Remembered {
-            rows: Ragged::new(&rows, &self.device)?,
-            pages: self.pages(&tables, lengths)?,
-            seen: some_see_nothing.then(|| upload(seen)).transpose()?,
-        }))
+        Ok(lists)
     }
 
     /// The slots of rows of memories, u32 `[rows]`.
@@ -114,26 +101,6 @@ impl Batcher {
     ) -> Result<Tensor> {
         let slots = places.flat_map(|(memory, rows)| rows.map(|row| self.slot(&memory.pages, row)));
         self.upload(slots.collect())
-    }
-
-    fn pages(&self, tables: &[&[Page]], lengths: Vec<u32>) -> Result<Pages> {
-        let widest = tables.iter().map(|pages| pages.len()).max().unwrap_or(0);
-        let mut table = vec![0u32; tables.len() * widest];
-        for (row, pages) in table.chunks_exact_mut(widest.max(1)).zip(tables) {
-            row[..pages.len()].copy_from_slice(pages);
-        }
-        let table = Tensor::from_vec(table, (tables.len(), widest), &self.device)?;
-        Ok(Pages { table, lengths: self.upload(lengths)? })
-    }
-
-    /// Of each row, in time, height and width; all the same where the network does not tell them apart.
-    fn positions(&self, rows: &[[u32; 3]]) -> Result<Tensor> {
-        let plane = |plane: usize| rows.iter().map(move |row| row[plane]);
-        if self.positions.planes {
-            let planes = (0..3).flat_map(plane).collect();
-            return Tensor::from_vec(planes, (3, rows.len()), &self.device);
-        }
-        self.upload(plane(0).collect())
     }
 
     fn upload(&self, list: Vec<u32>) -> Result<Tensor> {
@@ -178,6 +145,254 @@ impl Batcher {
             }
         }
         Ok(())
+    }
+}
+
+/// The lists of a step, on the host.
+#[derive(Default)]
+pub(super) struct Lists<'a> {
+    tokens: Vec<u32>,
+    /// Of each row, in time, height and width; all the same where the network does not tell them apart.
+    positions: Vec<[u32; 3]>,
+    /// How many of them it is told.
+    planes: usize,
+    long: Option<Vec<u32>>,
+    slots: Vec<u32>,
+    text: Runs<'a>,
+    wanted: Vec<u32>,
+    /// What rows see besides the text.
+    memory: Option<Runs<'a>>,
+    /// 1 for rows that see a memory and 0 for the others; `None` where all do, or none.
+    seen: Option<Vec<f32>>,
+    inserts: Vec<Insert>,
+}
+
+/// Runs of rows, and the pages that those of a run read.
+#[derive(Default)]
+struct Runs<'a> {
+    /// Of each run.
+    rows: Vec<usize>,
+    tables: Vec<&'a [Page]>,
+    /// Rows that are visible.
+    visible: Vec<u32>,
+}
+
+impl<'a> Runs<'a> {
+    fn add(&mut self, rows: usize, table: &'a [Page], visible: usize) {
+        self.rows.push(rows);
+        self.tables.push(table);
+        self.visible.push(visible as u32);
+    }
+
+    fn repeat_last(&mut self, count: usize) {
+        repeat_last(&mut self.rows, count);
+        repeat_last(&mut self.tables, count);
+        repeat_last(&mut self.visible, count);
+    }
+
+    fn form(&self) -> RunsForm {
+        let pages = self.tables.iter().map(|table| table.len()).max().unwrap_or(0);
+        RunsForm { runs: self.rows.len(), pages }
+    }
+
+    /// Offsets, rows that are visible, and tables as wide as `form` has them.
+    fn write(&self, form: RunsForm, words: &mut Vec<u32>) {
+        words.push(0);
+        let mut end = 0;
+        words.extend(self.rows.iter().map(|&rows| {
+            end += rows as u32;
+            end
+        }));
+        words.extend(&self.visible);
+        for table in &self.tables {
+            words.extend(*table);
+            words.resize(words.len() + form.pages - table.len(), 0);
+        }
+    }
+}
+
+fn repeat_last<T: Clone>(list: &mut Vec<T>, count: usize) {
+    if let Some(last) = list.last().cloned() {
+        list.resize(list.len() + count, last);
+    }
+}
+
+impl Lists<'_> {
+    /// Rows of a form that all write the first slot and read it.
+    pub(super) fn of_first_slot(form: &Form) -> Lists<'static> {
+        const FIRST: &[Page] = &[0];
+        let runs = |form: RunsForm| {
+            let rows = vec![1; form.runs];
+            Runs { tables: vec![FIRST; form.runs], visible: vec![1; form.runs], rows }
+        };
+        Lists {
+            tokens: vec![0; form.rows],
+            positions: vec![[0; 3]; form.rows],
+            planes: form.planes,
+            long: form.long.then(|| vec![0; form.rows]),
+            slots: vec![0; form.rows],
+            text: runs(form.text),
+            wanted: (0..form.wanted as u32).collect(),
+            memory: form.memory.map(runs),
+            seen: None,
+            inserts: Vec::new(),
+        }
+    }
+
+    /// How long they are.
+    pub(super) fn form(&self) -> Form {
+        Form {
+            rows: self.tokens.len(),
+            planes: self.planes,
+            long: self.long.is_some(),
+            text: self.text.form(),
+            wanted: self.wanted.len(),
+            memory: self.memory.as_ref().map(Runs::form),
+        }
+    }
+
+    /// Whether each sequence has one row, of which logits are wanted, and each row sees a memory or none does.
+    pub(super) fn are_of_one_row_each(&self) -> bool {
+        let count = self.tokens.len();
+        let one_each = |runs: &Runs<'_>| runs.rows.len() == count && runs.rows.iter().all(|&rows| rows == 1);
+        count > 0
+            && one_each(&self.text)
+            && self.memory.as_ref().is_none_or(one_each)
+            && self.seen.is_none()
+            && self.inserts.is_empty()
+            && self.wanted.iter().copied().eq(0..count as u32)
+    }
+
+    /// Repeats the last of sequences of one row until there are `count`: the copies do what it does, to the same places.
+    pub(super) fn fill_up(&mut self, count: usize) {
+        let more = count - self.tokens.len();
+        repeat_last(&mut self.tokens, more);
+        repeat_last(&mut self.positions, more);
+        if let Some(long) = &mut self.long {
+            repeat_last(long, more);
+        }
+        repeat_last(&mut self.slots, more);
+        self.text.repeat_last(more);
+        self.wanted = (0..count as u32).collect();
+        if let Some(memory) = &mut self.memory {
+            memory.repeat_last(more);
+        }
+    }
+
+    /// End to end, as [`Form::batch`] cuts them apart; tables are as wide as `form` has them.
+    pub(super) fn words(&self, form: Form) -> Vec<u32> {
+        let mut words = Vec::with_capacity(form.words());
+        words.extend(&self.tokens);
+        words.extend((0..self.planes).flat_map(|plane| self.positions.iter().map(move |row| row[plane])));
+        words.extend(self.long.iter().flatten());
+        words.extend(&self.slots);
+        self.text.write(form.text, &mut words);
+        words.extend(&self.wanted);
+        if let (Some(memory), Some(form)) = (&self.memory, form.memory) {
+            memory.write(form, &mut words);
+        }
+        words
+    }
+
+    /// The tensors.
+    ///
+    /// # Errors
+    /// When the device refuses the upload.
+    pub(super) fn upload(self, device: &Device) -> Result<Batch> {
+        let form = self.form();
+        let words = Tensor::from_vec(self.words(form), form.words(), device)?;
+        let mut batch =
+            form.batch(&words, &self.text.rows, self.memory.as_ref().map(|runs| &runs.rows[..]))?;
+        if let (Some(memory), Some(seen)) = (&mut batch.memory, self.seen) {
+            memory.seen = Some(Tensor::from_vec(seen, (form.rows, 1), device)?);
+        }
+        batch.inserts = self.inserts;
+        Ok(batch)
+    }
+}
+
+/// How long the lists of a step are. Steps of one form have each list in the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Form {
+    /// Rows of all sequences.
+    pub(super) rows: usize,
+    /// Of positions.
+    pub(super) planes: usize,
+    /// Whether it is told which rows are of long sequences.
+    pub(super) long: bool,
+    /// Sequences.
+    pub(super) text: RunsForm,
+    /// Rows whose logits are wanted.
+    pub(super) wanted: usize,
+    /// Memories.
+    pub(super) memory: Option<RunsForm>,
+}
+
+/// How many runs there are, and how wide their tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct RunsForm {
+    pub(super) runs: usize,
+    pub(super) pages: usize,
+}
+
+impl RunsForm {
+    fn words(self) -> usize {
+        1 + self.runs * (2 + self.pages)
+    }
+}
+
+impl Form {
+    /// Numbers of all lists.
+    pub(super) fn words(&self) -> usize {
+        let per_row = 2 + self.planes + usize::from(self.long);
+        self.rows * per_row + self.text.words() + self.wanted + self.memory.map_or(0, RunsForm::words)
+    }
+
+    /// Views of `words`, without inserts; `rows` and `memory` have the rows of each run.
+    ///
+    /// # Errors
+    /// When there are fewer words.
+    pub(super) fn batch(&self, words: &Tensor, rows: &[usize], memory: Option<&[usize]>) -> Result<Batch> {
+        let mut views = Views { words, at: 0 };
+        let tokens = views.take(self.rows)?;
+        let positions = views.take(self.planes * self.rows)?;
+        let positions =
+            if self.planes == 1 { positions } else { positions.reshape((self.planes, self.rows))? };
+        let long = if self.long { Some(views.take(self.rows)?) } else { None };
+        let slots = views.take(self.rows)?;
+        let (rows, pages) = views.runs(self.text, rows)?;
+        let last = views.take(self.wanted)?;
+        let memory = match (self.memory, memory) {
+            (Some(form), Some(rows)) => {
+                let (rows, pages) = views.runs(form, rows)?;
+                Some(Remembered { rows, pages, seen: None })
+            }
+            _ => None,
+        };
+        let text = Paging { slots, pages };
+        Ok(Batch { tokens, positions, long, rows, text, memory, inserts: Vec::new(), last })
+    }
+}
+
+/// Cuts lists apart.
+struct Views<'a> {
+    words: &'a Tensor,
+    at: usize,
+}
+
+impl Views<'_> {
+    fn take(&mut self, count: usize) -> Result<Tensor> {
+        let view = self.words.narrow(0, self.at, count);
+        self.at += count;
+        view
+    }
+
+    fn runs(&mut self, RunsForm { runs, pages }: RunsForm, rows: &[usize]) -> Result<(Ragged, Pages)> {
+        let offsets = self.take(runs + 1)?;
+        let lengths = self.take(runs)?;
+        let table = self.take(runs * pages)?.reshape((runs, pages))?;
+        let longest = rows.iter().copied().max().unwrap_or(0);
+        Ok((Ragged { offsets, longest, lengths: rows.into() }, Pages { table, lengths }))
     }
 }
 

@@ -383,6 +383,7 @@ pub struct Status {
     pub(super) pages_total: AtomicUsize,
     pub(super) preemptions: AtomicU64,
     pub(super) steps: AtomicU64,
+    pub(super) replayed: AtomicU64,
     /// How long an answer takes from its first step, smoothed.
     pub(super) answer_ms: AtomicU64,
     pub(super) restarts: AtomicU64,
@@ -410,6 +411,7 @@ impl Default for Status {
             pages_total: AtomicUsize::default(),
             preemptions: AtomicU64::default(),
             steps: AtomicU64::default(),
+            replayed: AtomicU64::default(),
             answer_ms: AtomicU64::default(),
             restarts: AtomicU64::default(),
             prompt_tokens: AtomicU64::default(),
@@ -460,6 +462,11 @@ impl Status {
     /// Steps since the start.
     pub fn steps(&self) -> u64 {
         self.steps.load(Relaxed)
+    }
+
+    /// Steps of them that were recorded before and replayed.
+    pub fn replayed(&self) -> u64 {
+        self.replayed.load(Relaxed)
     }
 
     /// How often the engine lost its requests and began anew.

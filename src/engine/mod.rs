@@ -4,6 +4,7 @@ mod batch;
 mod cache;
 mod handle;
 mod pages;
+mod recorded;
 mod sampler;
 mod scheduler;
 mod sequence;
@@ -25,7 +26,7 @@ use std::{
 use candle_core::Tensor;
 use percept_models::{
     Features, Footprint, Grid, KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Task,
-    nn::sample::probabilities,
+    nn::{device::records, sample::probabilities},
 };
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
@@ -38,6 +39,7 @@ use self::{
     batch::Batcher,
     cache::{Encoded, EncoderCache},
     handle::{Command, Submission},
+    recorded::{Recorded, Scope},
     sampler::Sampler,
 };
 pub use percept_models::nn::sample::Drawn;
@@ -91,6 +93,8 @@ pub fn spawn(loaded: Loaded, config: EngineConfig) -> Result<Handle, candle_core
         let _span = span.entered();
         let commands = (receiver, engine_queue);
         let engine = Engine::new(loaded, config, commands, engine_status).and_then(|mut engine| {
+            // Before anything is in the cache, whose first slot that takes.
+            engine.record();
             engine.warm_up(config)?;
             // Whoever hears that it has started finds it alive.
             engine.status.alive.store(true, Relaxed);
@@ -128,6 +132,8 @@ struct Engine {
     preprocess: Arc<dyn Preprocess>,
     cache: KvCache,
     batcher: Batcher,
+    /// Steps that are not asked for launch by launch.
+    recorded: Option<Recorded>,
     scheduler: Scheduler,
     sampler: Sampler,
     encoded: EncoderCache,
@@ -194,6 +200,7 @@ impl Engine {
                 placeholders: task.placeholders(),
                 positions: task.positions(),
             },
+            recorded: None,
             task,
             scheduler: Scheduler::new(config.limits, config.pages, config.page_size),
             sampler: Sampler::new(config.vocabulary),
@@ -469,16 +476,20 @@ impl Engine {
             Readout::Probability { position, .. } => position..position + 1,
             _ => 0..0,
         };
-        let batch = self.batcher.build(parts, &self.scheduler, rows, probed)?;
+        let mut lists = self.batcher.gather(parts, &self.scheduler, rows, probed)?;
         let drawing: Vec<SeqId> =
             parts.iter().filter(|part| self.scheduler.draws(**part)).map(|part| part.0).collect();
         // What may be drawn is found out while the network runs.
-        let (model, cache, sampler) = (&self.model, &self.cache, &mut self.sampler);
+        let (recorded, sampler) = (&self.recorded, &mut self.sampler);
         let logits = rayon::in_place_scope(|scope| {
             if sampler.is_constrained(&drawing) {
                 scope.spawn(|_| sampler.prepare(&drawing));
             }
-            model.forward(&batch, cache)
+            if let Some(logits) = recorded.as_ref().and_then(|recorded| recorded.replay(&mut lists)) {
+                self.status.replayed.fetch_add(1, Relaxed);
+                return logits;
+            }
+            self.model.forward(&lists.upload(&self.batcher.device)?, &self.cache)
         })?;
         let events = self.probe(parts, &logits, drawing.len())?;
         let drawn = match drawing.len() {
@@ -835,6 +846,39 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Records steps where the device can; without that, each is asked for launch by launch.
+    fn record(&mut self) {
+        if !records(&self.batcher.device) || matches!(self.task, Task::Embed(_)) {
+            return;
+        }
+        let EngineConfig { limits, page_size, context, .. } = self.config;
+        let began = Instant::now();
+        // Of a window every sequence sees all. What a text model remembers of pictures differs from request to request.
+        let memory = match self.task {
+            Task::Transcribe(_) => match self.preprocess.footprint(MediaSize::Sound) {
+                Ok(footprint) => Some(footprint.memory.div_ceil(page_size)),
+                Err(_) => return,
+            },
+            _ => None,
+        };
+        let scope = Scope {
+            sequences: limits.sequences.min(limits.rows),
+            pages: context.div_ceil(page_size),
+            memory,
+            positions: self.batcher.positions,
+        };
+        match Recorded::new(scope, &*self.model, &self.cache, &self.batcher.device) {
+            Ok(recorded) => {
+                let (steps, seconds) = (recorded.len(), began.elapsed().as_secs_f64());
+                info!(steps, seconds, "steps are recorded");
+                self.recorded = Some(recorded);
+            }
+            Err(error) => {
+                warn!(%error, "steps cannot be recorded: each of their launches is asked for by itself, which is slower");
+            }
+        }
     }
 
     /// A request for two tokens about a small picture, or a short silence.

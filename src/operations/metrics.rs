@@ -293,6 +293,9 @@ fn engines(models: &[Arc<Served>]) -> Vec<Family> {
         }),
         ("percept_cache_pages", "Pages of the cache.", Kind::Gauge, |of| of.handle.status().pages().1 as f64),
         ("percept_steps_total", "Steps.", Kind::Counter, |of| of.handle.status().steps() as f64),
+        ("percept_steps_replayed_total", "Steps that were recorded before.", Kind::Counter, |of| {
+            of.handle.status().replayed() as f64
+        }),
         (
             "percept_preemptions_total",
             "How often a request gave up its pages for an older one.",
