@@ -2,10 +2,12 @@
 # Proves and measures percept on a GPU: built where Rust is, run where the GPU is.
 #
 #   scripts/gpu.sh build [FOLDER]   builds with CUDA and gathers what a run needs [gpu-run]
-#   FOLDER/gpu.sh run [RESULTS]     on the GPU host, which needs its driver and Python 3: every kernel beside the host's
-#                                   version, every model beside the reference's answers, then benchmarks [results]
+#   FOLDER/gpu.sh run [RESULTS [PART...]]
+#                                   on the GPU host, which needs CUDA and Python 3 [results]. Parts, all
+#                                   of them where none is named: kernels, each beside the host's version; models, each
+#                                   beside the reference's answers; layers, beside the device's limits; load, of a server
 #
-# A run ends by itself; RESULTS has a log of each step, and the figures as JSON.
+# A run ends by itself, each part in minutes; RESULTS has a log of each step, and the figures as JSON.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 
@@ -46,8 +48,41 @@ step() {
     fi
 }
 
+kernels() {
+    step kernels "$here/kernels" --test-threads 1 --nocapture
+    ! grep -q skipped "$results/kernels.log" || failed="$failed kernels"
+    if command -v compute-sanitizer >/dev/null; then
+        step memcheck compute-sanitizer --error-exitcode 9 "$here/kernels" --test-threads 1
+    fi
+}
+
+models() {
+    step models-f32 python3 "$here/goldens.py" "$here/percept" "$here/fixtures" --device cuda --dtype f32
+    step models-bf16 python3 "$here/goldens.py" "$here/percept" "$here/fixtures" --device cuda --dtype bf16
+}
+
+layers() {
+    local shape
+    for shape in llava-7b llava-next-34b phi-3-vision whisper-large whisper-turbo; do
+        step "layers-$shape" "$here/percept" bench --offline "$results/shapes/$shape" --dummy-weights --device cuda \
+            --dtype bf16 --memory 0.9 --json "$results/layers-$shape.json"
+    done
+}
+
+load() {
+    step load python3 "$here/load.py" "$here/percept" "$results/shapes/llava-7b" "$results"
+}
+
 run() {
     results=${1:-$here/results}
+    shift || true
+    local part
+    for part in "$@"; do
+        [[ " kernels models layers load " == *" $part "* ]] || {
+            printf 'there is no part %s: kernels models layers load\n' "$part"
+            exit 2
+        }
+    done
     failed=
     mkdir -p "$results"
     {
@@ -55,20 +90,11 @@ run() {
         nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
         uname -sr
     } | tee "$results/host.log"
-    step kernels "$here/kernels" --test-threads 1 --nocapture
-    ! grep -q skipped "$results/kernels.log" || failed="$failed kernels"
-    if command -v compute-sanitizer >/dev/null; then
-        step memcheck compute-sanitizer --error-exitcode 9 "$here/kernels" --test-threads 1
-    fi
-    step models-f32 python3 "$here/goldens.py" "$here/percept" "$here/fixtures" --device cuda --dtype f32
-    step models-bf16 python3 "$here/goldens.py" "$here/percept" "$here/fixtures" --device cuda --dtype bf16
     python3 "$here/shapes.py" "$here/fixtures" "$results/shapes"
-    local shape
-    for shape in llava-7b whisper-large; do
-        step "layers-$shape" "$here/percept" bench --offline "$results/shapes/$shape" --dummy-weights --device cuda \
-            --dtype bf16 --memory 0.9 --json "$results/layers-$shape.json"
+    [ $# -gt 0 ] || set -- kernels models layers load
+    for part in "$@"; do
+        "$part"
     done
-    step load python3 "$here/load.py" "$here/percept" "$results/shapes/llava-7b" "$results"
     [ -z "$failed" ] || {
         printf 'failed:%s\n' "$failed"
         exit 1
@@ -79,7 +105,7 @@ run() {
 case "${1:-}" in
     build | run) "$@" ;;
     *)
-        sed -n '2,8s/^# \{0,1\}//p' "$0"
+        sed -n '2,12s/^# \{0,1\}//p' "$0"
         exit 2
         ;;
 esac

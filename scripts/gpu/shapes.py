@@ -25,7 +25,20 @@ def edit(file, change):
     file.write_text(json.dumps(config, indent=1))
 
 
-def llava(config):
+CLIP_LARGE = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+
+def llava_7b(config):
     config["text_config"] = {
         "model_type": "llama",
         "hidden_size": 4096,
@@ -37,46 +50,82 @@ def llava(config):
         "rms_norm_eps": 1e-5,
         "vocab_size": 32064,
     }
-    config["vision_config"] = {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 768,
+    config["vision_config"] = CLIP_LARGE
+
+
+def llava_next_34b(config):
+    config["text_config"] = {
+        "model_type": "llama",
+        "hidden_size": 7168,
+        "intermediate_size": 20480,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 56,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e6,
+        "vocab_size": 64064,
     }
+    config["vision_config"] = CLIP_LARGE
+    config["image_grid_pinpoints"] = PINPOINTS
 
 
-def llava_pictures(config):
-    config["size"] = {"shortest_edge": 336}
-    config["crop_size"] = {"height": 336, "width": 336}
-
-
-def whisper(config):
+def phi3_vision(config):
     config.update(
-        d_model=1280,
-        encoder_layers=32,
-        decoder_layers=32,
-        encoder_attention_heads=20,
-        decoder_attention_heads=20,
-        encoder_ffn_dim=5120,
-        decoder_ffn_dim=5120,
-        num_mel_bins=128,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=131072,
+        original_max_position_embeddings=4096,
+        sliding_window=262144,
+        vocab_size=32064,
     )
+    # As long as the published lists; which numbers are in them changes no time.
+    config["rope_scaling"].update(long_factor=[4.0] * 48, short_factor=[1.1] * 48)
+    config["img_processor"].update(image_dim_out=1024, num_img_tokens=144, clip_config=CLIP_LARGE)
+
+
+def whisper(decoder_layers):
+    def change(config):
+        config.update(
+            d_model=1280,
+            encoder_layers=32,
+            decoder_layers=decoder_layers,
+            num_hidden_layers=32,
+            encoder_attention_heads=20,
+            decoder_attention_heads=20,
+            encoder_ffn_dim=5120,
+            decoder_ffn_dim=5120,
+            num_mel_bins=128,
+            vocab_size=51866,
+        )
+
+    return change
+
+
+def setting(**values):
+    return lambda config: config.update(values)
+
+
+SQUARE = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+# Of each: the fixture that it is made of, and what differs in its files.
+SHAPES = {
+    "llava-7b": ("llava", llava_7b, setting(**SQUARE)),
+    "llava-next-34b": ("llava_next", llava_next_34b, setting(**SQUARE, image_grid_pinpoints=PINPOINTS)),
+    "phi-3-vision": ("phi3_v", phi3_vision, setting(num_crops=16, num_img_tokens=144)),
+    "whisper-large": ("whisper", whisper(32), setting(feature_size=128)),
+    "whisper-turbo": ("whisper", whisper(4), setting(feature_size=128)),
+}
 
 
 def main():
     fixtures, folder = map(Path, sys.argv[1:])
-    copy(fixtures / "llava", folder / "llava-7b")
-    edit(folder / "llava-7b" / "config.json", llava)
-    edit(folder / "llava-7b" / "preprocessor_config.json", llava_pictures)
-    copy(fixtures / "whisper", folder / "whisper-large")
-    edit(folder / "whisper-large" / "config.json", whisper)
-    edit(
-        folder / "whisper-large" / "preprocessor_config.json", lambda config: config.update(feature_size=128)
-    )
+    for name, (fixture, config, preprocessor) in SHAPES.items():
+        copy(fixtures / fixture, folder / name)
+        edit(folder / name / "config.json", config)
+        edit(folder / name / "preprocessor_config.json", preprocessor)
 
 
 if __name__ == "__main__":
