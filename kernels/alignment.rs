@@ -2,9 +2,13 @@
 //!
 //! Reference: openai/whisper, `whisper/timing.py`.
 
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Result, Shape, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use crate::{cuda, launch};
 use crate::{
     scalar::{Real, dtype, for_real},
     view::{Rows, contiguous, with_u32},
@@ -49,14 +53,6 @@ pub fn alignment(
     if frames > pages.dims1()? * page_size {
         bail!("alignment: {:?} pages of {page_size} do not hold {frames} frames", pages.shape())
     }
-    if !q.device().is_cpu() {
-        // The host does it for a GPU as well, with the few pages of this sequence: once a window of thirty seconds.
-        let host = &Device::Cpu;
-        let used = k.index_select(pages, 0)?.to_device(host)?;
-        let in_order = Tensor::arange(0, used.dim(0)? as u32, host)?;
-        let q_host = q.contiguous()?.to_device(host)?;
-        return alignment(&q_host, &used, &in_order, head_set, frames, scale)?.to_device(q.device());
-    }
     let operation = Alignment { pages: pages.clone(), head_set: head_set.to_vec(), frames, scale };
     q.apply_op2_no_bwd(k, &operation)
 }
@@ -91,6 +87,53 @@ impl CustomOp2 for Alignment {
             });
         }
         Ok((CpuStorage::F32(sum), (rows, frames).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let device = &q.device;
+        let stream = &device.cuda_stream();
+        let element = cuda::element(q, self.name())?;
+        let (rows, heads, width) = q_layout.shape().dims3()?;
+        let (pages, page_size, ..) = k_layout.shape().dims4()?;
+        let (chosen, frames) = (self.head_set.len(), self.frames);
+        let wanted = launch::Alignment { rows, heads, width, chosen, frames, page_size, pages };
+        // Where nothing is looked at, all is zero.
+        let mut out = device.alloc_zeros::<f32>(rows * frames)?;
+        if wanted.workspace() > 0 {
+            let (q, q_used) = cuda::rows(q, q_layout, element, "q", stream)?;
+            let k = cuda::contiguous(k, k_layout, element, "k cache", stream)?;
+            let (table, table_layout) = self.pages.storage_and_layout();
+            let count = table_layout.shape().dims1()?;
+            let table = cuda::indices(&table, table_layout, count, device, "pages", stream)?;
+            // Heads of a network are few.
+            let head_set: Vec<u32> = self.head_set.iter().map(|&head| head as u32).collect();
+            let head_set = device.clone_htod(&head_set)?;
+            // SAFETY: the first kernel writes every element.
+            let mut maps = unsafe { device.alloc::<f32>(wanted.workspace())? };
+            let addresses = [
+                cuda::address_mut(&mut out, stream),
+                cuda::address_mut(&mut maps, stream),
+                k.address,
+                table.address,
+                cuda::address(&head_set, stream),
+            ];
+            for launch in wanted.launches(element, q, self.scale, addresses)? {
+                // SAFETY: `alignment` has found heads, widths and types equal, all heads that are looked at among them, and
+                // pages for all frames. Queries, keys and pages are inside their storage, as the functions above have
+                // checked; a page outside the cache is noticed by the kernel, which traps. The rest was made for the
+                // launches.
+                unsafe { cuda::run(device, &cuda::ALIGNMENT, &launch)? }
+            }
+            drop((q_used, k, table));
+        }
+        Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), (rows, frames).into()))
     }
 }
 

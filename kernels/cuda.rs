@@ -28,6 +28,7 @@ macro_rules! module {
 }
 
 module!(ACTIVATION, "activation");
+module!(ALIGNMENT, "alignment");
 module!(ATTENTION, "attention");
 module!(KV_WRITE, "kv_write");
 module!(LINEAR, "linear");

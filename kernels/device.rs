@@ -15,8 +15,11 @@ pub struct DeviceMemory {
 /// order, and freed memory is kept for the next step instead of being given back to the driver.
 ///
 /// # Errors
-/// When there is no such GPU, its driver is too old for the build, or the build has no CUDA.
+/// When there is no such GPU, no driver, one of CUDA's libraries is not there, the driver is too old for the build, or the
+/// build has no CUDA.
 pub fn open_cuda(ordinal: usize) -> Result<Device> {
+    #[cfg(feature = "cuda")]
+    crate::late::load()?;
     let device = Device::new_cuda_with_stream(ordinal)?;
     #[cfg(feature = "cuda")]
     if let Device::Cuda(cuda) = &device {

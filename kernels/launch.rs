@@ -11,8 +11,10 @@ use crate::{
     resize::{Axis, Resize},
 };
 
+mod alignment;
 mod sample;
 
+pub use alignment::Alignment;
 pub use sample::{MOST_IDS, Sampling, probabilities, wanted_probabilities};
 
 /// An element type, as the names of kernels spell it.

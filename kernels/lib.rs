@@ -11,6 +11,8 @@ mod cuda;
 mod device;
 mod graph;
 mod kv_write;
+#[cfg(feature = "cuda")]
+mod late;
 pub mod launch;
 mod linear;
 mod log_mel;
@@ -32,4 +34,6 @@ pub use log_mel::{MelBank, log_mel};
 pub use mapped::{Mmap, map_file};
 pub use norm::{add_rms_norm, layer_norm, rms_norm};
 pub use resize::{Canvas, Filter, Region, Resize, normalise, resize};
-pub use sample::{Draw, Drawn, Forbidden, NotFinite, Seen, probabilities, sample, uniform};
+pub use sample::{
+    Downloads, Draw, Drawing, Drawn, Forbidden, NotFinite, Seen, probabilities, sample, uniform,
+};

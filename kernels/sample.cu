@@ -491,6 +491,13 @@ GLOBAL void __launch_bounds__(THREADS)
 }
 KERNEL(sample_draw)
 
+// The tokens of the step behind: words[i] becomes the id that row from[i] has drawn, and a row that drew nothing has an id,
+// too. grid (1), block as wide as rows are, 1024 at most.
+GLOBAL void __launch_bounds__(THREADS) sample_feed(unsigned *words, const Found *out, const unsigned *from, int rows) {
+  for (int i = threadIdx.x; i < rows; i += blockDim.x) words[i] = out[from[i]].id;
+}
+KERNEL(sample_feed)
+
 // Of an id of a row, and over how many ids.
 struct Wanted {
   unsigned id, count;

@@ -5,6 +5,8 @@ use std::ops::Range;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
+use crate::rewrite;
+
 #[cfg(feature = "cuda")]
 mod cuda;
 
@@ -46,6 +48,25 @@ pub struct Draw<'a> {
     pub random: f64,
     /// Tokens whose probabilities are wanted besides that of the drawn one; `None` computes none at all.
     pub logprobs: Option<usize>,
+}
+
+impl Draw<'_> {
+    /// From the probabilities as they are, with a random number of one half.
+    pub const NEUTRAL: Draw<'static> = Draw {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition: 1.0,
+        frequency: 0.0,
+        presence: 0.0,
+        seen: &[],
+        bias: &[],
+        forbidden: &Forbidden::NONE,
+        vocabulary: usize::MAX,
+        random: 0.5,
+        logprobs: None,
+    };
 }
 
 /// Ids that may not be drawn, whatever their logits. Those that are left share the whole probability.
@@ -100,16 +121,90 @@ pub struct NotFinite;
 /// # Errors
 /// When the logits cannot be read or the counts differ.
 pub fn sample(logits: &Tensor, draws: &[Draw<'_>]) -> candle_core::Result<Vec<Result<Drawn, NotFinite>>> {
-    let (rows, width) = logits.dims2()?;
-    if rows != draws.len() {
-        candle_core::bail!("sample: {} draws for {rows} rows of logits", draws.len())
-    }
+    let mut downloads = Downloads::default();
+    Drawing::start(logits, draws, &mut downloads)?.wait(&mut downloads)
+}
+
+/// Draws that a device was asked for; it goes on with them while the host does something else.
+#[derive(Debug)]
+pub struct Drawing(Place);
+
+#[derive(Debug)]
+enum Place {
+    /// Done already.
+    Host(Vec<Result<Drawn, NotFinite>>),
     #[cfg(feature = "cuda")]
-    if let Some(drawn) = cuda::sample(logits, draws)? {
-        return Ok(drawn);
+    Cuda(Box<cuda::Drawing>),
+}
+
+/// Memory of the host that a device writes to by itself, to be used again: to get it takes long.
+#[derive(Debug, Default)]
+pub struct Downloads {
+    #[cfg(feature = "cuda")]
+    pinned: Vec<cuda::Pinned>,
+}
+
+impl Drawing {
+    /// Begins what [`sample`] does. On a CUDA device it returns before anything is drawn; elsewhere all is.
+    ///
+    /// # Errors
+    /// As [`sample`].
+    pub fn start(
+        logits: &Tensor,
+        draws: &[Draw<'_>],
+        downloads: &mut Downloads,
+    ) -> candle_core::Result<Self> {
+        let (rows, width) = logits.dims2()?;
+        if rows != draws.len() {
+            candle_core::bail!("sample: {} draws for {rows} rows of logits", draws.len())
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(drawing) = cuda::Drawing::start(logits, draws, downloads)? {
+            return Ok(Self(Place::Cuda(Box::new(drawing))));
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = downloads;
+        let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let drawn = logits.par_chunks(width.max(1)).zip(draws).map(|(row, draw)| draw.one(row)).collect();
+        Ok(Self(Place::Host(drawn)))
     }
-    let logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-    Ok(logits.par_chunks(width.max(1)).zip(draws).map(|(row, draw)| draw.one(row)).collect())
+
+    /// Writes ids where a step behind reads its tokens, without waiting for them: `words[i]` becomes what was drawn from row
+    /// `from[i]`, or some id of the vocabulary where nothing could be.
+    ///
+    /// - `words`: u32, on the device of the logits
+    ///
+    /// # Errors
+    /// When a row is none of the draws', or the words are fewer, not contiguous, or elsewhere.
+    pub fn feed(&self, words: &Tensor, from: &[u32]) -> candle_core::Result<()> {
+        match &self.0 {
+            Place::Host(drawn) => {
+                let id = |&row: &u32| match drawn.get(row as usize) {
+                    Some(drawn) => Ok(drawn.as_ref().map_or(0, |drawn| drawn.id)),
+                    None => candle_core::bail!("sample: row {row} of {} draws", drawn.len()),
+                };
+                rewrite(words, &from.iter().map(id).collect::<candle_core::Result<Vec<_>>>()?)
+            }
+            #[cfg(feature = "cuda")]
+            Place::Cuda(drawing) => drawing.feed(words, from),
+        }
+    }
+
+    /// What was drawn from each row, when it is.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn wait(self, downloads: &mut Downloads) -> candle_core::Result<Vec<Result<Drawn, NotFinite>>> {
+        match self.0 {
+            Place::Host(drawn) => {
+                #[cfg(not(feature = "cuda"))]
+                let _ = downloads;
+                Ok(drawn)
+            }
+            #[cfg(feature = "cuda")]
+            Place::Cuda(drawing) => drawing.wait(downloads),
+        }
+    }
 }
 
 /// The probability of id `ids[i]` in row `i`, over the first `widths[i]` ids.

@@ -2,13 +2,15 @@
 # Every check of the project, as CI runs them; installs what the machine lacks.
 #
 #   scripts/check.sh            all
-#   scripts/check.sh STEP...    only these: format lint licences docs tests fuzz clients ui browser deploy demo
+#   scripts/check.sh STEP...    only these: format lint licences docs tests fuzz clients ui browser deploy cuda demo;
+#                               and device, which is in none of the above: the whole program, with CUDA
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 
-STEPS=(format lint licences docs tests fuzz clients ui browser deploy demo)
+STEPS=(format lint licences docs tests fuzz clients ui browser deploy cuda demo)
+MORE=(device)
 
 format() {
     local linters
@@ -42,9 +44,9 @@ tests() {
     cargo nextest run --locked --workspace --no-fail-fast
 }
 
-# What takes a stranger's bytes, for a minute each.
+# What takes a stranger's bytes, for half a minute each.
 fuzz() {
-    scripts/fuzz.sh
+    scripts/fuzz.sh 30
 }
 
 # The program, as the tests have it: the features of what tests need beside it are in what is built, so that nothing is
@@ -153,6 +155,34 @@ END
     printf '%s\n' "$folder/helm"
 }
 
+# What is for NVIDIA GPUs, built and linked on a machine that has none.
+cuda() (
+    cuda_toolkit
+    cargo clippy --locked --workspace --all-targets --features cuda -- --deny warnings
+    cargo nextest run --locked --workspace --features cuda --test cuda --test driver --test late
+)
+
+# The same of the program: it starts, and computes on the CPU. Ten minutes of building.
+device() (
+    cuda_toolkit
+    cargo nextest run --locked --workspace --features cuda --test cuda --test device --test late
+    # NVIDIA's libraries are loaded when a GPU is opened. One that is linked would keep the program from starting.
+    ! readelf --dynamic "$CARGO_TARGET_DIR/debug/percept" | grep -E 'NEEDED.*lib(cu|nv)' ||
+        fail 'percept is linked with CUDA: run scripts/cuda-symbols.sh'
+)
+
+cuda_toolkit() {
+    local toolkit
+    toolkit=$(scripts/cuda-toolkit.sh)
+    eval "$toolkit"
+    need_cargo_command nextest 0.9.143
+    # candle's own kernels, most of them for quantised weights that nothing here has, take minutes to be made fast.
+    mkdir -p "$TOOLS/quick"
+    export NVCC="$TOOLS/quick/nvcc"
+    printf '#!/bin/sh\nexec %q "$@" -Xcicc -O0 -Xptxas -O0\n' "$CUDA_HOME/bin/nvcc" >"$NVCC"
+    chmod +x "$NVCC"
+}
+
 demo() {
     PERCEPT_PROFILE=dev scripts/demo.sh --once
 }
@@ -163,7 +193,7 @@ linters() {
 }
 
 for step in "$@"; do
-    [[ " ${STEPS[*]} " == *" $step "* ]] || fail "there is no step $step: ${STEPS[*]}"
+    [[ " ${STEPS[*]} ${MORE[*]} " == *" $step "* ]] || fail "there is no step $step: ${STEPS[*]} ${MORE[*]}"
 done
 [ $# -gt 0 ] || set -- "${STEPS[@]}"
 need_compilers

@@ -4,9 +4,9 @@
 #   eval "$(scripts/cuda-toolkit.sh)" && cargo build --release -p percept-kernels --features cuda
 #
 # A toolkit of the machine is taken as it is: CUDA_HOME, then /usr/local/cuda, then nvcc on PATH. Otherwise the
-# compiler and its libraries come from Python packages. Those have no driver and no cuBLAS, which a GPU host has: what
-# is missing for linking is replaced by empty functions of the same names, and the program finds the real ones when it
-# starts. CUDA_COMPUTE_CAP says what to build for (80, 86, 89, 90); 80 where no GPU answers.
+# compiler comes from Python packages. Those have no driver and no cuBLAS, and neither needs to be there for a build: the
+# program finds them when it opens a GPU (kernels/late.rs). CUDA_COMPUTE_CAP says what to build for (80, 86, 89, 90); 80
+# where no GPU answers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
@@ -44,50 +44,6 @@ packaged_toolkit() {
     fail "no nvcc in $environment: remove that folder and try again"
 }
 
-# Libraries that the program links and that neither the toolkit nor the machine has, with the functions that cudarc
-# declares, all of them empty. A GPU host has the real ones under the same names.
-link_stubs() {
-    local toolkit=$1 major=$2 stubs=$3
-    mkdir -p "$stubs"
-    local name soname file
-    while read -r name soname; do
-        file="$stubs/lib$name.so"
-        # A wheel has the versioned name only, and the linker looks for the plain one.
-        if [ -e "$toolkit/lib/$soname" ]; then
-            ln -sf "$toolkit/lib/$soname" "$file"
-            continue
-        fi
-        [ ! -s "$file" ] || continue
-        say "building a stub of $soname"
-        symbols "$name" | sort -u | sed 's/.*/void &(void) {}/' >"$stubs/$name.c"
-        cc -shared -fPIC "-Wl,-soname,$soname" -o "$file" "$stubs/$name.c"
-    done <<END
-cuda libcuda.so.1
-nvrtc libnvrtc.so.$major
-curand libcurand.so.10
-cublas libcublas.so.$major
-cublasLt libcublasLt.so.$major
-cudart libcudart.so.$major
-END
-}
-
-# What cudarc declares of a library; its folders have other names for two of them.
-symbols() {
-    local module=$1 cudarc
-    case $module in
-        cuda) module=driver ;;
-        cudart) module=runtime ;;
-        cublasLt) module=cublaslt ;;
-    esac
-    cudarc=$(cargo metadata --locked --format-version 1 --manifest-path kernels/Cargo.toml --features cuda \
-        --filter-platform "$(rustc -vV | sed -n 's/^host: //p')" |
-        python3 -c 'import json, os, sys
-found = [p for p in json.load(sys.stdin)["packages"] if p["name"] == "cudarc"]
-print(os.path.dirname(found[0]["manifest_path"]))')
-    grep -oE 'fn (cu|nvrtc)[A-Za-z0-9_]+' "$cudarc/src/$module/sys/mod.rs" | sed 's/^fn //' | grep -v '^culib$' ||
-        fail "no functions of $module were found in the sources of cudarc"
-}
-
 toolkit=$(installed_toolkit)
 if [ -n "$toolkit" ]; then
     say "using the toolkit in $toolkit"
@@ -107,10 +63,5 @@ say "CUDA $version"
     if ! command -v nvidia-smi >/dev/null && [ -z "${CUDA_COMPUTE_CAP:-}" ]; then
         say 'no GPU here: building for compute capability 8.0; set CUDA_COMPUTE_CAP to change that'
         printf 'export CUDA_COMPUTE_CAP=80\n'
-    fi
-    if [ ! -e "$toolkit/lib64/libcublas.so" ]; then
-        stubs="$CACHE/cuda-stubs/$version"
-        link_stubs "$toolkit" "${version%%.*}" "$stubs"
-        printf 'export LIBRARY_PATH=%q"${LIBRARY_PATH:+:$LIBRARY_PATH}"\n' "$stubs"
     fi
 }

@@ -11,8 +11,8 @@ use crate::faults::{FAULTS, Fault};
 #[path = "faults.rs"]
 mod faults;
 
-const KERNELS: [&str; 8] =
-    ["activation", "attention", "kv_write", "linear", "log_mel", "norm", "resize", "sample"];
+const KERNELS: [&str; 9] =
+    ["activation", "alignment", "attention", "kv_write", "linear", "log_mel", "norm", "resize", "sample"];
 
 fn main() {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -40,6 +40,32 @@ fn main() {
     // Kernels register themselves in constructors, so the linker must keep every object file.
     emulated.link_lib_modifier("+whole-archive").compile("percept_emulated_kernels");
     cpp().opt_level(2).include(&here).file(here.join("emulation.cpp")).compile("percept_emulation");
+    driver(&here, &out);
+}
+
+/// A folder with the libraries that a program for GPUs looks for, all of them the emulated driver.
+fn driver(here: &Path, out: &Path) {
+    println!("cargo:rerun-if-changed=driver.cpp");
+    let folder = out.join("driver");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("cargo's folder can be written to");
+    println!("cargo:rustc-env=PERCEPT_EMULATED_DRIVER={}", folder.display());
+    cpp().opt_level(2).cargo_metadata(false).file(here.join("driver.cpp")).compile("percept_emulated_driver");
+    let library = folder.join("libcuda.so.1");
+    let mut linker = cpp().get_compiler().to_command();
+    linker.arg("-shared").arg("-o").arg(&library).args(["-Wl,--no-undefined", "-Wl,--whole-archive"]);
+    for part in ["percept_emulated_driver", "percept_emulated_kernels", "percept_emulation"] {
+        linker.arg(out.join(format!("lib{part}.a")));
+    }
+    let linked = linker.args(["-Wl,--no-whole-archive", "-ldl", "-lpthread"]).status();
+    assert!(linked.is_ok_and(|status| status.success()), "{linker:?} failed");
+    // Of whichever version of CUDA the program was built for.
+    for other in
+        ["libcublas.so.12", "libcublas.so.13", "libcublasLt.so.12", "libcublasLt.so.13", "libcurand.so.10"]
+    {
+        std::os::unix::fs::symlink("libcuda.so.1", folder.join(other))
+            .expect("cargo's folder can be written to");
+    }
 }
 
 fn cpp() -> cc::Build {

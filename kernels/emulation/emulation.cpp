@@ -262,6 +262,7 @@ struct Cell {  // one granule of shadow: last write and last read(s)
   return out;
 }
 static void make_tls_region() {  // function-level __shared__ arrays are thread-local variables of this module
+  *const_cast<volatile unsigned char *>(smem) = 0;  // a library that is loaded late gets them when they are used
   struct Find {
     Region *r;
   } arg{&c->tls};
@@ -563,6 +564,33 @@ void emu_free_sparse(void *p, size_t bytes) {
 void emu_mark_init_range(void *base, size_t at, size_t bytes) {
   if (Region *r = region(base))
     for (size_t i = at >> r->gran; i << r->gran < at + bytes; i++) r->cells[i].f |= INIT;
+}
+static Region *around(const void *p) {
+  for (auto &r : ctx().regions)
+    if ((uintptr_t)p - r.lo < r.hi - r.lo) return &r;
+  return nullptr;
+}
+// Bytes from here to the end of the buffer that this lies in, `bytes` at most.
+size_t emu_room(const void *p, size_t bytes) {
+  Region *r = around(p);
+  return r ? std::min(bytes, size_t(r->hi - (uintptr_t)p)) : 0;
+}
+// Bytes were copied by something else than a kernel: they are as written as what they come from; without that they are.
+void emu_copy_init(void *to, const void *from, size_t bytes) {
+  Region *r = around(to), *source = from ? around(from) : nullptr;
+  if (!r) return;
+  const size_t first = (uintptr_t)to - r->lo, origin = source ? (uintptr_t)from - source->lo : 0;
+  for (size_t i = 0; i < bytes; i++) {
+    Cell &cell = r->cells[(first + i) >> r->gran];
+    const bool init = !source || source->cells[(origin + i) >> source->gran].f & INIT;
+    cell.f = init ? cell.f | INIT : cell.f & ~INIT;
+  }
+}
+// How many parameters a kernel has, and the bytes of each; -1 where there is no such kernel.
+int emu_kernel_arguments(const char *name, const unsigned char **sizes) {
+  const Kernel *k = kernels;
+  while (k && strcmp(k->name, name)) k = k->next;
+  return k ? (*sizes = k->arg_sizes, int(k->n_args)) : -1;
 }
 size_t emu_uninit(void *p) {  // granules never written
   size_t n = 0;

@@ -33,6 +33,7 @@ const LINEAR_PLAIN: &[&str] = &["EACH_PLAIN(f32)"];
 const DECODE: &[&str] = &["EACH_DECODE(bf16, 1, 4)", "EACH_MERGE(bf16)"];
 const SAMPLE: &[&str] = &["(f32)"];
 const ROWS: &[&str] = &["EACH_ROWS(bf16, 1)"];
+const ALIGNMENT: &[&str] = &["(bf16)"];
 const TILES: &[&str] = &["EACH_TILES(bf16, 64)"];
 
 /// All of them.
@@ -46,6 +47,44 @@ pub const FAULTS: &[Fault] = &[
         "(x < -3.f ? 0.f : x * normcdff(x))",
     ),
     fault("activation", "activation_has_half_the_slope", &["(gelu_tanh,"], "1.5957691216f", "0.7978845608f"),
+    fault(
+        "alignment",
+        "alignment_starts_too_early",
+        ALIGNMENT,
+        "__syncthreads();  // the queries are there",
+        "",
+    ),
+    fault(
+        "alignment",
+        "alignment_shares_too_early",
+        ALIGNMENT,
+        "__syncthreads();  // all scores are there",
+        "",
+    ),
+    fault(
+        "alignment",
+        "alignment_trusts_pages",
+        ALIGNMENT,
+        "if (page >= unsigned(sizes.page_count)) __trap();",
+        "",
+    ),
+    fault(
+        "alignment",
+        "alignment_takes_the_next_head",
+        ALIGNMENT,
+        "(slot * sizes.heads + head)",
+        "(slot * sizes.heads + blockIdx.y)",
+    ),
+    fault("alignment", "alignment_forgets_the_first", ALIGNMENT, "mean /= rows;", "mean = 0.;"),
+    fault(
+        "alignment",
+        "alignment_mirrors_the_edge",
+        ALIGNMENT,
+        "2 * (frames - 1) - at",
+        "2 * frames - 1 - at",
+    ),
+    fault("alignment", "alignment_writes_all_rows", ALIGNMENT, "if (row < mine) map", "map"),
+    fault("alignment", "alignment_median_is_off", ALIGNMENT, "return v[HALF];", "return v[HALF + 1];"),
     fault("activation", "activation_is_silu", &["(quick_gelu,"], "1.702f * x", "x"),
     fault("activation", "activation_runs_over_the_end", SILU, "if (at >= count) return;", ""),
     fault(
@@ -236,5 +275,7 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault("sample", "sample_rewards_what_was_seen", SAMPLE, "x = x > 0.f ?", "x = x < 0.f ?"),
     fault("sample", "sample_shares_too_little", SAMPLE, "- cut.above + value - 1)", "- cut.above)"),
+    fault("sample", "sample_feeds_the_same_rows", SAMPLE, "out[from[i]].id", "out[i % 5].id"),
+    fault("sample", "sample_feeds_a_block", SAMPLE, "i < rows; i += blockDim.x) words", "i < 1; i++) words"),
     fault("sample", "sample_allows_what_a_mask_lacks", SAMPLE, "id / 32 >= draw.mask_count || ", ""),
 ];

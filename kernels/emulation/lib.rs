@@ -14,6 +14,10 @@ use percept_kernels::launch::{Element, Launch};
 
 mod faults;
 
+/// A folder with `libcuda.so.1` and the like: a driver whose device is this emulation. What is built for GPUs runs on it,
+/// where the loader finds it first (`LD_LIBRARY_PATH`).
+pub const DRIVER: &str = env!("PERCEPT_EMULATED_DRIVER");
+
 // SAFETY: the signatures are those of emulation.cpp.
 unsafe extern "C" {
     fn emu_alloc(bytes: usize, granule: u32, name: *const c_char) -> *mut u8;

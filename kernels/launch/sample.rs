@@ -118,6 +118,28 @@ impl Sampling {
         Ok(launches)
     }
 
+    /// Writes of each of `from`, a row, the id that was drawn from it to the next of the first `words`, one of a step behind.
+    /// Addresses are those of the words, [`Self::output`] as the launches have left it, and `from`; none for no rows.
+    ///
+    /// # Errors
+    /// When a row is none of the draws'.
+    pub fn feed(&self, [words, out, from_at]: [u64; 3], from: &[u32]) -> Result<Option<Launch>> {
+        if let Some(row) = from.iter().find(|&&row| row as usize >= self.top.len()) {
+            bail!("sample: row {row} of {} draws", self.top.len())
+        }
+        if from.is_empty() {
+            return Ok(None);
+        }
+        let threads = from.len().next_multiple_of(32).min(THREADS as usize) as u32;
+        Ok(Some(Launch {
+            kernel: "sample_feed".into(),
+            grid: [1, 1, 1],
+            block: [threads, 1, 1],
+            shared: 0,
+            arguments: vec![Address(words), Address(out), Address(from_at), int(from.len(), "rows")?],
+        }))
+    }
+
     /// What the kernels have written, for each row.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Alignment against a straight f64 formula, on shapes that are multiples of nothing.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+#[path = "support/alignment.rs"]
+mod formula;
 mod support;
 
 use candle_core::{DType, Device, Tensor};
@@ -16,29 +18,6 @@ fn tensor<S: Into<candle_core::Shape>>(shape: S, seed: u64, dtype: DType) -> Ten
 
 fn wide(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn standardised(column: &[f64]) -> Vec<f64> {
-    let mean = column.iter().sum::<f64>() / column.len() as f64;
-    let variance = column.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / column.len() as f64;
-    // A single frame has all the attention of every row.
-    let deviation = if variance == 0.0 { 1.0 } else { variance.sqrt() };
-    column.iter().map(|value| (value - mean) / deviation).collect()
-}
-
-/// The median of seven, the row mirrored at its ends.
-fn smoothed(row: &[f64]) -> Vec<f64> {
-    let last = row.len() as isize - 1;
-    if last < 3 {
-        return row.to_vec();
-    }
-    let mirrored = |frame: isize| row[(if frame > last { 2 * last - frame } else { frame.abs() }) as usize];
-    let at = |frame: isize| {
-        let mut seven: Vec<f64> = (frame - 3..=frame + 3).map(mirrored).collect();
-        seven.sort_by(f64::total_cmp);
-        seven[3]
-    };
-    (0..=last).map(at).collect()
 }
 
 struct Case {
@@ -78,32 +57,8 @@ impl Case {
     }
 
     fn expected(&self, q: &Tensor, k: &Tensor, scale: f64) -> Vec<f64> {
-        let (q, k, pages) = (wide(q), wide(k), self.pages());
-        let mut sum = vec![0.0; self.rows * self.frames];
-        for &head in &self.head_set {
-            let mut map = vec![0.0; self.rows * self.frames];
-            for (row, map) in map.chunks_mut(self.frames).enumerate() {
-                for (frame, score) in map.iter_mut().enumerate() {
-                    let slot =
-                        pages[frame / self.page_size] as usize * self.page_size + frame % self.page_size;
-                    let query = &q[(row * self.heads + head) * self.width..][..self.width];
-                    let key = &k[(slot * self.heads + head) * self.width..][..self.width];
-                    *score = scale * query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>();
-                }
-                let largest = map.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let total: f64 = map.iter().map(|score| (score - largest).exp()).sum();
-                map.iter_mut().for_each(|score| *score = (*score - largest).exp() / total);
-            }
-            for frame in 0..self.frames {
-                let column: Vec<f64> = (0..self.rows).map(|row| map[row * self.frames + frame]).collect();
-                for (row, value) in standardised(&column).into_iter().enumerate() {
-                    map[row * self.frames + frame] = value;
-                }
-            }
-            let smooth: Vec<f64> = map.chunks(self.frames).flat_map(smoothed).collect();
-            sum.iter_mut().zip(smooth).for_each(|(sum, value)| *sum += value);
-        }
-        sum
+        let sizes = [self.rows, self.heads, self.width, self.page_size, self.frames];
+        formula::alignment(&wide(q), &wide(k), &self.pages(), &self.head_set, sizes, scale)
     }
 }
 

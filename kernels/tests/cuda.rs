@@ -7,15 +7,22 @@ mod support;
 
 use candle_core::{DType, Device, Shape, Tensor};
 use percept_kernels::{
-    Activation, Canvas, Draw, Filter, Forbidden, Kv, Mask, MelBank, Pages, Ragged, Region, Resize, Seen,
-    activate, add_rms_norm, alignment, attention, gated, kv_write, layer_norm, linear, log_mel, normalise,
-    open_cuda, probabilities, record, resize, rewrite, rms_norm, sample, uniform,
+    Activation, Canvas, Downloads, Draw, Drawing, Filter, Forbidden, Kv, Mask, MelBank, Pages, Ragged,
+    Region, Resize, Seen, activate, add_rms_norm, alignment, attention, device_name, gated, kv_write,
+    layer_norm, linear, log_mel, normalise, open_cuda, probabilities, record, resize, rewrite, rms_norm,
+    sample, uniform,
 };
 
 const HOST: &Device = &Device::Cpu;
 
 fn gpu() -> Option<Device> {
     open_cuda(0).inspect_err(|error| eprintln!("skipped: no GPU answers: {error}")).ok()
+}
+
+/// Sizes, without those that are too large for a device that is emulated thread by thread.
+fn sizes<const N: usize>(gpu: &Device, all: &[[usize; N]], most: usize) -> Vec<[usize; N]> {
+    let emulated = device_name(gpu).unwrap().is_some_and(|name| name == "emulated device");
+    all.iter().copied().filter(|size| !emulated || size.iter().product::<usize>() <= most).collect()
 }
 
 /// Numbers in -1..1 that look random and are the same every time.
@@ -53,16 +60,16 @@ const TYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 fn linear_layers() {
     let Some(gpu) = &gpu() else { return };
     let shapes = [
-        (1, 8, 1),
-        (3, 37, 33),
-        (16, 1032, 64),
-        (17, 72, 65),
-        (65, 128, 130),
-        (129, 72, 6017),
-        (300, 4096, 4096),
+        [1, 8, 1],
+        [3, 37, 33],
+        [16, 1032, 64],
+        [17, 72, 65],
+        [65, 128, 130],
+        [129, 72, 6017],
+        [300, 4096, 4096],
     ];
     for dtype in TYPES {
-        for (rows, input, output) in shapes {
+        for [rows, input, output] in sizes(gpu, &shapes, 1_200_000) {
             let (x, weight) = (noise((rows, input), 1, dtype), noise((output, input), 2, dtype));
             let bias = noise(output, 3, dtype);
             let expected = linear(&x, &weight, Some(&bias)).unwrap();
@@ -110,7 +117,8 @@ fn activations() {
     let Some(gpu) = &gpu() else { return };
     for dtype in TYPES {
         for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu] {
-            for (rows, width) in [(1, 1), (3, 5), (33, 64), (2, 1001), (7, 14_336), (70_000, 8)] {
+            let shapes = [[1, 1], [3, 5], [33, 64], [2, 1001], [7, 14_336], [70_000, 8]];
+            for [rows, width] in sizes(gpu, &shapes, 3000) {
                 let both = (noise((rows, 2 * width), 1, dtype) * 10.0).unwrap();
                 let run = |device: &Device| {
                     let both = both.to_device(device).unwrap();
@@ -132,9 +140,8 @@ fn attention_and_the_cache() {
     let Some(gpu) = &gpu() else { return };
     let lengths: [(usize, usize); 5] = [(1, 300), (5, 5), (1, 1), (70, 90), (2, 17)];
     for dtype in TYPES {
-        for (heads, kv_heads, width) in
-            [(4, 4, 64), (8, 2, 80), (6, 1, 96), (2, 2, 128), (3, 3, 5), (32, 4, 128)]
-        {
+        let shapes = [[4, 4, 64], [8, 2, 80], [6, 1, 96], [2, 2, 128], [3, 3, 5], [32, 4, 128]];
+        for [heads, kv_heads, width] in sizes(gpu, &shapes, 1300) {
             for mask in [Mask::Causal, Mask::Window(20)] {
                 let rows: usize = lengths.iter().map(|(rows, _)| rows).sum();
                 let most = lengths.iter().map(|(_, seen)| seen.div_ceil(PAGE)).max().unwrap();
@@ -193,9 +200,13 @@ fn pictures() {
     let levels: Vec<u8> = (0..height * width * 3).map(|i| (i * i % 253) as u8).collect();
     let picture = Tensor::from_vec(levels, (height, width, 3), HOST).unwrap();
     let canvas = Canvas { width: 133, height: 133, left: 0, top: 29, fill: [122, 116, 104] };
-    let region = Region { left: 5, top: 3, width: 300, height: 331 };
-    for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
-        let how = Resize { canvas, width: 336, height: 336, region, filter };
+    for (filter, [side, _]) in
+        [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos].into_iter().flat_map(|filter| {
+            sizes(gpu, &[[336, 336], [56, 56]], 4000).into_iter().map(move |size| (filter, size))
+        })
+    {
+        let region = Region { left: 5, top: 3, width: side - 36, height: side - 5 };
+        let how = Resize { canvas, width: side, height: side, region, filter };
         let expected = resize(&picture, how).unwrap();
         let found = resize(&picture.to_device(gpu).unwrap(), how).unwrap();
         assert_eq!(wide(&found), wide(&expected), "{filter:?}");
@@ -209,10 +220,10 @@ fn pictures() {
 fn sound() {
     let Some(gpu) = &gpu() else { return };
     let samples = noise(50_000, 9, DType::F32);
-    for mels in [80, 128] {
+    for [mels, frames] in sizes(gpu, &[[80, 313], [128, 313], [80, 23]], 2000) {
         let bank = MelBank::new(mels);
-        let expected = log_mel(&samples, 0..313, &bank).unwrap();
-        let found = log_mel(&samples.to_device(gpu).unwrap(), 0..313, &bank).unwrap();
+        let expected = log_mel(&samples, 0..frames, &bank).unwrap();
+        let found = log_mel(&samples.to_device(gpu).unwrap(), 0..frames, &bank).unwrap();
         check("log-mel", &found, &expected, 2e-3);
     }
     let (q, k) = (noise((30, 6, 64), 1, DType::F32), noise((9, 16, 6, 64), 2, DType::F32));
@@ -221,7 +232,7 @@ fn sound() {
         let [q, k, pages] = [&q, &k, &pages].map(|tensor| tensor.to_device(device).unwrap());
         alignment(&q, &k, &pages, &[1, 4], 140, 0.125).unwrap()
     };
-    check("alignment", &run(gpu), &run(HOST), 1e-5);
+    check("alignment", &run(gpu), &run(HOST), 1e-3);
 }
 
 #[test]
@@ -236,21 +247,7 @@ fn tokens() {
         ..Forbidden::NONE
     };
     let masked = Forbidden { mask: Some(&mask), ..Forbidden::NONE };
-    let hot = Draw {
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition: 1.0,
-        frequency: 0.0,
-        presence: 0.0,
-        seen: &[],
-        bias: &[],
-        forbidden: &Forbidden::NONE,
-        vocabulary: usize::MAX,
-        random: 0.5,
-        logprobs: Some(5),
-    };
+    let hot = Draw { logprobs: Some(5), ..Draw::NEUTRAL };
     let ways = [
         Draw { temperature: 0.0, logprobs: None, ..hot },
         Draw { temperature: 0.0, forbidden: &timed, ..hot },
@@ -263,7 +260,7 @@ fn tokens() {
         Draw { bias: &[(3, 2.0), (8, -9.0), (3, 0.5)], vocabulary: 900, ..hot },
     ];
     for dtype in TYPES {
-        for width in [1000, 1003, 32_064, 51_866, 151_936] {
+        for [width] in sizes(gpu, &[[1000], [1003], [32_064], [51_866], [151_936]], 1003) {
             let rows = 40;
             let logits = (noise((rows, width), 1, DType::F32) * 9.0).unwrap().to_dtype(dtype).unwrap();
             let on_gpu = logits.to_device(gpu).unwrap();
@@ -296,6 +293,41 @@ fn tokens() {
                 assert!((found - expected).abs() <= 1e-4 * expected + 1e-12, "{found}, not {expected}");
             }
         }
+    }
+}
+
+/// A draw goes on while the host asks for the step behind it, whose tokens it is, and a recording reads them.
+#[test]
+fn tokens_of_the_step_behind() {
+    let Some(gpu) = &gpu() else { return };
+    let [rows, width] = sizes(gpu, &[[70, 32_064], [9, 1000]], 9000)[0];
+    let mut downloads = Downloads::default();
+    let words = Tensor::zeros(300, DType::U32, gpu).unwrap();
+    let table = noise((width, 8), 4, DType::F32);
+    let (on_gpu, read) = (table.to_device(gpu).unwrap(), Tensor::zeros((100, 8), DType::F32, gpu).unwrap());
+    let first = words.narrow(0, 0, 100).unwrap();
+    let step = record(gpu, || read.slice_set(&on_gpu.index_select(&first, 0)?, 0, 0)).unwrap();
+    for round in 0..20u64 {
+        let logits = noise((rows, width), round, DType::F32).to_device(gpu).unwrap();
+        let draws: Vec<Draw<'_>> = (0..rows as u64)
+            .map(|row| Draw { random: uniform(round, row), top_p: 0.9, ..Draw::NEUTRAL })
+            .collect();
+        let expected = sample(&logits, &draws).unwrap();
+        let from: Vec<u32> = (0..100).map(|row| (row * 7 + round as u32) % rows as u32).collect();
+        rewrite(&words, &[u32::MAX; 300]).unwrap();
+        let drawing = Drawing::start(&logits, &draws, &mut downloads).unwrap();
+        drawing.feed(&words, &from).unwrap();
+        step.replay().unwrap();
+        let drawn = drawing.wait(&mut downloads).unwrap();
+        assert_eq!(drawn, expected, "round {round}");
+        let ids: Vec<u32> = from.iter().map(|&row| drawn[row as usize].as_ref().unwrap().id).collect();
+        let fed = words.to_vec1::<u32>().unwrap();
+        assert_eq!(fed[..100], ids, "round {round}");
+        assert_eq!(fed[100..], [u32::MAX; 200], "round {round}");
+        let ids = Tensor::new(ids, HOST).unwrap();
+        check("rows of the tokens", &read, &table.index_select(&ids, 0).unwrap(), 0.0);
+        // One that nobody waits for is still done with its memory before that is used again.
+        drop(Drawing::start(&logits, &draws, &mut downloads).unwrap());
     }
 }
 

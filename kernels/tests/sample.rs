@@ -2,23 +2,11 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 use candle_core::{Device, Tensor};
-use percept_kernels::{Draw, Drawn, Forbidden, NotFinite, Seen, probabilities, sample, uniform};
-
-const NEUTRAL: Draw<'static> = Draw {
-    temperature: 1.0,
-    top_k: 0,
-    top_p: 1.0,
-    min_p: 0.0,
-    repetition: 1.0,
-    frequency: 0.0,
-    presence: 0.0,
-    seen: &[],
-    bias: &[],
-    forbidden: &Forbidden::NONE,
-    vocabulary: usize::MAX,
-    random: 0.5,
-    logprobs: None,
+use percept_kernels::{
+    Downloads, Draw, Drawing, Drawn, Forbidden, NotFinite, Seen, probabilities, sample, uniform,
 };
+
+const NEUTRAL: Draw<'static> = Draw::NEUTRAL;
 
 fn one(logits: &[f32], draw: Draw<'_>) -> Result<u32, NotFinite> {
     whole(logits, draw).map(|drawn| drawn.id)
@@ -263,4 +251,23 @@ fn probabilities_are_over_the_first_ids() {
     assert!((f64::from(found[0]) - first).abs() < 1e-6 && (f64::from(found[1]) - second).abs() < 1e-6);
     assert_eq!(probabilities(&logits, &[2, 2], &[2, 3]).unwrap()[0], 0.0, "an id outside has none");
     assert!(probabilities(&logits, &[1], &[2]).is_err());
+}
+
+#[test]
+fn the_next_step_gets_what_was_drawn() {
+    let logits =
+        Tensor::new(&[[0f32, 9.0, 1.0], [f32::NAN, 0.0, 0.0], [4.0, 0.0, 1.0]], &Device::Cpu).unwrap();
+    let greedy = Draw { temperature: 0.0, ..NEUTRAL };
+    let mut downloads = Downloads::default();
+    let drawing = Drawing::start(&logits, &[greedy; 3], &mut downloads).unwrap();
+    let words = Tensor::new(&[7u32; 6], &Device::Cpu).unwrap();
+    // A view is written where it lies; what nobody drew is some id.
+    drawing.feed(&words.narrow(0, 1, 4).unwrap(), &[2, 0, 0, 1]).unwrap();
+    assert_eq!(words.to_vec1::<u32>().unwrap(), [7, 0, 1, 1, 0, 7]);
+    assert!(drawing.feed(&words, &[3]).is_err(), "there is no row 3");
+    assert!(drawing.feed(&words.narrow(0, 0, 1).unwrap(), &[0, 0]).is_err(), "there is one word");
+    let drawn = drawing.wait(&mut downloads).unwrap();
+    let ids: Vec<_> = drawn.into_iter().map(|drawn| drawn.map(|drawn| drawn.id)).collect();
+    assert_eq!(ids, [Ok(1), Err(NotFinite), Ok(0)]);
+    assert!(Drawing::start(&logits, &[greedy; 2], &mut downloads).is_err(), "three rows and two draws");
 }

@@ -1,3 +1,5 @@
 //! Drawing tokens from logits; see [`percept_kernels::sample`].
 
-pub use percept_kernels::{Draw, Drawn, Forbidden, NotFinite, Seen, probabilities, sample, uniform};
+pub use percept_kernels::{
+    Downloads, Draw, Drawing, Drawn, Forbidden, NotFinite, Seen, probabilities, sample, uniform,
+};

@@ -668,6 +668,55 @@ fn a_step_has_no_more_launches_than_it_needs() {
     });
 }
 
+/// What the next step finds as its tokens, where row `i` goes on from row `from[i]` of a draw of `rows` rows.
+fn check_feed(rows: usize, from: &[u32], emulator: Emulator) -> Result<(), String> {
+    const UNTOUCHED: u32 = 7_654_321;
+    let width = 40;
+    let mut random = Random(rows as u64);
+    let mut logits: Vec<f32> = (0..rows).flat_map(|_| random.logits(width)).collect();
+    // A row of which nothing is drawn goes on with something, which nobody looks at.
+    logits[0] = f32::NAN;
+    let specs = vec![Spec { logprobs: Some(1), ..HOT }; rows];
+    let sampling = with_draws(&specs, |draws| Sampling::new(draws, width)).unwrap();
+    let [words, wanted] = [sampling.words(), from].map(|list| Buffer::of(list, "list"));
+    let (logits, workspace) = (Buffer::of(&logits, "logits"), Buffer::new(sampling.workspace(), "workspace"));
+    let workspace: Buffer<f32> = workspace;
+    let out = Buffer::of(&vec![0u32; sampling.output()], "out");
+    let next = Buffer::of(&vec![UNTOUCHED; from.len() + 3], "next");
+    let addresses = [out.address(), workspace.address(), logits.address(), words.address()];
+    let sampled = Emulator { fault: None, ..emulator };
+    for launch in sampling.launches(f32::ELEMENT, addresses).unwrap() {
+        sampled.run(&launch)?;
+    }
+    let feed = sampling.feed([next.address(), out.address(), wanted.address()], from).unwrap().unwrap();
+    emulator.run(&feed)?;
+    let drawn = sampling.drawn(&out.read()?).unwrap();
+    let next = next.read()?;
+    for (&token, &row) in next.iter().zip(from) {
+        let right = match &drawn[row as usize] {
+            Ok(drawn) => token == drawn.id,
+            Err(NotFinite) => (token as usize) < width,
+        };
+        if !right {
+            return Err(format!("{token} is not what row {row} drew: {:?}", drawn[row as usize]));
+        }
+    }
+    if next[from.len()..] == [UNTOUCHED; 3] { Ok(()) } else { Err("more was written".into()) }
+}
+
+#[test]
+fn the_next_step_gets_what_was_drawn() {
+    let emulator = Emulator { seed: 1, fault: None };
+    check_feed(1, &[0], emulator).unwrap();
+    check_feed(3, &[2, 0, 2], emulator).unwrap();
+    check_feed(40, &(1..40).collect::<Vec<_>>(), emulator).unwrap();
+    // More than a block has threads.
+    check_feed(5, &(0..2500).map(|row| row * 3 % 5).collect::<Vec<_>>(), emulator).unwrap();
+    let sampling = with_draws(&[HOT, HOT], |draws| Sampling::new(draws, 9)).unwrap();
+    assert!(sampling.feed([0; 3], &[1, 2]).is_err(), "there is no row 2");
+    assert_eq!(sampling.feed([0; 3], &[]).unwrap(), None);
+}
+
 fn probabilities<T: Real>(
     logits: &[T],
     wanted: &[(u32, usize)],
@@ -731,7 +780,13 @@ fn planted_faults_are_caught() {
                     random.logits::<f32>(width).iter().map(|logit| (logit * 2.0).round() / 2.0).collect();
                 Checked::default().all(what, &logits, &[spec], emulator, 1).is_err()
             };
-            parts(width).into_iter().any(wrong) || check_probabilities::<f32>(33, emulator).is_err()
+            let feeds = || check_feed(5, &(0..1100).map(|row| row * 3 % 5).collect::<Vec<_>>(), emulator);
+            match fault.name.contains("feed") {
+                true => feeds().is_err(),
+                false => {
+                    parts(width).into_iter().any(wrong) || check_probabilities::<f32>(33, emulator).is_err()
+                }
+            }
         });
         assert!(caught, "{} was not noticed", fault.name);
     }
