@@ -416,6 +416,7 @@ impl Sizes {
                 queue: self.queue,
                 context,
                 vocabulary: self.vocabulary,
+                look_ahead: false,
             },
         }
     }
@@ -451,6 +452,7 @@ impl Sizes {
                 queue: self.queue,
                 context: self.context,
                 vocabulary: self.vocabulary,
+                look_ahead: false,
             },
         }
     }

@@ -4,7 +4,7 @@
 mod support;
 
 use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -71,6 +71,18 @@ async fn answer(mut events: Events) -> Result<Vec<u32>, EngineError> {
     }
 }
 
+/// All tokens of an answer, and how it ended.
+async fn tokens_and_end(mut events: Events) -> (Vec<u32>, Event) {
+    let mut tokens = Vec::new();
+    loop {
+        match events.next().await {
+            Event::Token(drawn) => tokens.push(drawn.id),
+            event if event.is_last() => return (tokens, event),
+            _ => {}
+        }
+    }
+}
+
 fn expected(first: u32, count: usize) -> Vec<u32> {
     std::iter::successors(Some(next(first)), |&token| Some(next(token))).take(count).collect()
 }
@@ -121,6 +133,92 @@ async fn a_late_fault_keeps_what_was_said() {
         }
     };
     assert_eq!((tokens, error), (3, EngineError::NotFinite));
+}
+
+#[tokio::test]
+async fn steps_begin_before_their_tokens_are_known() {
+    let (handle, _) = start(Duration::ZERO);
+    let before = handle.status().foreseen();
+    assert_eq!(answer(handle.submit(request(&[5, 6], &[], 30)).unwrap()).await, Ok(expected(6, 30)));
+    // All but that of the prompt.
+    assert_eq!(handle.status().foreseen() - before, 29);
+    let (loaded, _) = slow_fake(Duration::ZERO);
+    let handle = engine::spawn(loaded, EngineConfig { look_ahead: false, ..config() }).unwrap();
+    assert_eq!(answer(handle.submit(request(&[5, 6], &[], 30)).unwrap()).await, Ok(expected(6, 30)));
+    assert_eq!(handle.status().foreseen(), 0);
+}
+
+/// A step that fails does so for the sequence that it must fail for, when its turn comes, also where it had begun before:
+/// whoever waits for other tokens, this one's too, gets them.
+#[tokio::test]
+async fn a_fault_in_the_middle_of_an_answer_comes_behind_its_tokens() {
+    for fault in [ERROR, PANIC, NAN] {
+        for look_ahead in [false, true] {
+            let says = vec![10, 11, 12, fault, 13, 14];
+            let faults = Faults { script: Mutex::new(Some((1, says.clone()))), ..Faults::default() };
+            let (loaded, _) = fake(&Arc::new(faults));
+            let handle = engine::spawn(loaded, EngineConfig { look_ahead, ..config() }).unwrap();
+            let answers = (2..9).map(|most| tokens_and_end(handle.submit(request(&[5], &[], most)).unwrap()));
+            for (most, (tokens, end)) in (2..9).zip(join_all(answers).await) {
+                let what = format!("{most} tokens, {fault}, {look_ahead}");
+                assert_eq!(tokens, says[..most.min(4)], "{what}");
+                let kind = if fault == NAN { EngineError::NotFinite } else { EngineError::Step };
+                match end {
+                    Event::Finished { .. } => assert!(most <= 4, "{what}"),
+                    end => assert!(most > 4 && end == Event::Failed(kind), "{what}: {end:?}"),
+                }
+            }
+            assert_eq!(handle.status().pages().0, 0);
+            assert_eq!(handle.status().restarts(), 0);
+            assert_eq!(handle.status().foreseen() > 0, look_ahead);
+        }
+    }
+}
+
+/// Answers of all lengths, some of which end by themselves and some whose client leaves, are the same with and without.
+#[tokio::test]
+async fn company_that_comes_and_goes_changes_nothing() {
+    let stops: Arc<[u32]> = (100..458).step_by(40).flat_map(|id| id..id + 3).collect();
+    let mut all = Vec::new();
+    for look_ahead in [false, true] {
+        let limits = Limits { sequences: 5, rows: 20, chunk: 7, ..config().limits };
+        let (loaded, _) = slow_fake(Duration::ZERO);
+        let config = EngineConfig { limits, pages: 24, look_ahead, ..config() };
+        let handle = engine::spawn(loaded, config).unwrap();
+        let answers = (0..60u32).map(|index| {
+            let prompt: Vec<u32> = (0..1 + index % 9).map(|row| (index * 37 + row) % 400).collect();
+            let mut request = request(&prompt, &[], 1 + (index * 7 % 40) as usize);
+            request.limits.stops = Arc::clone(&stops);
+            if index % 5 == 3 {
+                request.sampling.temperature = 1.0;
+                request.sampling.frequency_penalty = 0.4;
+                request.sampling.logprobs = Some(2);
+                request.sampling.seed = u64::from(index);
+            }
+            let mut events = handle.submit(request).unwrap();
+            async move {
+                if index % 7 == 4 {
+                    events.next().await;
+                    return (Vec::new(), None);
+                }
+                let (tokens, end) = tokens_and_end(events).await;
+                (tokens, Some(end))
+            }
+        });
+        let answers: Vec<_> = answers.collect();
+        all.push(join_all(answers).await);
+        while handle.status().running() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(handle.status().pages().0, 0);
+        assert_eq!(handle.status().foreseen() > 0, look_ahead);
+        assert!(handle.status().preemptions() > 0);
+    }
+    assert_eq!(all[0], all[1]);
+    let ended = |(_, end): &&(Vec<u32>, Option<Event>)| {
+        matches!(end, Some(Event::Finished { reason: FinishReason::Stop, .. }))
+    };
+    assert!(all[0].iter().filter(ended).count() > 3);
 }
 
 #[tokio::test]

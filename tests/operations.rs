@@ -123,6 +123,7 @@ async fn figures_tell_what_was_done() {
         assert_eq!(of_model(&format!("{histogram}_count")), steps, "{histogram}");
     }
     assert_eq!(of_model("percept_steps_replayed_total"), 0.0, "a CPU records nothing");
+    assert_eq!(of_model("percept_steps_foreseen_total"), 0.0, "a CPU gains nothing by it");
     // Each answer has a token more than gaps.
     assert_eq!(of_model("percept_inter_token_seconds_count"), sum("completion_tokens") - 2.0);
     assert_eq!(of_model("percept_first_token_seconds_count"), 2.0);

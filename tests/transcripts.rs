@@ -45,6 +45,7 @@ fn roomy() -> EngineConfig {
         queue: 256,
         context: 448,
         vocabulary: 1917,
+        look_ahead: true,
     }
 }
 

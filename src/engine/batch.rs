@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
-use percept_models::{Batch, Insert, Pages, Paging, Positions, Ragged, Remembered};
+use percept_models::{Batch, Insert, Pages, Paging, Positions, Ragged, Remembered, nn::sample::Drawing};
 
 use super::{
     pages::Page,
@@ -165,6 +165,13 @@ pub(super) struct Lists<'a> {
     /// 1 for rows that see a memory and 0 for the others; `None` where all do, or none.
     seen: Option<Vec<f32>>,
     inserts: Vec<Insert>,
+    fed: Option<Fed<'a>>,
+}
+
+/// Tokens that are still being drawn: each row's, and from which of the draws.
+struct Fed<'a> {
+    drawing: &'a Drawing,
+    from: Vec<u32>,
 }
 
 /// Runs of rows, and the pages that those of a run read.
@@ -217,7 +224,21 @@ fn repeat_last<T: Clone>(list: &mut Vec<T>, count: usize) {
     }
 }
 
-impl Lists<'_> {
+impl<'a> Lists<'a> {
+    /// The token of row `i` will be what is drawn from row `from[i]` of the step before.
+    pub(super) fn feed(&mut self, drawing: &'a Drawing, from: Vec<u32>) {
+        debug_assert_eq!(from.len(), self.tokens.len());
+        self.fed = Some(Fed { drawing, from });
+    }
+
+    /// Puts those tokens where the step reads them: they are the first of its words.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub(super) fn write_fed(&self, words: &Tensor) -> Result<()> {
+        self.fed.as_ref().map_or(Ok(()), |fed| fed.drawing.feed(words, &fed.from))
+    }
+
     /// Rows of a form that all write the first slot and read it.
     pub(super) fn of_first_slot(form: &Form) -> Lists<'static> {
         const FIRST: &[Page] = &[0];
@@ -236,6 +257,7 @@ impl Lists<'_> {
             memory: form.memory.map(runs),
             seen: None,
             inserts: Vec::new(),
+            fed: None,
         }
     }
 
@@ -277,6 +299,9 @@ impl Lists<'_> {
         if let Some(memory) = &mut self.memory {
             memory.repeat_last(more);
         }
+        if let Some(fed) = &mut self.fed {
+            repeat_last(&mut fed.from, more);
+        }
     }
 
     /// End to end, as [`Form::batch`] cuts them apart; tables are as wide as `form` has them.
@@ -301,6 +326,7 @@ impl Lists<'_> {
     pub(super) fn upload(self, device: &Device) -> Result<Batch> {
         let form = self.form();
         let words = Tensor::from_vec(self.words(form), form.words(), device)?;
+        self.write_fed(&words)?;
         let mut batch =
             form.batch(&words, &self.text.rows, self.memory.as_ref().map(|runs| &runs.rows[..]))?;
         if let (Some(memory), Some(seen)) = (&mut batch.memory, self.seen) {

@@ -384,6 +384,7 @@ pub struct Status {
     pub(super) preemptions: AtomicU64,
     pub(super) steps: AtomicU64,
     pub(super) replayed: AtomicU64,
+    pub(super) foreseen: AtomicU64,
     /// How long an answer takes from its first step, smoothed.
     pub(super) answer_ms: AtomicU64,
     pub(super) restarts: AtomicU64,
@@ -412,6 +413,7 @@ impl Default for Status {
             preemptions: AtomicU64::default(),
             steps: AtomicU64::default(),
             replayed: AtomicU64::default(),
+            foreseen: AtomicU64::default(),
             answer_ms: AtomicU64::default(),
             restarts: AtomicU64::default(),
             prompt_tokens: AtomicU64::default(),
@@ -467,6 +469,11 @@ impl Status {
     /// Steps of them that were recorded before and replayed.
     pub fn replayed(&self) -> u64 {
         self.replayed.load(Relaxed)
+    }
+
+    /// Steps of them that began before the tokens of the step in front were there.
+    pub fn foreseen(&self) -> u64 {
+        self.foreseen.load(Relaxed)
     }
 
     /// How often the engine lost its requests and began anew.

@@ -26,7 +26,10 @@ use std::{
 use candle_core::Tensor;
 use percept_models::{
     Features, Footprint, Grid, KvCache, Loaded, MediaSize, Medium, Model, Preprocess, Task,
-    nn::{device::records, sample::probabilities},
+    nn::{
+        device::records,
+        sample::{Drawing, probabilities},
+    },
 };
 use tokio::sync::{
     OwnedSemaphorePermit, Semaphore,
@@ -72,6 +75,9 @@ pub struct EngineConfig {
     pub context: usize,
     /// Ids from here on have no text.
     pub vocabulary: usize,
+    /// Whether a step begins while the tokens of the one before are still on their way, which helps where a device
+    /// computes while the host does something else. Answers are the same.
+    pub look_ahead: bool,
 }
 
 /// Starts an engine on a thread of its own, whose log is in the caller's span. Returns when a real step has run.
@@ -134,6 +140,8 @@ struct Engine {
     batcher: Batcher,
     /// Steps that are not asked for launch by launch.
     recorded: Option<Recorded>,
+    /// The next step, where it was begun before its turn.
+    ahead: Option<Ahead>,
     scheduler: Scheduler,
     sampler: Sampler,
     encoded: EncoderCache,
@@ -145,6 +153,14 @@ struct Engine {
     config: EngineConfig,
     draining: bool,
     task: Task,
+}
+
+/// A step whose tokens nobody has drawn yet.
+struct Ahead {
+    /// Sequences of one row each, some of which may have ended since.
+    parts: Vec<(SeqId, usize)>,
+    /// Of each.
+    logits: Tensor,
 }
 
 /// What the engine keeps of a request besides its sequence.
@@ -201,6 +217,7 @@ impl Engine {
                 positions: task.positions(),
             },
             recorded: None,
+            ahead: None,
             task,
             scheduler: Scheduler::new(config.limits, config.pages, config.page_size),
             sampler: Sampler::new(config.vocabulary),
@@ -241,6 +258,8 @@ impl Engine {
                 let outcomes = self.step();
                 self.deliver(outcomes);
             } else {
+                // All that it was for have ended.
+                self.ahead = None;
                 self.report();
             }
         }
@@ -255,6 +274,7 @@ impl Engine {
         let EngineConfig { limits, pages, page_size, vocabulary, .. } = self.config;
         self.scheduler = Scheduler::new(limits, pages, page_size);
         self.sampler = Sampler::new(vocabulary);
+        self.ahead = None;
         self.encoded.clear();
         self.status.restarts.fetch_add(1, Relaxed);
         self.report();
@@ -377,8 +397,16 @@ impl Engine {
         self.clients.remove(&id);
     }
 
-    /// One step, for everyone who is scheduled.
+    /// One step: the one that was begun, or one for everyone who is scheduled.
     fn step(&mut self) -> Vec<(SeqId, Event)> {
+        if let Some(Ahead { parts, logits }) = self.begun() {
+            self.status.foreseen.fetch_add(1, Relaxed);
+            self.report();
+            let began = Instant::now();
+            let events = self.compute(&parts, Some(logits));
+            self.count(&parts, began, began.elapsed());
+            return events;
+        }
         let mut plan = self.scheduler.schedule();
         // Before anyone leaves the queue: whoever looks sees each request wait or run.
         self.report();
@@ -387,9 +415,32 @@ impl Engine {
         let mut events = self.encode(&mut plan);
         events.extend(self.remember(&mut plan));
         let parts = Instant::now();
-        events.extend(self.compute(&plan.parts));
+        events.extend(self.compute(&plan.parts, None));
         self.count(&plan.parts, began, parts.elapsed());
         events
+    }
+
+    /// The step that was begun, of those that have not ended since.
+    fn begun(&mut self) -> Option<Ahead> {
+        let Ahead { mut parts, logits } = self.ahead.take()?;
+        let here = |part: &(SeqId, usize)| self.scheduler.sequence(part.0).is_some();
+        let rows = (0u32..).zip(&parts).filter(|(_, part)| here(part));
+        let rows: Vec<u32> = rows.map(|(row, _)| row).collect();
+        if rows.len() == parts.len() {
+            return Some(Ahead { parts, logits });
+        }
+        parts.retain(here);
+        if parts.is_empty() {
+            return None;
+        }
+        let rest = guarded(|| {
+            let rows = Tensor::from_slice(&rows, rows.len(), &self.batcher.device)?;
+            logits.index_select(&rows, 0)
+        });
+        // Nothing was changed: it is computed again.
+        rest.inspect_err(|error| warn!(%error, "a step that was begun is lost"))
+            .ok()
+            .map(|logits| Ahead { parts, logits })
     }
 
     /// Counts a step that began at some time, and what its parts took, which each had a share in by its rows.
@@ -407,10 +458,17 @@ impl Engine {
         status.step_sequences.observe(parts.len() as f64);
     }
 
-    /// Computes parts of a plan. When that fails it is tried in halves, so that only those fail who cannot be computed
-    /// alone.
-    fn compute(&mut self, parts: &[(SeqId, usize)]) -> Vec<(SeqId, Event)> {
-        match (guarded(|| self.draw(parts)), parts) {
+    /// Computes parts of a plan, from logits where it was begun. When that fails it is tried in halves, so that only those
+    /// fail who cannot be computed alone.
+    fn compute(&mut self, parts: &[(SeqId, usize)], begun: Option<Tensor>) -> Vec<(SeqId, Event)> {
+        let is_begun = begun.is_some();
+        let step = guarded(|| self.draw(parts, begun));
+        if step.is_err() {
+            // It stands on what has failed.
+            self.ahead = None;
+            self.scheduler.recall(parts);
+        }
+        match (step, parts) {
             (Ok(Step { drawn, mut events }), _) => {
                 let ids = drawn.iter().map(|drawn| drawn.as_ref().ok().map(|drawn| drawn.id));
                 let outcomes = self.scheduler.complete(parts, ids);
@@ -421,6 +479,10 @@ impl Engine {
                 }));
                 events
             }
+            (Err(error), parts) if is_begun => {
+                warn!(sequences = parts.len(), %error, "a step that was begun failed and is tried again");
+                self.compute(parts, None)
+            }
             (Err(error), [(id, rows)]) => {
                 error!(sequence = id.0, rows, %error, "a step failed");
                 vec![(*id, Event::Failed(EngineError::Step))]
@@ -428,15 +490,15 @@ impl Engine {
             (Err(error), parts) => {
                 warn!(sequences = parts.len(), %error, "a step failed and is tried in halves");
                 let (first, second) = parts.split_at(parts.len() / 2);
-                let mut events = self.compute(first);
-                events.extend(self.compute(second));
+                let mut events = self.compute(first, None);
+                events.extend(self.compute(second, None));
                 events
             }
         }
     }
 
-    /// Runs the network.
-    fn draw(&mut self, parts: &[(SeqId, usize)]) -> candle_core::Result<Step> {
+    /// Runs the network, or goes on from its logits.
+    fn draw(&mut self, parts: &[(SeqId, usize)], begun: Option<Tensor>) -> candle_core::Result<Step> {
         if matches!(self.task, Task::Embed(_)) {
             return Ok(Step { drawn: Vec::new(), events: self.embed(parts)? });
         }
@@ -447,7 +509,9 @@ impl Engine {
             .iter()
             .map(|part| Ok((part.0, self.align(*part)?)))
             .collect::<candle_core::Result<Vec<_>>>()?;
-        let answered = self.answer(&answering)?;
+        // Before some of them go on to the next step.
+        let drawing: Vec<_> = parts.iter().copied().filter(|part| self.scheduler.draws(*part)).collect();
+        let answered = self.answer(&answering, begun)?;
         events.extend(answered.events);
         let mut drawn = answered.drawn.into_iter();
         let draw = |part: &(SeqId, usize)| match aligning.contains(part) {
@@ -455,18 +519,64 @@ impl Engine {
             true => Some(Ok(Drawn { id: 0, logprob: 0.0, top: Vec::new() })),
             false => drawn.next(),
         };
-        let drawing = parts.iter().filter(|part| self.scheduler.draws(**part));
-        Ok(Step { drawn: drawing.filter_map(draw).collect(), events })
+        Ok(Step { drawn: drawing.iter().filter_map(draw).collect(), events })
     }
 
     fn readout(&self, id: SeqId) -> Readout {
         self.clients.get(&id).map_or(Readout::Answer, |client| client.readout)
     }
 
-    fn answer(&mut self, parts: &[(SeqId, usize)]) -> candle_core::Result<Step> {
+    fn answer(&mut self, parts: &[(SeqId, usize)], begun: Option<Tensor>) -> candle_core::Result<Step> {
         if parts.is_empty() {
             return Ok(Step::default());
         }
+        let drawing = parts.iter().filter(|part| self.scheduler.draws(**part));
+        let ids: Vec<SeqId> = drawing.map(|part| part.0).collect();
+        let (logits, events) = match begun {
+            Some(logits) => (logits, Vec::new()),
+            None => {
+                let logits = self.forward(parts, None, &ids)?;
+                let events = self.probe(parts, &logits, ids.len())?;
+                (logits, events)
+            }
+        };
+        if ids.is_empty() {
+            return Ok(Step { drawn: Vec::new(), events });
+        }
+        let drawing = self.sampler.start(&logits.narrow(0, 0, ids.len())?, &ids)?;
+        if self.config.look_ahead {
+            self.ahead = self.look_ahead(parts, &drawing);
+        }
+        let drawn = self.sampler.finish(drawing, &ids)?;
+        Ok(Step { drawn, events })
+    }
+
+    /// Begins the step behind one whose tokens are still being drawn, where it is known but for those.
+    fn look_ahead(&mut self, parts: &[(SeqId, usize)], drawing: &Drawing) -> Option<Ahead> {
+        let next = self.scheduler.foresee(parts)?;
+        // Both are in the order of the sequences, and all of the step draw.
+        let row = |(id, _): &(SeqId, usize)| parts.partition_point(|part| part.0 < *id) as u32;
+        let from = next.iter().map(row).collect();
+        match guarded(|| self.forward(&next, Some((drawing, from)), &[])) {
+            Ok(logits) => Some(Ahead { parts: next, logits }),
+            Err(error) => {
+                // In its turn it is tried again, and fails for those that it must.
+                warn!(sequences = next.len(), %error, "a step could not be begun before its turn");
+                self.scheduler.recall(parts);
+                None
+            }
+        }
+    }
+
+    /// The logits of a step: of each row that a token is drawn behind, in order, and then of those that are asked for
+    /// besides. `fed`: draws that are its tokens, and which of them each row's is. Meanwhile it is found out what
+    /// `drawing` may draw.
+    fn forward(
+        &mut self,
+        parts: &[(SeqId, usize)],
+        fed: Option<(&Drawing, Vec<u32>)>,
+        drawing: &[SeqId],
+    ) -> candle_core::Result<Tensor> {
         let clients = &self.clients;
         let rows = |id, medium: usize| {
             let encoded = clients.get(&id)?.media[medium].encoded.as_ref()?;
@@ -477,26 +587,20 @@ impl Engine {
             _ => 0..0,
         };
         let mut lists = self.batcher.gather(parts, &self.scheduler, rows, probed)?;
-        let drawing: Vec<SeqId> =
-            parts.iter().filter(|part| self.scheduler.draws(**part)).map(|part| part.0).collect();
-        // What may be drawn is found out while the network runs.
+        if let Some((drawing, from)) = fed {
+            lists.feed(drawing, from);
+        }
         let (recorded, sampler) = (&self.recorded, &mut self.sampler);
-        let logits = rayon::in_place_scope(|scope| {
-            if sampler.is_constrained(&drawing) {
-                scope.spawn(|_| sampler.prepare(&drawing));
+        rayon::in_place_scope(|scope| {
+            if sampler.is_constrained(drawing) {
+                scope.spawn(|_| sampler.prepare(drawing));
             }
             if let Some(logits) = recorded.as_ref().and_then(|recorded| recorded.replay(&mut lists)) {
                 self.status.replayed.fetch_add(1, Relaxed);
                 return logits;
             }
             self.model.forward(&lists.upload(&self.batcher.device)?, &self.cache)
-        })?;
-        let events = self.probe(parts, &logits, drawing.len())?;
-        let drawn = match drawing.len() {
-            0 => Vec::new(),
-            count => self.sampler.sample(&logits.narrow(0, 0, count)?, &drawing)?,
-        };
-        Ok(Step { drawn, events })
+        })
     }
 
     /// The probabilities that were asked for, from the logits behind the first `skip`.
@@ -985,8 +1089,15 @@ mod tests {
         };
         let loaded = percept_models::load(&Checkpoint::new(folder), options).unwrap();
         let limits = Limits { sequences: 4, rows: 64, chunk: 64, encoded: 64, spare: 64, encode: 64 };
-        let config =
-            EngineConfig { limits, pages: 64, page_size: 16, queue: 8, context: 512, vocabulary: 400 };
+        let config = EngineConfig {
+            limits,
+            pages: 64,
+            page_size: 16,
+            queue: 8,
+            context: 512,
+            vocabulary: 400,
+            look_ahead: true,
+        };
         spawn(loaded, config).unwrap()
     }
 

@@ -144,7 +144,8 @@ impl<R> Recorded<R> {
             _ => return None,
         }
         lists.fill_up(form.rows);
-        Some(rewrite(&self.words, &lists.words(form)).map(|()| step))
+        let placed = rewrite(&self.words, &lists.words(form)).and_then(|()| lists.write_fed(&self.words));
+        Some(placed.map(|()| step))
     }
 }
 

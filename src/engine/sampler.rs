@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Result, Tensor};
-use percept_models::nn::sample::{Draw, Drawn, Forbidden, Seen, sample, uniform};
+use percept_models::nn::sample::{Downloads, Draw, Drawing, Drawn, Forbidden, Seen, uniform};
 use rayon::prelude::*;
 use tracing::warn;
 
@@ -14,6 +14,7 @@ use crate::request::{Constraint, ConstraintError, Sampling, TimestampRules};
 #[derive(Debug)]
 pub(super) struct Sampler {
     vocabulary: usize,
+    downloads: Downloads,
     states: HashMap<SeqId, State>,
 }
 
@@ -45,7 +46,7 @@ struct Marks {
 impl Sampler {
     /// `vocabulary`: ids from here on have no text and are never drawn.
     pub(super) fn new(vocabulary: usize) -> Self {
-        Self { vocabulary, states: HashMap::new() }
+        Self { vocabulary, downloads: Downloads::default(), states: HashMap::new() }
     }
 
     /// Notes how a new sequence draws.
@@ -96,29 +97,38 @@ impl Sampler {
         }
     }
 
-    /// Draws a token for each row of `logits`; says why where there is none.
+    /// Asks for a token of each row of `logits`. What is drawn depends on all that was [finished](Self::finish) before.
     ///
     /// # Errors
-    /// When the device refuses the download.
-    pub(super) fn sample(
-        &mut self,
-        logits: &Tensor,
-        ids: &[SeqId],
-    ) -> Result<Vec<std::result::Result<Drawn, EngineError>>> {
+    /// When the device refuses.
+    pub(super) fn start(&mut self, logits: &Tensor, ids: &[SeqId]) -> Result<Drawing> {
         self.prepare(ids);
         let states: Vec<&State> = ids.iter().filter_map(|id| self.states.get(id)).collect();
         let forbidden: Vec<Forbidden<'_>> = states.iter().map(|state| state.forbidden()).collect();
         let draws: Vec<Draw<'_>> =
             states.iter().zip(&forbidden).map(|(state, not)| state.draw(not, self.vocabulary)).collect();
-        let drawn = sample(logits, &draws)?;
-        let result = |(drawn, state): (std::result::Result<Drawn, _>, &&State)| match &state.mask {
+        Drawing::start(logits, &draws, &mut self.downloads)
+    }
+
+    /// The token of each row, or why there is none; the sequences go on from there.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn finish(
+        &mut self,
+        drawing: Drawing,
+        ids: &[SeqId],
+    ) -> Result<Vec<std::result::Result<Drawn, EngineError>>> {
+        let drawn = drawing.wait(&mut self.downloads)?;
+        let states = ids.iter().filter_map(|id| self.states.get(id));
+        let result = |(drawn, state): (std::result::Result<Drawn, _>, &State)| match &state.mask {
             Some(Err(error)) => {
                 warn!(%error, "an answer's constraint does not go on");
                 Err(EngineError::Constraint)
             }
             _ => drawn.map_err(|_| EngineError::NotFinite),
         };
-        let drawn: Vec<_> = drawn.into_iter().zip(&states).map(result).collect();
+        let drawn: Vec<_> = drawn.into_iter().zip(states).map(result).collect();
         for (id, drawn) in ids.iter().zip(&drawn) {
             if let (Some(state), Ok(drawn)) = (self.states.get_mut(id), drawn) {
                 state.accept(drawn.id);
@@ -261,7 +271,8 @@ mod tests {
 
     fn draw(sampler: &mut Sampler, logits: &[f32]) -> Drawn {
         let logits = Tensor::from_slice(logits, (1, logits.len()), &Device::Cpu).unwrap();
-        sampler.sample(&logits, &[SeqId(1)]).unwrap().remove(0).unwrap()
+        let drawing = sampler.start(&logits, &[SeqId(1)]).unwrap();
+        sampler.finish(drawing, &[SeqId(1)]).unwrap().remove(0).unwrap()
     }
 
     fn allowed(drawn: &Drawn) -> BTreeSet<u32> {

@@ -71,6 +71,8 @@ pub struct Scheduler {
     /// Encoded rows that sequences hold or are entitled to.
     encoded: usize,
     preemptions: u64,
+    /// Whether one that waits may find room now that found none before.
+    changed: bool,
 }
 
 impl Scheduler {
@@ -85,6 +87,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             encoded: 0,
             preemptions: 0,
+            changed: false,
         }
     }
 
@@ -104,6 +107,7 @@ impl Scheduler {
         // It has no pages yet.
         sequence.lengthen();
         debug_assert!(self.names().all(|id| id != sequence.id), "a name is given twice");
+        self.changed = true;
         self.wait(sequence);
     }
 
@@ -114,6 +118,7 @@ impl Scheduler {
 
     /// Removes a sequence and frees its pages.
     pub fn remove(&mut self, id: SeqId) {
+        self.changed = true;
         if let Ok(index) = self.running.binary_search_by_key(&id, |sequence| sequence.id) {
             let mut sequence = self.running.remove(index);
             self.encoded -= sequence.media_rows();
@@ -134,6 +139,7 @@ impl Scheduler {
     /// Notes that a medium is encoded, and written where it belongs to a memory. Others find the memory when all of it is.
     pub fn encoded(&mut self, id: SeqId, medium: usize) {
         let Some(index) = self.index(id) else { return };
+        self.changed = true;
         self.running[index].encoded[medium] = true;
         let sequence = &self.running[index];
         let Some((memory, _)) = sequence.place(medium).filter(|(memory, _)| sequence.is_written(memory))
@@ -179,10 +185,70 @@ impl Scheduler {
             }
         }
         self.grow();
-        if self.preemptions == preemptions {
+        // Those that gave up their rows wait for the next step.
+        self.changed = self.preemptions != preemptions;
+        if !self.changed {
             self.admit();
         }
         self.plan()
+    }
+
+    /// Plans the step behind that of `parts` before its tokens are known: all that draw there go on by one row each, but for
+    /// those that end with the token in any case. Nothing where anything else could come between, such as another sequence
+    /// or the end of a prompt. Until the step is [complete](Self::complete), the last token of each is a 0.
+    ///
+    /// Those that turn out to have ended leave the parts; for the others the plan is as [`Self::schedule`] would have made
+    /// it.
+    pub fn foresee(&mut self, parts: &[(SeqId, usize)]) -> Option<Vec<(SeqId, usize)>> {
+        if parts.len() != self.running.len() || (self.changed && !self.waiting.is_empty()) {
+            return None;
+        }
+        // Parts are in the order of the sequences.
+        let both = || self.running.iter().zip(parts);
+        let draws = |(sequence, &(id, rows)): (&Sequence, &(SeqId, usize))| {
+            sequence.id == id && sequence.missing() == rows && !sequence.foreseen
+        };
+        if !both().all(draws) {
+            return None;
+        }
+        let goes_on = |sequence: &Sequence| sequence.tokens.len() + 1 < sequence.most;
+        let next = |sequence: &Sequence| sequence.tokens.len() + 1;
+        let lacks = |sequence: &&Sequence| sequence.pages.len() * self.page_size < next(sequence);
+        let going = || self.running.iter().filter(|sequence| goes_on(sequence));
+        let computes_again = |sequence: &Sequence| {
+            !sequence.long && sequence.long_behind.is_some_and(|most| next(sequence) > most)
+        };
+        if going().any(computes_again) || going().filter(lacks).count() > self.pages.available() {
+            return None;
+        }
+        let mut next_parts = Vec::with_capacity(parts.len());
+        for (sequence, &(_, rows)) in self.running.iter_mut().zip(parts) {
+            if sequence.tokens.len() + 1 >= sequence.most {
+                continue;
+            }
+            sequence.computed += rows;
+            sequence.tokens.push(0);
+            sequence.foreseen = true;
+            if sequence.pages.len() * self.page_size < sequence.tokens.len()
+                && let Some(page) = self.pages.take()
+            {
+                sequence.pages.push(page);
+            }
+            next_parts.push((sequence.id, 1));
+        }
+        (!next_parts.is_empty()).then_some(next_parts)
+    }
+
+    /// Forgets what was [foreseen](Self::foresee) behind a step that failed.
+    pub fn recall(&mut self, parts: &[(SeqId, usize)]) {
+        for &(id, rows) in parts {
+            let Some(index) = self.index(id) else { continue };
+            let sequence = &mut self.running[index];
+            if std::mem::take(&mut sequence.foreseen) {
+                sequence.tokens.pop();
+                sequence.computed -= rows;
+            }
+        }
     }
 
     /// Gives every running sequence, the oldest first, the page for its next row.
@@ -403,7 +469,12 @@ impl Scheduler {
         for &(id, rows) in parts {
             let Some(index) = self.index(id) else { continue };
             let sequence = &mut self.running[index];
-            sequence.computed += rows;
+            if std::mem::take(&mut sequence.foreseen) {
+                // Its rows are counted already; the token takes the place that was kept for it.
+                sequence.tokens.pop();
+            } else {
+                sequence.computed += rows;
+            }
             let token = if sequence.missing() == 0 { drawn.next() } else { None };
             if token != Some(None) {
                 for (page, key) in sequence.publish(self.page_size) {
@@ -529,6 +600,8 @@ mod tests {
         pages: usize,
         page_size: usize,
         asked: Vec<Asked>,
+        /// Of each step, in turns: whether the one behind is foreseen, and whether that is recalled.
+        ahead: Vec<(bool, bool)>,
     }
 
     fn scene() -> impl Strategy<Value = Scene> {
@@ -562,11 +635,14 @@ mod tests {
                 encode,
             },
         );
-        (limits, 1usize..5, 0usize..10, vec(asked, 1..12)).prop_map(|(limits, page_size, spare, asked)| {
-            // The longest request fits, and not much more.
-            let most = asked.iter().map(|asked| asked.sequence(0).most_pages(page_size)).max().unwrap_or(1);
-            Scene { limits, pages: most + spare, page_size, asked }
-        })
+        let ahead = vec((prop::bool::weighted(0.8), prop::bool::weighted(0.2)), 1..5);
+        (limits, 1usize..5, 0usize..10, vec(asked, 1..12), ahead).prop_map(
+            |(limits, page_size, spare, asked, ahead)| {
+                // The longest request fits, and not much more.
+                let most = asked.iter().map(|asked| asked.sequence(0).most_pages(page_size)).max();
+                Scene { limits, pages: most.unwrap_or(1) + spare, page_size, asked, ahead }
+            },
+        )
     }
 
     impl Asked {
@@ -620,9 +696,14 @@ mod tests {
 
     /// What a row holds: a digest of all tokens and media up to it.
     fn content(sequence: &Sequence, row: usize) -> u64 {
+        content_of(&sequence.tokens, sequence, row)
+    }
+
+    /// The same with other tokens.
+    fn content_of(tokens: &[u32], sequence: &Sequence, row: usize) -> u64 {
         use std::hash::{DefaultHasher, Hash, Hasher};
         let mut hasher = DefaultHasher::new();
-        sequence.tokens[..=row].hash(&mut hasher);
+        tokens[..=row].hash(&mut hasher);
         for span in sequence.media.iter().filter(|span| span.rows.start <= row) {
             span.key.hash(&mut hasher);
         }
@@ -646,8 +727,10 @@ mod tests {
         }
     }
 
-    /// Runs a scene with a cache whose slots hold digests, checking every row that is read.
-    fn play(scene: &Scene) {
+    /// Runs a scene with a cache whose slots hold digests, checking every row that is read. Returns how many rows were
+    /// foreseen.
+    fn play(scene: &Scene) -> usize {
+        let mut foreseen = 0;
         let mut scheduler = Scheduler::new(scene.limits, scene.pages, scene.page_size);
         let mut slots: HashMap<usize, u64> = HashMap::new();
         let mut answers: BTreeMap<SeqId, Vec<u32>> = BTreeMap::new();
@@ -658,6 +741,7 @@ mod tests {
         let mut asked: Vec<&Asked> = scene.asked.iter().collect();
         asked.sort_by_key(|asked| asked.arrives);
         let mut arrived = 0;
+        let mut begun: Vec<(SeqId, usize)> = Vec::new();
         for step in 0.. {
             assert!(step < patience, "somebody starves");
             while arrived < asked.len() && asked[arrived].arrives <= step {
@@ -674,7 +758,12 @@ mod tests {
             if arrived == asked.len() && scheduler.is_idle() {
                 break;
             }
-            let plan = scheduler.schedule();
+            begun.retain(|part| scheduler.sequence(part.0).is_some());
+            let is_begun = !begun.is_empty();
+            let plan = match is_begun {
+                true => Plan { parts: std::mem::take(&mut begun), ..Plan::default() },
+                false => scheduler.schedule(),
+            };
             scheduler.check();
             let busy = !plan.parts.is_empty() || !plan.remember.is_empty();
             assert!(scheduler.is_idle() || busy, "nothing runs although somebody could");
@@ -728,10 +817,34 @@ mod tests {
                             "row {row} is not encoded"
                         );
                     }
+                    if is_begun {
+                        assert_eq!(slots.get(&slot(row)), Some(&content(sequence, row)), "it was computed");
+                    }
                     slots.insert(slot(row), content(sequence, row));
                 }
                 if scheduler.draws(part) {
                     drawn.push(Some(token(content(sequence, sequence.tokens.len() - 1))));
+                }
+            }
+            let (foresees, recalls) = scene.ahead[step % scene.ahead.len()];
+            if foresees && let Some(next) = scheduler.foresee(&plan.parts) {
+                scheduler.check();
+                for (id, rows) in &next {
+                    let sequence = scheduler.sequence(*id).unwrap();
+                    assert_eq!((sequence.missing(), *rows), (1, 1));
+                    // The network gets the tokens that were drawn.
+                    let place = plan.parts.iter().position(|part| part.0 == *id).unwrap();
+                    let mut tokens = sequence.tokens.clone();
+                    *tokens.last_mut().unwrap() = drawn[place].unwrap();
+                    let row = tokens.len() - 1;
+                    slots.insert(slot_in(&sequence.pages, row), content_of(&tokens, sequence, row));
+                }
+                foreseen += next.len();
+                if recalls {
+                    scheduler.recall(&plan.parts);
+                    scheduler.check();
+                } else {
+                    begun = next;
                 }
             }
             for (id, outcome) in scheduler.complete(&plan.parts, drawn) {
@@ -757,6 +870,7 @@ mod tests {
         assert_eq!(scheduler.pages().0, 0, "pages leaked");
         let stayed = asked.iter().filter(|asked| asked.leaves.is_none()).count();
         assert!(finished >= stayed, "{finished} of {stayed} finished");
+        foreseen
     }
 
     proptest! {
@@ -766,6 +880,30 @@ mod tests {
         fn random_schedules_finish_and_leak_nothing(scene in scene()) {
             play(&scene);
         }
+    }
+
+    /// Nothing stands between the tokens of answers that run alone, however many wait, and so all but the first are foreseen.
+    #[test]
+    fn what_only_writes_is_foreseen() {
+        let limits = Limits { sequences: 2, rows: 16, chunk: 16, encoded: 0, spare: 0, encode: 0 };
+        let asked = |answer| Asked {
+            arrives: 0,
+            priority: Priority::Normal,
+            prompt: vec![1, 2],
+            medium: None,
+            heard: None,
+            pictures: Vec::new(),
+            answer,
+            leaves: None,
+        };
+        let scene = |asked| Scene { limits, pages: 64, page_size: 2, asked, ahead: vec![(true, false)] };
+        let alone = answer(&asked(11)).len();
+        assert!(alone > 3, "{alone}");
+        // The last token of an answer that is full is known to be the last; that of one that stops is not.
+        let full = usize::from(alone == 11);
+        assert_eq!(play(&scene(vec![asked(11)])), alone - full);
+        // Two at a time; when those end, what waits comes in between.
+        assert_eq!(play(&scene(vec![asked(11); 4])), 4 * (alone - full));
     }
 
     #[test]

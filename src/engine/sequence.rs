@@ -135,6 +135,8 @@ pub struct Sequence {
     pub most: usize,
     /// Ids that end the answer.
     pub stops: Arc<[u32]>,
+    /// Whether the last token is one that is still being drawn.
+    pub(super) foreseen: bool,
     /// Whose pages it may find, and who may find its own: those of the same scope.
     pub scope: Option<Key>,
     /// Keys of its full pages, as far as they were needed.
@@ -162,6 +164,7 @@ impl Sequence {
             long: false,
             most,
             stops,
+            foreseen: false,
             scope: None,
             keys: Vec::new(),
             published: 0,

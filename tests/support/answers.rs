@@ -27,6 +27,7 @@ pub fn roomy(context: usize, vocabulary: usize) -> EngineConfig {
         queue: 256,
         context,
         vocabulary,
+        look_ahead: true,
     }
 }
 

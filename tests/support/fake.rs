@@ -175,6 +175,7 @@ pub fn config() -> EngineConfig {
         queue: 64,
         context: 1024,
         vocabulary: VOCABULARY,
+        look_ahead: true,
     }
 }
 
