@@ -6,6 +6,7 @@ mod support;
 use std::{
     collections::{HashSet, VecDeque},
     fs,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -36,14 +37,20 @@ fn config() -> EngineConfig {
         queue: 256,
         context: 448,
         vocabulary: 1917,
+        look_ahead: true,
     }
 }
 
 /// The fixture behind a new engine. Recordings of 20 seconds are long.
 fn start(config: EngineConfig) -> Arc<Transcriber> {
-    let loaded = load(whisper(), DType::F32, None);
+    start_of(whisper(), config)
+}
+
+/// The same of a copy.
+fn start_of(folder: PathBuf, config: EngineConfig) -> Arc<Transcriber> {
+    let loaded = load(folder.clone(), DType::F32, None);
     let Purpose::Transcribe(info) = loaded.task.clone() else { panic!("it transcribes") };
-    let vocabulary = Vocabulary::read(&Checkpoint::new(whisper()), &info).unwrap();
+    let vocabulary = Vocabulary::read(&Checkpoint::new(folder), &info).unwrap();
     let handle = engine::spawn(loaded, config).unwrap();
     Arc::new(Transcriber::new(handle, vocabulary, info, 20.0))
 }
@@ -105,6 +112,34 @@ fn quick() -> Options {
 enum Words {
     Some,
     None,
+}
+
+/// Authors say in a checkpoint's files whether windows are to know what was said before; a request may say otherwise.
+#[tokio::test]
+async fn windows_know_of_each_other_as_the_checkpoint_says() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(whisper()).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let path = folder.path().join("generation_config.json");
+    let mut generation: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    generation["condition_on_prev_tokens"] = false.into();
+    fs::write(&path, generation.to_string()).unwrap();
+
+    let samples = sound_pattern(70 * RATE);
+    let [without, with] = [false, true].map(Some);
+    let (usual, other) = (start(config()), start_of(folder.path().to_owned(), config()));
+    let mut texts = Vec::new();
+    for (transcriber, asked) in
+        [(&usual, None), (&usual, with), (&usual, without), (&other, None), (&other, with), (&other, without)]
+    {
+        let options = Options { condition_on_previous_text: asked, ..quick() };
+        texts.push(transcribe(transcriber, &samples, &options).await.text);
+    }
+    assert_ne!(texts[1], texts[2], "the text in front changes nothing");
+    let [yes, no] = [&texts[1], &texts[2]];
+    assert_eq!(texts.iter().collect::<Vec<_>>(), [yes, yes, no, no, yes, no]);
 }
 
 /// Recordings of all lengths and options, no two alike.

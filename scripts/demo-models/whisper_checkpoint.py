@@ -130,6 +130,8 @@ def save(model, tok, out):
             "max_length": TARGETS,
             "no_timestamps_token_id": at[UNTIMED],
             "prev_sot_token_id": at[PREVIOUS],
+            # With the text of earlier windows in front it leaves out sentences: see the model card.
+            "condition_on_prev_tokens": False,
             "return_timestamps": False,
         },
         "preprocessor_config.json": {

@@ -39,8 +39,8 @@ pub struct Options {
     pub logprob_threshold: Option<f64>,
     /// A window with a larger probability of no speech, and a low average, is silence.
     pub no_speech_threshold: Option<f64>,
-    /// Whether a window's prompt has the text of those before.
-    pub condition_on_previous_text: bool,
+    /// Whether a window's prompt has the text of those before; `None` is as the checkpoint says, and yes where it does not.
+    pub condition_on_previous_text: Option<bool>,
     /// Text in front of the first window's.
     pub initial_prompt: Option<String>,
     /// Whether every window's prompt begins with `initial_prompt`.
@@ -90,7 +90,7 @@ impl Default for Options {
             compression_ratio_threshold: Some(2.4),
             logprob_threshold: Some(-1.0),
             no_speech_threshold: Some(0.6),
-            condition_on_previous_text: true,
+            condition_on_previous_text: None,
             initial_prompt: None,
             carry_initial_prompt: false,
             hotwords: None,

@@ -192,7 +192,8 @@ impl<'a, L: Listen> Walk<'a, L> {
             self.count += 1;
             self.tokens.extend_from_slice(&segment.tokens);
         }
-        if !self.options.condition_on_previous_text || decoded.temperature > DOUBTFUL {
+        let conditions = self.options.condition_on_previous_text.unwrap_or(self.vocabulary.conditions);
+        if !conditions || decoded.temperature > DOUBTFUL {
             self.forgotten = self.tokens.len();
         }
         Ok((next, segments))

@@ -329,7 +329,8 @@ impl Run<'_> {
         content: usize,
     ) -> Result<(String, Vec<Segment>), SpeechError> {
         // What one window says is nothing to the others.
-        let options = Options { condition_on_previous_text: false, ..Options::clone(&self.job.options) };
+        let options =
+            Options { condition_on_previous_text: Some(false), ..Options::clone(&self.job.options) };
         let clips: Vec<Clip> = Clip::of(&options.clips, content)
             .into_iter()
             .flat_map(|part| windows(spans, part, content, &options.vad))

@@ -35,6 +35,9 @@ pub struct Vocabulary {
     pub marks: Range<u32>,
     /// Frames of a window: what the marks can tell apart.
     pub window: usize,
+    /// Whether windows are to know the text of those before: transformers' `condition_on_prev_tokens`, by which authors say
+    /// that a model did not learn to. Where a checkpoint says nothing they do, as in the reference.
+    pub conditions: bool,
     /// Codes and ids, in the order of the ids; none where the model knows English only.
     languages: Vec<(String, u32)>,
     /// Ids that are no speech.
@@ -50,6 +53,7 @@ pub struct Vocabulary {
 #[derive(Debug, Default, Deserialize)]
 struct GenerationConfig {
     is_multilingual: Option<bool>,
+    condition_on_prev_tokens: Option<bool>,
 }
 
 impl Vocabulary {
@@ -88,6 +92,7 @@ impl Vocabulary {
             control: vec![transcribe, translate, start, previous, model, no_speech],
             marks: first_mark..(first_mark + marks).min(size),
             window: info.frames,
+            conditions: config.condition_on_prev_tokens.unwrap_or(true),
             end,
             start,
             translate,

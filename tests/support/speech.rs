@@ -23,7 +23,7 @@ pub fn options(json: &Value) -> Options {
             "compression_ratio_threshold" => options.compression_ratio_threshold = number(),
             "logprob_threshold" => options.logprob_threshold = number(),
             "no_speech_threshold" => options.no_speech_threshold = number(),
-            "condition_on_previous_text" => options.condition_on_previous_text = truth(),
+            "condition_on_previous_text" => options.condition_on_previous_text = Some(truth()),
             "initial_prompt" => options.initial_prompt = text(),
             "carry_initial_prompt" => options.carry_initial_prompt = truth(),
             "word_timestamps" => options.words = truth(),

@@ -131,9 +131,7 @@ impl Ask {
                 defaults.no_speech_threshold,
                 (0.0, 1.0),
             )?,
-            condition_on_previous_text: request
-                .condition_on_previous_text
-                .unwrap_or(defaults.condition_on_previous_text),
+            condition_on_previous_text: request.condition_on_previous_text,
             initial_prompt: request.prompt.or(request.initial_prompt).filter(|text| !text.trim().is_empty()),
             carry_initial_prompt: request.carry_initial_prompt.unwrap_or(defaults.carry_initial_prompt),
             hotwords: hotwords(request.keywords, request.hotwords)?,
@@ -527,10 +525,13 @@ mod tests {
                     ..default()
                 },
             ),
-            (&[("condition_on_previous_text", "true")], Options { mode: Mode::Sequential, ..default() }),
+            (
+                &[("condition_on_previous_text", "true")],
+                Options { condition_on_previous_text: Some(true), mode: Mode::Sequential, ..default() },
+            ),
             (
                 &[("condition_on_previous_text", "false")],
-                Options { condition_on_previous_text: false, ..default() },
+                Options { condition_on_previous_text: Some(false), ..default() },
             ),
         ] {
             assert_eq!(options(parts), expected, "{parts:?}");
