@@ -172,7 +172,10 @@ pub fn load<P: hf_hub::api::Progress>(
     let mut served = Vec::with_capacity(read.len());
     for ((read, plan), aliases) in read.into_iter().zip(plans).zip(aliases) {
         let failure = read.outlined.config.failure();
-        served.push(read.start(plan.engine, aliases).map_err(failure)?);
+        // What the host computes keeps it from doing anything else meanwhile.
+        let look_ahead = place != Place::Host;
+        let engine = EngineConfig { look_ahead, ..plan.engine };
+        served.push(read.start(engine, aliases).map_err(failure)?);
     }
     Ok(served)
 }
@@ -221,6 +224,13 @@ pub fn outline<P: hf_hub::api::Progress>(
     config.models.iter().map(outlined).collect()
 }
 
+/// Whether the files of a checkpoint's weights have to be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weights {
+    Needed,
+    IfThere,
+}
+
 /// A model without its weights.
 pub struct Outlined {
     config: ModelConfig,
@@ -236,18 +246,33 @@ impl Outlined {
         download: impl FnMut() -> P,
     ) -> Result<Self, ModelError> {
         let checkpoint = hub::resolve_small(&config.source, hub, download)?;
-        Self::of(config, otherwise, &checkpoint)
+        Self::of(config, otherwise, &checkpoint, Weights::IfThere)
     }
 
-    /// By the files of a checkpoint; from the configuration alone where those of its weights are not there.
-    fn of(config: &ModelConfig, otherwise: DType, checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+    /// By the files of a checkpoint; from the configuration alone where its weights are random, or not there.
+    fn of(
+        config: &ModelConfig,
+        otherwise: DType,
+        checkpoint: &Checkpoint,
+        weights: Weights,
+    ) -> Result<Self, ModelError> {
         let dtype = config.dtype.unwrap_or(otherwise);
-        let outline = percept_models::outline(checkpoint, dtype, config.fit)?;
-        let weight_bytes = match percept_models::weight_bytes(checkpoint, dtype) {
-            Ok(bytes) if !config.dummy_weights => bytes,
-            Ok(_) | Err(LoadError::NoWeights { .. } | LoadError::MissingShard { .. }) => outline.weight_bytes,
-            Err(error) => return Err(error.into()),
+        // First, so that what is wrong with the files of weights is said about them, not about what else is there.
+        let counted = if config.dummy_weights {
+            None
+        } else {
+            match percept_models::weight_bytes(checkpoint, dtype) {
+                Ok(bytes) => Some(bytes),
+                Err(LoadError::NoWeights { .. } | LoadError::MissingShard { .. })
+                    if weights == Weights::IfThere =>
+                {
+                    None
+                }
+                Err(error) => return Err(error.into()),
+            }
         };
+        let outline = percept_models::outline(checkpoint, dtype, config.fit)?;
+        let weight_bytes = counted.unwrap_or(outline.weight_bytes);
         let text = Text::read(config, checkpoint, &outline.task)?;
         Ok(Self { config: config.clone(), outline: Outline { weight_bytes, ..outline }, text })
     }
@@ -290,12 +315,9 @@ impl Found {
             warn!(model = config.name, "its weights are random: answers will mean nothing");
             hub::resolve_small(&config.source, hub, download)?
         } else {
-            let checkpoint = hub::resolve(&config.source, hub, download)?;
-            // What is wrong with the files of weights is said about them, not about what else is there.
-            percept_models::weight_bytes(&checkpoint, config.dtype.unwrap_or(place.dtype()))?;
-            checkpoint
+            hub::resolve(&config.source, hub, download)?
         };
-        let outlined = Outlined::of(config, place.dtype(), &checkpoint)?;
+        let outlined = Outlined::of(config, place.dtype(), &checkpoint, Weights::Needed)?;
         info!(model = config.name, weights = %Bytes(outlined.outline.weight_bytes), "found");
         Ok(Self { outlined, checkpoint })
     }
