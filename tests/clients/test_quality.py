@@ -35,7 +35,7 @@ WORD_ERRORS = {
 }
 EMPTY = 0.95
 # One after another, a window begins where the last one seems to have ended; a mistake there loses sentences.
-LONG_WORD_ERRORS = {"sequential": 0.8, "parallel": 0.2}
+LONG_WORD_ERRORS = {"sequential": 0.35, "parallel": 0.2}
 
 
 @contextlib.contextmanager
