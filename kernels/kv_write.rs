@@ -13,7 +13,7 @@ use crate::{
 ///
 /// - `cache`: `[pages, page_size, kv_heads, head_dim]`; slot `s` is place `s % page_size` of page `s / page_size`
 /// - `rows`: `[rows, kv_heads, head_dim]`, same dtype
-/// - `slots`: u32 `[rows]`
+/// - `slots`: u32 `[rows]`; a slot may repeat from one row to the next, where the rows are the same
 ///
 /// # Errors
 /// When a shape or dtype differs, or a slot lies outside the cache.

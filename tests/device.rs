@@ -46,7 +46,7 @@ impl Server {
     /// Serves a checkpoint of the fixtures in little memory, on the emulated device or on the CPU.
     fn of(checkpoint: &str, emulated: bool) -> Self {
         let mut percept = percept();
-        percept.arg(fixture(checkpoint)).args(["--max-sequences", "4", "--max-context", "448"]);
+        percept.arg(fixture(checkpoint)).args(["--max-sequences", "3", "--max-context", "256"]);
         percept.args([
             "--memory",
             "40MB",
@@ -120,14 +120,14 @@ fn questions(model: &str) -> Vec<Value> {
         json!({"temperature": 0, "structured_outputs": {"regex": "[a-c]{3,9}"}}),
     ];
     let mut questions = Vec::new();
-    for (index, way) in ways.into_iter().cycle().take(10).enumerate() {
+    for (index, way) in ways.into_iter().enumerate() {
         let text = json!({"type": "text", "text": format!("What is it, {}?", "please ".repeat(index % 4))});
         let image = json!({"type": "image_url", "image_url": {"url": url}});
-        let content = if index < 5 { json!([image, text]) } else { json!([text]) };
+        let content = if index < 2 { json!([image, text]) } else { json!([text]) };
         let mut question = json!({
             "model": model,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": 5 + index,
+            "max_tokens": 4 + index,
         });
         question.as_object_mut().unwrap().extend(way.as_object().unwrap().clone());
         questions.push(question);

@@ -231,10 +231,15 @@ void write(const Type &type, uint64_t base, size_t index, double value) {
   WRITE("f32", float) WRITE("u32", uint32_t) WRITE("u8", uint8_t) WRITE("i64", int64_t) WRITE("f64", double)
 }
 
-// Where element `index` of a layout is. info: dimensions and strides, or null for one after another.
+// Where element `index` of a layout is. info: dimensions and strides, or null for one after another. As in candle's kernels,
+// whose index_select gives the layout of its ids: what lies one after another is not looked up.
 size_t strided(uint64_t info, size_t dims, size_t which, size_t index) {
   if (!info) return index;
   const size_t *sizes = at<size_t>(info), *strides = sizes + which * dims;
+  size_t next = 1;
+  bool adjacent = true;
+  for (size_t d = dims; d--; next *= sizes[d]) adjacent &= sizes[d] <= 1 || strides[d] == next;
+  if (adjacent) return index;
   size_t place = 0;
   for (size_t d = dims; d--; index /= sizes[d]) place += index % sizes[d] * strides[d];
   return place;
@@ -340,6 +345,21 @@ Known known(const std::string &name) {
                 memmove(at<void>(to), at<void>(from), bytes);
                 emu_copy_init(at<void>(to), at<void>(from), bytes);
               }
+            }};
+  }
+  if (const Type *type = ends("rope_thd")) {
+    // from, cosines, sines, to, batches, rows, heads, width, elements of a batch whose angles are its own
+    return {{8, 8, 8, 8, 4, 4, 4, 4, 4}, [=](const Words &w) {
+              const size_t rows = w[5], heads = w[6], half = w[7] / 2;
+              for (size_t i = 0; i < w[4] * rows * heads * half; i++) {
+                const size_t head = i / half, at = i % half, row = head / heads % rows;
+                const size_t angle = row * half + at + (w[8] ? 2 * i / w[8] * rows * half : 0);
+                const double x = read(*type, w[0], 2 * half * head + at), y = read(*type, w[0], 2 * half * head + half + at);
+                const double c = read(*type, w[1], angle), s = read(*type, w[2], angle);
+                write(*type, w[3], 2 * half * head + at, x * c - y * s);
+                write(*type, w[3], 2 * half * head + half + at, x * s + y * c);
+              }
+              written(w[3], 2 * w[4] * rows * heads * half * type->size);
             }};
   }
   for (const Type &ids : TYPES) {

@@ -46,6 +46,26 @@ fn rows_are_copied_and_nothing_else() {
     }
 }
 
+/// As those are that fill a recorded step up.
+#[test]
+fn rows_that_repeat_the_one_before_are_written_once() {
+    let (slots, width) = ([3, 8, 8, 8, 1, 1], 24);
+    let once: Vec<f32> = noise(3 * width, 2);
+    let rows: Vec<f32> =
+        [0, 1, 1, 1, 2, 2].iter().flat_map(|&row| &once[row * width..][..width]).copied().collect();
+    let (cache, rows) = (Buffer::of(&vec![0f32; 9 * width], "cache"), Buffer::of(&rows, "rows"));
+    let places = Buffer::of(&slots, "slots");
+    let from = Rows { address: rows.address(), stride: width };
+    let sizes = [slots.len(), width, 9];
+    let launch = launch::kv_write(f32::ELEMENT, cache.address(), from, places.address(), sizes);
+    // Two that write the same place would be a race, whatever they write.
+    Emulator { seed: 1, fault: None }.run(&launch.unwrap().unwrap()).unwrap();
+    let cache = cache.read().unwrap();
+    for (slot, row) in [(3, 0), (8, 1), (1, 2)] {
+        assert_eq!(cache[slot * width..][..width], once[row * width..][..width]);
+    }
+}
+
 #[test]
 fn as_much_is_copied_at_once_as_addresses_allow() {
     let kernel = |width, stride, address| {
