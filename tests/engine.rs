@@ -182,9 +182,12 @@ async fn company_that_comes_and_goes_changes_nothing() {
     let mut all = Vec::new();
     for look_ahead in [false, true] {
         let limits = Limits { sequences: 5, rows: 20, chunk: 7, ..config().limits };
-        let (loaded, _) = slow_fake(Duration::ZERO);
-        let config = EngineConfig { limits, pages: 24, look_ahead, ..config() };
+        let faults = Arc::new(Faults::default());
+        let (loaded, _) = fake(&faults);
+        let config = EngineConfig { limits, pages: 16, look_ahead, ..config() };
         let handle = engine::spawn(loaded, config).unwrap();
+        // All of them are there before the second step.
+        faults.hold(true);
         let answers = (0..60u32).map(|index| {
             let prompt: Vec<u32> = (0..1 + index % 9).map(|row| (index * 37 + row) % 400).collect();
             let mut request = request(&prompt, &[], 1 + (index * 7 % 40) as usize);
@@ -206,6 +209,7 @@ async fn company_that_comes_and_goes_changes_nothing() {
             }
         });
         let answers: Vec<_> = answers.collect();
+        faults.hold(false);
         all.push(join_all(answers).await);
         while handle.status().running() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
