@@ -44,9 +44,9 @@ tests() {
     cargo nextest run --locked --workspace --no-fail-fast
 }
 
-# What takes a stranger's bytes, for half a minute each.
+# What takes a stranger's bytes, for a short time each.
 fuzz() {
-    scripts/fuzz.sh 30
+    scripts/fuzz.sh 20
 }
 
 # The program, as the tests have it: the features of what tests need beside it are in what is built, so that nothing is
@@ -183,8 +183,10 @@ cuda_toolkit() {
     chmod +x "$NVCC"
 }
 
+# As the README's first command, but for the build.
 demo() {
-    PERCEPT_PROFILE=dev scripts/demo.sh --once
+    program
+    PERCEPT="$CARGO_TARGET_DIR/debug/percept" scripts/demo.sh --once
 }
 
 linters() {

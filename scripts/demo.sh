@@ -5,14 +5,17 @@
 #   scripts/demo.sh           as it is
 #   scripts/demo.sh --once    ends after the answers; other options are those of percept demo
 #
-# PERCEPT_PROFILE=dev builds faster and runs slower.
+# PERCEPT_PROFILE=dev builds faster and runs slower. PERCEPT names a program that is built already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/environment.sh
 . scripts/environment.sh
 
-profile="${PERCEPT_PROFILE:-release}"
-need_compilers
-printf 'Building percept (%s): the first time takes some minutes\n' "$profile"
-cargo build --locked --profile "$profile" --bin percept
-exec "$CARGO_TARGET_DIR/$([ "$profile" = dev ] && echo debug || echo "$profile")/percept" demo "$@"
+if [ -z "${PERCEPT:-}" ]; then
+    profile="${PERCEPT_PROFILE:-release}"
+    need_compilers
+    printf 'Building percept (%s): the first time takes some minutes\n' "$profile"
+    cargo build --locked --profile "$profile" --bin percept
+    PERCEPT="$CARGO_TARGET_DIR/$([ "$profile" = dev ] && echo debug || echo "$profile")/percept"
+fi
+exec "$PERCEPT" demo "$@"
