@@ -162,7 +162,7 @@ cuda() (
     cargo nextest run --locked --workspace --features cuda --test cuda --test driver --test late
 )
 
-# The same of the program: it starts, and computes on the CPU. Ten minutes of building.
+# The same of the program: it starts, computes on the CPU, and answers on an emulated device. Ten minutes, mostly of building.
 device() (
     cuda_toolkit
     cargo nextest run --locked --workspace --features cuda --test cuda --test device --test late
