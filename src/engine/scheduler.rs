@@ -211,31 +211,27 @@ impl Scheduler {
         if !both().all(draws) {
             return None;
         }
-        let goes_on = |sequence: &Sequence| sequence.tokens.len() + 1 < sequence.most;
         let next = |sequence: &Sequence| sequence.tokens.len() + 1;
-        let lacks = |sequence: &&Sequence| sequence.pages.len() * self.page_size < next(sequence);
+        let goes_on = |sequence: &Sequence| next(sequence) < sequence.most;
         let going = || self.running.iter().filter(|sequence| goes_on(sequence));
-        let computes_again = |sequence: &Sequence| {
-            !sequence.long && sequence.long_behind.is_some_and(|most| next(sequence) > most)
-        };
-        if going().any(computes_again) || going().filter(lacks).count() > self.pages.available() {
+        let lacks = |sequence: &&Sequence| sequence.pages.len() * self.page_size < next(sequence);
+        if going().any(|sequence| sequence.lengthens_at(next(sequence)))
+            || going().filter(lacks).count() > self.pages.available()
+        {
             return None;
         }
         let mut next_parts = Vec::with_capacity(parts.len());
         for (sequence, &(_, rows)) in self.running.iter_mut().zip(parts) {
-            if sequence.tokens.len() + 1 >= sequence.most {
+            if !goes_on(sequence) {
                 continue;
             }
             sequence.computed += rows;
             sequence.tokens.push(0);
             sequence.foreseen = true;
-            if sequence.pages.len() * self.page_size < sequence.tokens.len()
-                && let Some(page) = self.pages.take()
-            {
-                sequence.pages.push(page);
-            }
             next_parts.push((sequence.id, 1));
         }
+        // There are pages for all of them, so nobody gives up any.
+        self.grow();
         (!next_parts.is_empty()).then_some(next_parts)
     }
 

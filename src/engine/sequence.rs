@@ -267,10 +267,15 @@ impl Sequence {
         [next + row - behind; 3]
     }
 
+    /// Whether it becomes long when it has so many tokens.
+    pub(super) fn lengthens_at(&self, tokens: usize) -> bool {
+        !self.long && self.long_behind.is_some_and(|most| tokens > most)
+    }
+
     /// Becomes long when it has so many rows, and gives up those of its text, which were computed as a short one's.
     /// Their pages are returned, the last first.
     pub(super) fn lengthen(&mut self) -> Vec<Page> {
-        if self.long || self.long_behind.is_none_or(|most| self.tokens.len() <= most) {
+        if !self.lengthens_at(self.tokens.len()) {
             return Vec::new();
         }
         self.long = true;
