@@ -29,7 +29,7 @@ int emu_launch(const char *name, const unsigned *grid, const unsigned *block, un
 }
 
 namespace {
-enum Status { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 101, NOT_FOUND = 500, FAILED = 719, CAPTURING = 900 };
+enum Status { OK = 0, OUT_OF_MEMORY = 2, NO_DEVICE = 101, NOT_FOUND = 500, FAILED = 719, CAPTURING = 900 };
 constexpr size_t MEMORY = size_t(2) << 30;
 
 // ---- one thread does everything on the device -----------------------------------------------------------------
@@ -84,8 +84,10 @@ using Work = std::function<void()>;
 struct Stream {
   std::deque<Work> waiting;
   std::vector<Work> *capture = nullptr;
-  void flush() {
-    while (!waiting.empty()) {
+  // Does what was asked for, until there is nothing left or `done` says so.
+  template <class Done>
+  void work_until(Done done) {
+    while (!waiting.empty() && !done()) {
       Work work = std::move(waiting.front());
       waiting.pop_front();
       if (broken == OK) work();
@@ -93,9 +95,12 @@ struct Stream {
   }
 };
 struct Event {
-  Stream *stream = nullptr;
-  size_t left = 0;  // work of the stream that comes before it, when it was recorded
+  Stream *stream = nullptr;  // where it was recorded
   bool done = true;
+  // Has that stream work no further than it must.
+  void wait() {
+    if (!done) stream->work_until([this] { return done; });
+  }
 };
 struct Module {
   std::string image;
@@ -133,7 +138,7 @@ int wait_for(void *handle) {
     if (stream.capture)
       status = CAPTURING;
     else
-      stream.flush();
+      stream.work_until([] { return false; });
   });
   return broken != OK ? broken : status;
 }
@@ -439,26 +444,11 @@ API cuEventRecord(void *event, void *stream) {
   return put(stream, [mark] { mark->done = true; });
 }
 API cuEventSynchronize(void *event) {
-  Event *mark = static_cast<Event *>(event);
-  worker().run([&] {
-    // No further than it must.
-    while (!mark->done && broken == OK && !mark->stream->waiting.empty()) {
-      Work work = std::move(mark->stream->waiting.front());
-      mark->stream->waiting.pop_front();
-      work();
-    }
-  });
+  worker().run([event] { static_cast<Event *>(event)->wait(); });
   return broken;
 }
 API cuStreamWaitEvent(void *stream, void *event, unsigned) {
-  return put(stream, [event] {
-    Event *mark = static_cast<Event *>(event);
-    while (!mark->done && !mark->stream->waiting.empty()) {
-      Work work = std::move(mark->stream->waiting.front());
-      mark->stream->waiting.pop_front();
-      work();
-    }
-  });
+  return put(stream, [event] { static_cast<Event *>(event)->wait(); });
 }
 
 API cuMemAllocAsync(uint64_t *address, size_t bytes, void *) { return broken != OK ? broken : allocate(address, bytes); }

@@ -47,8 +47,7 @@ impl Case {
 
     /// In an order of their own, with holes.
     fn pages(&self) -> Vec<u32> {
-        let count = self.frames.div_ceil(self.page_size) as u32;
-        (0..count).map(|page| (page * 5 + 3) % count + u32::from(page % 2 == 1) * count).collect()
+        formula::pages(self.frames, self.page_size)
     }
 
     fn stride(&self) -> usize {

@@ -1,5 +1,11 @@
 //! What an alignment is, in f64.
 
+/// Pages that hold so many frames, in an order of their own, with holes.
+pub fn pages(frames: usize, page_size: usize) -> Vec<u32> {
+    let count = frames.div_ceil(page_size) as u32;
+    (0..count).map(|page| (page * 5 + 3) % count + u32::from(page % 2 == 1) * count).collect()
+}
+
 fn standardised(column: &[f64]) -> Vec<f64> {
     let mean = column.iter().sum::<f64>() / column.len() as f64;
     let variance = column.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / column.len() as f64;
