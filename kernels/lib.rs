@@ -26,7 +26,7 @@ mod view;
 pub use activation::{Activation, activate, gated};
 pub use alignment::alignment;
 pub use attention::{Kv, Mask, Pages, Ragged, attention};
-pub use device::{DeviceMemory, device_memory, device_name, open_cuda};
+pub use device::{DeviceMemory, device_memory, device_name, open_cuda, peak_memory};
 pub use graph::{Recording, record, records, rewrite};
 pub use kv_write::kv_write;
 pub use linear::linear;

@@ -114,8 +114,13 @@ struct Graph {
 Stream ordinary;
 std::vector<Stream *> streams{&ordinary};
 std::map<char *, size_t> pinned;
-size_t used = 0;
 std::map<void *, size_t> sizes_of;
+size_t used = 0;
+// The pool's own account, by what was asked for: long before a stream comes to free it, its next work may have it.
+struct Pool {
+  size_t used = 0, most = 0;
+  void take(size_t bytes) { used += bytes, most = std::max(most, used); }
+} pool;
 
 Stream *stream_of(void *handle) { return handle ? static_cast<Stream *>(handle) : &ordinary; }
 // Asks for work, in order. Its parameters are copies.
@@ -144,14 +149,18 @@ int wait_for(void *handle) {
 }
 
 // ---- memory ----------------------------------------------------------------------------------------------------
-int allocate(uint64_t *address, size_t bytes) {
-  if (used + bytes > MEMORY) return OUT_OF_MEMORY;
+int allocate(uint64_t *address, size_t bytes, void *stream) {
+  int status = broken;
   worker().run([&] {
+    if (status == OK && used + bytes > MEMORY) status = OUT_OF_MEMORY;
+    if (status != OK) return;
     void *memory = emu_alloc(bytes, 0, "device memory");
     sizes_of[memory] = bytes, used += bytes;
+    // What a recording allocates is its own.
+    if (!stream_of(stream)->capture) pool.take(bytes);
     *address = uint64_t(uintptr_t(memory));
   });
-  return OK;
+  return status;
 }
 void release(void *memory) {
   auto found = sizes_of.find(memory);
@@ -427,8 +436,20 @@ API cuGetErrorString(int status, const char **text) {
   return OK;
 }
 API cuDeviceGetDefaultMemPool(void **pool, int) { return *pool = &ordinary, OK; }
-API cuMemPoolSetAttribute(void *, int, void *) { return OK; }
-API cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = MEMORY - used, *total = MEMORY, OK; }
+constexpr int USED = 7, MOST_USED = 8;  // CUmemPool_attribute
+API cuMemPoolGetAttribute(void *, int attribute, void *value) {
+  if (attribute != USED && attribute != MOST_USED) return fail("it has no such attribute of a pool"), broken;
+  worker().run([&] { *static_cast<uint64_t *>(value) = attribute == USED ? pool.used : pool.most; });
+  return OK;
+}
+API cuMemPoolSetAttribute(void *, int attribute, void *) {
+  if (attribute == MOST_USED) worker().run([] { pool.most = pool.used; });
+  return OK;
+}
+API cuMemGetInfo_v2(size_t *free, size_t *total) {
+  worker().run([&] { *free = MEMORY - used, *total = MEMORY; });
+  return OK;
+}
 
 API cuStreamCreate(void **stream, unsigned) {
   worker().run([&] { streams.push_back(new Stream), *stream = streams.back(); });
@@ -451,18 +472,15 @@ API cuStreamWaitEvent(void *stream, void *event, unsigned) {
   return put(stream, [event] { static_cast<Event *>(event)->wait(); });
 }
 
-API cuMemAllocAsync(uint64_t *address, size_t bytes, void *) { return broken != OK ? broken : allocate(address, bytes); }
-API cuMemAlloc_v2(uint64_t *address, size_t bytes) { return broken != OK ? broken : allocate(address, bytes); }
+API cuMemAllocAsync(uint64_t *address, size_t bytes, void *stream) { return allocate(address, bytes, stream); }
 API cuMemFreeAsync(uint64_t address, void *stream) {
   bool recorded = false;
-  worker().run([&] { recorded = stream_of(stream)->capture; });
+  worker().run([&] {
+    recorded = stream_of(stream)->capture;
+    if (auto found = sizes_of.find(at<void>(address)); !recorded && found != sizes_of.end()) pool.used -= found->second;
+  });
   // What a recording has allocated is its own for as long as it lives.
   return recorded ? int(OK) : put(stream, [address] { release(at<void>(address)); });
-}
-API cuMemFree_v2(uint64_t address) {
-  if (int status = cuCtxSynchronize()) return status;
-  worker().run([&] { release(at<void>(address)); });
-  return broken;
 }
 API cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
   *memory = malloc(bytes);

@@ -9,8 +9,8 @@ use candle_core::{DType, Device, Shape, Tensor};
 use percept_kernels::{
     Activation, Canvas, Downloads, Draw, Drawing, Filter, Forbidden, Kv, Mask, MelBank, Pages, Ragged,
     Region, Resize, Seen, activate, add_rms_norm, alignment, attention, device_name, gated, kv_write,
-    layer_norm, linear, log_mel, normalise, open_cuda, probabilities, record, resize, rewrite, rms_norm,
-    sample, uniform,
+    layer_norm, linear, log_mel, normalise, open_cuda, peak_memory, probabilities, record, resize, rewrite,
+    rms_norm, sample, uniform,
 };
 
 const HOST: &Device = &Device::Cpu;
@@ -361,4 +361,27 @@ fn recordings() {
     });
     assert!(late.is_err());
     recording.replay().unwrap();
+}
+
+/// Not what is in use now, nor what is freed and taken again.
+#[test]
+fn the_most_that_is_in_use_at_once() {
+    let Some(gpu) = &gpu() else { return };
+    const KIB: usize = 1 << 10;
+    let zeros = |kib: usize| Tensor::zeros(kib * KIB, DType::U8, gpu).unwrap();
+    let before = zeros(700);
+    for round in 0..2 {
+        let work = || {
+            let two = (zeros(300), zeros(100));
+            drop(two);
+            drop(zeros(200));
+            Ok(())
+        };
+        let peak = peak_memory(gpu, work).unwrap().unwrap();
+        // In whole pieces of the pool's.
+        assert!((400 * KIB..464 * KIB).contains(&(peak as usize)), "{round}: {peak}");
+    }
+    assert!(peak_memory(gpu, || candle_core::bail!("it fails")).is_err());
+    assert_eq!(peak_memory(HOST, || Ok(())).unwrap(), None);
+    drop(before);
 }
