@@ -40,7 +40,7 @@ pub struct Remembered {
     pub rows: Ragged,
     /// The pages of each run and how many rows of them it sees, which may be none.
     pub pages: Pages,
-    /// f32 `[rows, 1]`: 1 for rows that see something and 0 for the others; `None` where all do.
+    /// u32 `[rows, 1]`: 1 for rows that see something and 0 for the others; `None` where all do.
     pub seen: Option<Tensor>,
 }
 

@@ -32,7 +32,7 @@ pub struct KvCache {
 }
 
 /// Keys and values of one layer, each `[pages, page_size, kv_heads, head_dim]`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LayerCache {
     /// Rotated keys.
     pub k: Tensor,
@@ -56,6 +56,22 @@ impl KvCache {
         let layers =
             (0..shape.layers).map(|_| Ok(LayerCache { k: zeros()?, v: zeros()? })).collect::<Result<_>>()?;
         Ok(Self { layers })
+    }
+
+    /// Pages of one layer, which is every layer's: for work whose numbers mean nothing.
+    ///
+    /// # Errors
+    /// When the device has not enough memory.
+    pub fn of_one_layer(
+        shape: CacheShape,
+        pages: usize,
+        page_size: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let CacheShape { layers, .. } = shape;
+        let one = Self::new(CacheShape { layers: layers.min(1), ..shape }, pages, page_size, dtype, device)?;
+        Ok(Self { layers: one.layers.into_iter().cycle().take(layers).collect() })
     }
 
     /// Keys and values of layer `index`.

@@ -122,6 +122,12 @@ pub trait Preprocess: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether all media become features of one shape, which are encoded by the same work whatever their
+    /// [size](Features::size) was.
+    fn has_one_shape(&self) -> bool {
+        false
+    }
+
     /// A decoded medium to encoder input.
     ///
     /// # Errors

@@ -86,6 +86,10 @@ impl Preprocess for LlavaPreprocess {
         Ok(Footprint::line(vec![self.placeholder; self.rows]))
     }
 
+    fn has_one_shape(&self) -> bool {
+        true
+    }
+
     fn has_fit(&self) -> bool {
         true
     }

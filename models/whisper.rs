@@ -413,6 +413,10 @@ impl Preprocess for Ear {
         Ok(Footprint { memory: self.rows, ..Footprint::line(Vec::new()) })
     }
 
+    fn has_one_shape(&self) -> bool {
+        true
+    }
+
     fn run(&self, medium: Medium<'_>) -> Result<Tensor> {
         let Medium::Sound { samples, frames, peak } = medium else {
             candle_core::bail!("this network hears, it does not see")

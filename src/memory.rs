@@ -8,7 +8,7 @@ use percept_models::{MediaSize, Outline, Task};
 
 pub use self::gpus::{GPUS, Gpu, GpuMemory};
 
-use crate::engine::{EngineConfig, Limits};
+use crate::engine::{EngineConfig, Largest, Limits};
 
 /// How much memory percept may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,7 +76,7 @@ pub struct Wanted {
 pub struct Need {
     /// Of its network.
     pub weights: u64,
-    /// Of a step's activations; an estimate.
+    /// Of a step's activations; see [`Candidate::workspace`].
     pub workspace: u64,
     /// Of the smallest caches that are useful.
     pub least: u64,
@@ -104,7 +104,7 @@ pub struct Demand {
 pub struct Plan {
     /// Of the network.
     pub weights: u64,
-    /// Of a step's activations; an estimate.
+    /// Of a step's activations; see [`Candidate::workspace`].
     pub workspace: u64,
     /// Of encoded media.
     pub encoder_cache: u64,
@@ -229,6 +229,8 @@ pub struct Candidate<'a> {
     pub vocabulary: usize,
     /// What it should be able to do at once.
     pub wanted: &'a Wanted,
+    /// Bytes of the activations of its largest step, where they were measured; else they are estimated.
+    pub workspace: Option<u64>,
 }
 
 /// Shares out `budget` bytes among models.
@@ -239,6 +241,12 @@ pub fn plan(budget: u64, models: &[Candidate<'_>]) -> Result<Vec<Plan>, TooLittl
     let sizes: Vec<Sizes> = models.iter().map(Sizes::of).collect();
     let shares = share(budget, &sizes.iter().map(Sizes::need).collect::<Vec<_>>())?;
     Ok(sizes.iter().zip(shares).map(|(sizes, share)| sizes.plan(share)).collect())
+}
+
+/// How large a model's steps may become, with pictures of so many pixels.
+pub fn largest(model: &Candidate<'_>, pixels: usize) -> Largest {
+    let Sizes { sequences, rows, context, page_size, .. } = Sizes::of(model);
+    Largest { sequences, rows, encode: rows, context, page_size, pixels }
 }
 
 /// What a model needs, whatever there is.
@@ -281,7 +289,7 @@ struct Sizes {
 
 impl Sizes {
     fn of(candidate: &Candidate<'_>) -> Self {
-        let Candidate { loaded, vocabulary, wanted } = *candidate;
+        let Candidate { loaded, vocabulary, wanted, workspace } = *candidate;
         let element = loaded.dtype.size_in_bytes() as u64;
         let sequences = wanted.sequences.max(1);
         let most = loaded.task.context();
@@ -332,7 +340,7 @@ impl Sizes {
                 medium + ORDINARY_TEXT
             },
             weights: loaded.weight_bytes,
-            workspace: decoder.max(encoder),
+            workspace: workspace.unwrap_or(decoder.max(encoder)),
             text_row: loaded.cache_shape.row_bytes(loaded.dtype) as u64,
             // A memory's rows are in the cache itself.
             media_row: if memory > 0 || embeds && medium == 0 { 0 } else { loaded.width as u64 * element },

@@ -66,8 +66,10 @@ pub struct Row {
     pub dtype: &'static str,
     /// Bytes of the weights.
     pub weights: u64,
-    /// Bytes of a step's activations; an estimate.
+    /// Bytes of a step's activations.
     pub workspace: u64,
+    /// Whether a dry run has measured them; else they are estimated.
+    pub workspace_measured: bool,
     /// Bytes of the smallest caches that are useful.
     pub least_cache: u64,
     /// Bytes of a token: its keys and values.
@@ -139,6 +141,7 @@ impl Row {
             dtype: member.candidate.loaded.dtype.as_str(),
             weights: need.weights,
             workspace: need.workspace,
+            workspace_measured: member.candidate.workspace.is_some(),
             least_cache: need.least,
             token_bytes: token,
             medium_rows: medium,
@@ -157,6 +160,8 @@ impl Row {
         let Given { encoder_cache, kv_cache, context, sequences, at_once } = self.given;
         let bytes = |bytes: u64| Some(Bytes(bytes).to_string());
         let medium = format!("{} rows, {}", self.medium_rows, Bytes(self.medium_bytes));
+        let measured = if self.workspace_measured { "measured " } else { "" };
+        let workspace = format!("{measured}{}", Bytes(self.workspace));
         let count = |count: Option<usize>| count.map(|count| count.to_string());
         let context = match context {
             Some(context) if context < self.wanted_context => {
@@ -171,7 +176,7 @@ impl Row {
         [
             ("type", Some(self.dtype.to_owned())),
             ("weights", bytes(self.weights)),
-            ("workspace of a step", bytes(self.workspace)),
+            ("workspace of a step", Some(workspace)),
             ("smallest caches", if kv_cache.is_none() { bytes(self.least_cache) } else { None }),
             ("encoder cache", encoder_cache.and_then(bytes)),
             ("KV cache", kept(kv_cache.and_then(bytes))),

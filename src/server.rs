@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::http::Request;
@@ -41,7 +41,7 @@ use crate::{
     device::{DeviceChoice, DeviceError, Place},
     engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
-    memory::{Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights},
+    memory::{self, Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights},
     operations::{Counted, OperationsConfig},
     plan::{self, Member},
     router::{Aliases, ChatModel, EmbeddingModel, Kind, Router, Served, Work},
@@ -129,6 +129,12 @@ pub enum ModelError {
     /// Its text side is broken.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// Its largest step cannot be done.
+    #[error(
+        "a step as large as they may become fails: {0}; where that is for lack of memory, lower --step-rows, \
+         --max-sequences, --max-context or --max-image-pixels"
+    )]
+    DryRun(candle_core::Error),
     /// Its engine does not start.
     #[error("the engine does not start: {0}")]
     Engine(candle_core::Error),
@@ -159,6 +165,10 @@ pub fn load<P: hf_hub::api::Progress>(
         let progress = progress(&found.outlined.config.name);
         let failure = found.outlined.config.failure();
         read.push(found.read(&place, progress).map_err(failure)?);
+    }
+    // Before any engine starts: what is allocated meanwhile counts.
+    for read in &mut read {
+        read.measure(config.api.media.image_pixels)?;
     }
     let (table, plans) =
         plan::table(memory, &read.iter().map(|read| read.outlined.member()).collect::<Vec<_>>());
@@ -236,6 +246,8 @@ pub struct Outlined {
     config: ModelConfig,
     outline: Outline,
     text: Text,
+    /// Bytes of the activations of its largest step, where they were measured.
+    workspace: Option<u64>,
 }
 
 impl Outlined {
@@ -274,7 +286,8 @@ impl Outlined {
         let outline = percept_models::outline(checkpoint, dtype, config.fit)?;
         let weight_bytes = counted.unwrap_or(outline.weight_bytes);
         let text = Text::read(config, checkpoint, &outline.task)?;
-        Ok(Self { config: config.clone(), outline: Outline { weight_bytes, ..outline }, text })
+        let outline = Outline { weight_bytes, ..outline };
+        Ok(Self { config: config.clone(), outline, text, workspace: None })
     }
 
     /// The type of its weights.
@@ -284,8 +297,13 @@ impl Outlined {
 
     /// It as one of several that share a memory.
     pub fn member(&self) -> Member<'_> {
-        let Self { config, outline, text } = self;
-        let candidate = Candidate { loaded: outline, vocabulary: text.vocabulary(), wanted: &config.wanted };
+        let Self { config, outline, text, workspace } = self;
+        let candidate = Candidate {
+            loaded: outline,
+            vocabulary: text.vocabulary(),
+            wanted: &config.wanted,
+            workspace: *workspace,
+        };
         Member { name: &config.name, kind: text.kind(), candidate }
     }
 }
@@ -342,8 +360,7 @@ impl Found {
 
     fn read(self, place: &Place, progress: Box<Progress>) -> Result<Read, ModelError> {
         let loaded = self.load(place, progress)?;
-        let Outlined { config, text, .. } = self.outlined;
-        Ok(Read { outlined: Outlined { config, outline: loaded.outline(), text }, loaded })
+        Ok(Read { outlined: Outlined { outline: loaded.outline(), ..self.outlined }, loaded })
     }
 }
 
@@ -395,8 +412,28 @@ struct Read {
 }
 
 impl Read {
+    /// Measures the activations of its largest step where its device can say that. `pixels`: most of a picture.
+    fn measure(&mut self, pixels: usize) -> Result<(), ServeError> {
+        let Self { outlined, loaded } = self;
+        let candidate = outlined.member().candidate;
+        let (largest, estimated) = (memory::largest(&candidate, pixels), memory::demand(&candidate).need);
+        let began = Instant::now();
+        let failure = |error| (outlined.config.failure())(ModelError::DryRun(error));
+        outlined.workspace = engine::workspace(loaded, &largest).map_err(failure)?;
+        if let Some(measured) = outlined.workspace {
+            info!(
+                model = outlined.config.name,
+                measured = %Bytes(measured),
+                estimated = %Bytes(estimated.workspace),
+                seconds = began.elapsed().as_secs_f64(),
+                "the largest step was done once"
+            );
+        }
+        Ok(())
+    }
+
     fn start(self, engine: EngineConfig, aliases: Vec<String>) -> Result<Served, ModelError> {
-        let Self { outlined: Outlined { config, outline, text }, loaded } = self;
+        let Self { outlined: Outlined { config, outline, text, .. }, loaded } = self;
         let preprocess = Arc::clone(&loaded.preprocess);
         // Lines of the log that are an engine's say which.
         let _model = error_span!("engine", model = config.name).entered();

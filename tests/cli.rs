@@ -518,8 +518,8 @@ fn the_names_of_a_plan_in_json_stay() {
         assert_eq!(row["task"], task);
         assert_eq!(
             names(row),
-            "name task dtype weights workspace least_cache token_bytes medium_rows medium_bytes wanted_context \
-             encoder_cache kv_cache context sequences at_once"
+            "name task dtype weights workspace workspace_measured least_cache token_bytes medium_rows medium_bytes \
+             wanted_context encoder_cache kv_cache context sequences at_once"
         );
     }
     assert_eq!(plan["advice"], serde_json::json!([]));

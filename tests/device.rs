@@ -57,6 +57,8 @@ impl Server {
         if emulated {
             percept.env("LD_LIBRARY_PATH", DRIVER);
         }
+        // What the largest step takes, thread by thread.
+        percept.args(["--max-image-pixels", "40000", "--step-rows", "64"]);
         Self::start(&mut percept)
     }
 
@@ -164,19 +166,37 @@ fn same(what: &str, found: &Value, expected: &Value, apart: f64) {
 
 #[tokio::test]
 async fn answers_on_an_emulated_device_are_those_of_the_cpu() {
-    for checkpoint in ["llava", "phi3_v", "qwen2_5_vl", "mllama"] {
+    for checkpoint in [
+        "llava",
+        "llava_next",
+        "phi3_v",
+        "internvl2",
+        "pixtral",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "smolvlm",
+        "mllama",
+    ] {
         let (host, device) = [false, true].map(|emulated| Server::of(&fixture(checkpoint), emulated)).into();
         let questions = questions(checkpoint);
         let found = join_all(questions.iter().map(|question| ask(&device, question))).await;
         for (index, (found, question)) in found.iter().zip(&questions).enumerate() {
             same(&format!("{checkpoint} {index}"), found, &ask(&host, question).await, 2e-3);
         }
-        for steps in ["percept_steps_replayed_total", "percept_steps_foreseen_total"] {
-            assert!(device.metric(steps).await > 0.0, "{checkpoint} {steps}");
-            assert_eq!(host.metric(steps).await, 0.0, "{checkpoint} {steps}");
+        let encodings = (checkpoint == "llava").then_some("percept_encodings_replayed_total");
+        for figure in
+            ["percept_steps_replayed_total", "percept_steps_foreseen_total"].into_iter().chain(encodings)
+        {
+            assert!(device.metric(figure).await > 0.0, "{checkpoint} {figure}");
+            assert_eq!(host.metric(figure).await, 0.0, "{checkpoint} {figure}");
         }
-        host.end();
-        let log = device.end();
-        assert!(!log.contains("WARN") && !log.contains("ERROR"), "{checkpoint}: {log}");
+        let [host, device] = [host, device].map(Server::end);
+        assert!(!device.contains("WARN") && !device.contains("ERROR"), "{checkpoint}: {device}");
+        assert!(device.contains("the largest step was done once"), "{checkpoint}: {device}");
+        // In the table of both, by what it was found.
+        let measured = |log: &str| {
+            log.lines().find(|line| line.starts_with("workspace of a step")).unwrap().contains("measured")
+        };
+        assert!(measured(&device) && !measured(&host), "{checkpoint}: {device} {host}");
     }
 }

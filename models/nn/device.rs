@@ -1,5 +1,5 @@
 //! Devices that networks run on; see [`percept_kernels`].
 
 pub use percept_kernels::{
-    DeviceMemory, Recording, device_memory, device_name, open_cuda, record, records, rewrite,
+    DeviceMemory, Recording, device_memory, device_name, open_cuda, peak_memory, record, records, rewrite,
 };

@@ -177,6 +177,10 @@ impl Preprocess for SquarePictures {
         Ok(Footprint::line(vec![PICTURE; self.rows]))
     }
 
+    fn has_one_shape(&self) -> bool {
+        true
+    }
+
     fn has_fit(&self) -> bool {
         true
     }

@@ -83,10 +83,10 @@ impl Batcher {
             for (count, sight) in sights {
                 let (pages, length) = sight.map_or((&[][..], 0), |(memory, seen)| (&memory.pages[..], seen));
                 memory.add(count, &pages[..length.div_ceil(self.page_size)], length);
-                seen.extend(vec![f32::from(u8::from(sight.is_some())); count]);
+                seen.extend(vec![u32::from(sight.is_some()); count]);
             }
             lists.memory = Some(memory);
-            lists.seen = Some(seen).filter(|seen| seen.contains(&0.0));
+            lists.seen = Some(seen).filter(|seen| seen.contains(&0));
         }
         Ok(lists)
     }
@@ -163,9 +163,25 @@ pub(super) struct Lists<'a> {
     /// What rows see besides the text.
     memory: Option<Runs<'a>>,
     /// 1 for rows that see a memory and 0 for the others; `None` where all do, or none.
-    seen: Option<Vec<f32>>,
+    seen: Option<Vec<u32>>,
     inserts: Vec<Insert>,
     fed: Option<Fed<'a>>,
+}
+
+/// Sequences that differ in nothing but how many rows they have.
+pub(super) struct Alike<'a> {
+    /// Of each.
+    pub(super) rows: Vec<usize>,
+    /// Rows write the first so many slots of the cache, in turns.
+    pub(super) slots: usize,
+    /// The pages that each reads, and how many rows of them are visible.
+    pub(super) text: (&'a [Page], usize),
+    /// Those of what it sees besides.
+    pub(super) memory: Option<(&'a [Page], usize)>,
+    /// Whether it is told which of them see that: they all do.
+    pub(super) some_see: bool,
+    /// How rows are numbered.
+    pub(super) positions: Positions,
 }
 
 /// Tokens that are still being drawn: each row's, and from which of the draws.
@@ -239,26 +255,43 @@ impl<'a> Lists<'a> {
         self.fed.as_ref().map_or(Ok(()), |fed| fed.drawing.feed(words, &fed.from))
     }
 
-    /// Rows of a form that all write the first slot and read it.
-    pub(super) fn of_first_slot(form: &Form) -> Lists<'static> {
-        const FIRST: &[Page] = &[0];
-        let runs = |form: RunsForm| {
-            let rows = vec![1; form.runs];
-            Runs { tables: vec![FIRST; form.runs], visible: vec![1; form.runs], rows }
+    /// Sequences without a token of their own, at their beginning.
+    pub(super) fn alike(alike: Alike<'a>) -> Self {
+        let Alike { rows, slots, text, memory, some_see, positions } = alike;
+        let count = rows.iter().sum();
+        let runs = |(table, visible): (&'a [Page], usize)| Runs {
+            tables: vec![table; rows.len()],
+            visible: vec![visible as u32; rows.len()],
+            rows: rows.clone(),
         };
-        Lists {
-            tokens: vec![0; form.rows],
-            positions: vec![[0; 3]; form.rows],
-            planes: form.planes,
-            long: form.long.then(|| vec![0; form.rows]),
-            slots: vec![0; form.rows],
-            text: runs(form.text),
-            wanted: (0..form.wanted as u32).collect(),
-            memory: form.memory.map(runs),
-            seen: None,
+        let mut end = 0;
+        let mut last = |rows: &usize| {
+            end += *rows as u32;
+            end - 1
+        };
+        Self {
+            tokens: vec![0; count],
+            positions: vec![[0; 3]; count],
+            planes: if positions.planes { 3 } else { 1 },
+            long: positions.long.map(|_| vec![0; count]),
+            slots: (0..count as u32).map(|row| row % slots as u32).collect(),
+            text: runs(text),
+            wanted: rows.iter().map(&mut last).collect(),
+            memory: memory.map(runs),
+            seen: some_see.then(|| vec![1; count]),
             inserts: Vec::new(),
             fed: None,
         }
+    }
+
+    /// Wants the logits of all rows.
+    pub(super) fn want_all(&mut self) {
+        self.wanted = (0..self.tokens.len() as u32).collect();
+    }
+
+    /// Says of each row whether it sees a memory, where all do.
+    pub(super) fn tell_who_sees(&mut self) {
+        self.seen.get_or_insert_with(|| vec![1; self.tokens.len()]);
     }
 
     /// How long they are.
@@ -270,17 +303,17 @@ impl<'a> Lists<'a> {
             text: self.text.form(),
             wanted: self.wanted.len(),
             memory: self.memory.as_ref().map(Runs::form),
+            seen: self.seen.is_some(),
         }
     }
 
-    /// Whether each sequence has one row, of which logits are wanted, and each row sees a memory or none does.
+    /// Whether each sequence has one row, of which logits are wanted.
     pub(super) fn are_of_one_row_each(&self) -> bool {
         let count = self.tokens.len();
         let one_each = |runs: &Runs<'_>| runs.rows.len() == count && runs.rows.iter().all(|&rows| rows == 1);
         count > 0
             && one_each(&self.text)
             && self.memory.as_ref().is_none_or(one_each)
-            && self.seen.is_none()
             && self.inserts.is_empty()
             && self.wanted.iter().copied().eq(0..count as u32)
     }
@@ -294,6 +327,9 @@ impl<'a> Lists<'a> {
             repeat_last(long, more);
         }
         repeat_last(&mut self.slots, more);
+        if let Some(seen) = &mut self.seen {
+            repeat_last(seen, more);
+        }
         self.text.repeat_last(more);
         self.wanted = (0..count as u32).collect();
         if let Some(memory) = &mut self.memory {
@@ -316,6 +352,7 @@ impl<'a> Lists<'a> {
         if let (Some(memory), Some(form)) = (&self.memory, form.memory) {
             memory.write(form, &mut words);
         }
+        words.extend(self.seen.iter().flatten());
         words
     }
 
@@ -329,9 +366,6 @@ impl<'a> Lists<'a> {
         self.write_fed(&words)?;
         let mut batch =
             form.batch(&words, &self.text.rows, self.memory.as_ref().map(|runs| &runs.rows[..]))?;
-        if let (Some(memory), Some(seen)) = (&mut batch.memory, self.seen) {
-            memory.seen = Some(Tensor::from_vec(seen, (form.rows, 1), device)?);
-        }
         batch.inserts = self.inserts;
         Ok(batch)
     }
@@ -352,6 +386,8 @@ pub(super) struct Form {
     pub(super) wanted: usize,
     /// Memories.
     pub(super) memory: Option<RunsForm>,
+    /// Whether it is told which rows see one.
+    pub(super) seen: bool,
 }
 
 /// How many runs there are, and how wide their tables.
@@ -370,7 +406,7 @@ impl RunsForm {
 impl Form {
     /// Numbers of all lists.
     pub(super) fn words(&self) -> usize {
-        let per_row = 2 + self.planes + usize::from(self.long);
+        let per_row = 2 + self.planes + usize::from(self.long) + usize::from(self.seen);
         self.rows * per_row + self.text.words() + self.wanted + self.memory.map_or(0, RunsForm::words)
     }
 
@@ -391,7 +427,9 @@ impl Form {
         let memory = match (self.memory, memory) {
             (Some(form), Some(rows)) => {
                 let (rows, pages) = views.runs(form, rows)?;
-                Some(Remembered { rows, pages, seen: None })
+                let seen =
+                    if self.seen { Some(views.take(self.rows)?.reshape((self.rows, 1))?) } else { None };
+                Some(Remembered { rows, pages, seen })
             }
             _ => None,
         };

@@ -384,6 +384,7 @@ pub struct Status {
     pub(super) preemptions: AtomicU64,
     pub(super) steps: AtomicU64,
     pub(super) replayed: AtomicU64,
+    pub(super) encodings_replayed: AtomicU64,
     pub(super) foreseen: AtomicU64,
     /// How long an answer takes from its first step, smoothed.
     pub(super) answer_ms: AtomicU64,
@@ -413,6 +414,7 @@ impl Default for Status {
             preemptions: AtomicU64::default(),
             steps: AtomicU64::default(),
             replayed: AtomicU64::default(),
+            encodings_replayed: AtomicU64::default(),
             foreseen: AtomicU64::default(),
             answer_ms: AtomicU64::default(),
             restarts: AtomicU64::default(),
@@ -469,6 +471,11 @@ impl Status {
     /// Steps of them that were recorded before and replayed.
     pub fn replayed(&self) -> u64 {
         self.replayed.load(Relaxed)
+    }
+
+    /// Media whose encoding was recorded before and replayed.
+    pub fn encodings_replayed(&self) -> u64 {
+        self.encodings_replayed.load(Relaxed)
     }
 
     /// Steps of them that began before the tokens of the step in front were there.

@@ -2,6 +2,7 @@
 
 mod batch;
 mod cache;
+mod dry_run;
 mod handle;
 mod pages;
 mod recorded;
@@ -42,13 +43,14 @@ use self::{
     batch::Batcher,
     cache::{Encoded, EncoderCache},
     handle::{Command, Submission},
-    recorded::{Recorded, Scope},
+    recorded::{MemoryScope, Recorded, RecordedEncoding, Scope},
     sampler::Sampler,
 };
 pub use percept_models::nn::sample::Drawn;
 
 pub use self::{
     cache::Pin,
+    dry_run::{Largest, workspace},
     handle::{Alignment, EngineError, Event, Events, Handle, Place, Refused, Status, Turn},
     pages::Key,
     scheduler::{FinishReason, Limits, Outcome, Plan, Scheduler},
@@ -140,6 +142,8 @@ struct Engine {
     batcher: Batcher,
     /// Steps that are not asked for launch by launch.
     recorded: Option<Recorded>,
+    /// The same of the encoding of one medium.
+    recorded_encoding: Option<RecordedEncoding>,
     /// The next step, where it was begun before its turn.
     ahead: Option<Ahead>,
     scheduler: Scheduler,
@@ -217,6 +221,7 @@ impl Engine {
                 positions: task.positions(),
             },
             recorded: None,
+            recorded_encoding: None,
             ahead: None,
             task,
             scheduler: Scheduler::new(config.limits, config.pages, config.page_size),
@@ -832,7 +837,7 @@ impl Engine {
             });
             let features = features.collect::<Result<Vec<_>, _>>()?;
             began = Instant::now();
-            let encoded = self.model.encode(&features)?;
+            let encoded = self.encode_together(&features)?;
             let places = media.iter().filter_map(|&(id, index)| self.scheduler.sequence(id)?.place(index));
             let slots = self.batcher.memory_slots(places)?;
             self.model.remember(&encoded, &slots, &self.cache)
@@ -851,7 +856,7 @@ impl Engine {
             return;
         }
         let encoded = guarded(|| {
-            self.model.encode(&all.iter().map(|fresh| fresh.features.clone()).collect::<Vec<_>>())
+            self.encode_together(&all.iter().map(|fresh| fresh.features.clone()).collect::<Vec<_>>())
         });
         let cached = encoded.and_then(|rows| {
             let expected: usize = all.iter().map(|fresh| fresh.rows).sum();
@@ -914,7 +919,7 @@ impl Engine {
             Task::Embed(info) => {
                 let text = vec![0; info.filler.map_or(1, |_| config.context)];
                 let text = Request::embedding(Prompt { tokens: text, spans: Vec::new() }, Vec::new());
-                let (size, source) = gray_picture();
+                let (size, source) = self.small_medium();
                 let picture = info.pictures.map(|_| {
                     let tokens = self.preprocess.footprint(size).map_err(candle_core::Error::wrap)?.tokens;
                     let spans = vec![request::Span::line(0..tokens.len())];
@@ -952,31 +957,25 @@ impl Engine {
         Ok(())
     }
 
-    /// Records steps where the device can; without that, each is asked for launch by launch.
+    /// Records what is done again and again, where the device can. What cannot be recorded is asked for launch by launch.
     fn record(&mut self) {
-        if !records(&self.batcher.device) || matches!(self.task, Task::Embed(_)) {
+        if !records(&self.batcher.device) {
             return;
         }
-        let EngineConfig { limits, page_size, context, .. } = self.config;
         let began = Instant::now();
-        // Of a window every sequence sees all. What a text model remembers of pictures differs from request to request.
-        let memory = match self.task {
-            Task::Transcribe(_) => match self.preprocess.footprint(MediaSize::Sound) {
-                Ok(footprint) => Some(footprint.memory.div_ceil(page_size)),
-                Err(_) => return,
-            },
-            _ => None,
-        };
-        let scope = Scope {
-            sequences: limits.sequences.min(limits.rows),
-            pages: context.div_ceil(page_size),
-            memory,
-            positions: self.batcher.positions,
-        };
-        match Recorded::new(scope, &*self.model, &self.cache, &self.batcher.device) {
+        if self.preprocess.has_one_shape() {
+            match self.record_encoding() {
+                Ok(recorded) => self.recorded_encoding = Some(recorded),
+                Err(error) => warn!(%error, "encoding cannot be recorded, and is slower for that"),
+            }
+        }
+        if matches!(self.task, Task::Embed(_)) {
+            return;
+        }
+        match self.record_steps() {
             Ok(recorded) => {
                 let (steps, seconds) = (recorded.len(), began.elapsed().as_secs_f64());
-                info!(steps, seconds, "steps are recorded");
+                info!(steps, encoding = self.recorded_encoding.is_some(), seconds, "steps are recorded");
                 self.recorded = Some(recorded);
             }
             Err(error) => {
@@ -985,12 +984,53 @@ impl Engine {
         }
     }
 
+    fn record_encoding(&self) -> candle_core::Result<RecordedEncoding> {
+        let raw = match self.small_medium() {
+            (_, Source::Pixels(picture)) => Raw::Picture(picture),
+            (_, Source::Sound(sound)) => Raw::Sound(sound),
+            _ => candle_core::bail!("it is neither a picture nor a sound"),
+        };
+        RecordedEncoding::new(&*self.model, &self.features(&raw)?, &self.batcher.device)
+    }
+
+    fn record_steps(&self) -> candle_core::Result<Recorded> {
+        /// The edge of a picture that has as many tiles as a network gives any.
+        const MANY_TILES: usize = 1 << 13;
+        let EngineConfig { limits, page_size, context, .. } = self.config;
+        let all = matches!(self.task, Task::Transcribe(_));
+        let size =
+            if all { MediaSize::Sound } else { MediaSize::Image { width: MANY_TILES, height: MANY_TILES } };
+        // What sees nothing has no memory either.
+        let memory = self.preprocess.footprint(size).map_or(0, |footprint| footprint.memory);
+        let scope = Scope {
+            sequences: limits.sequences.min(limits.rows),
+            pages: context.div_ceil(page_size),
+            memory: (memory > 0).then(|| MemoryScope { pages: memory.div_ceil(page_size), all }),
+            positions: self.batcher.positions,
+        };
+        Recorded::new(scope, &*self.model, &self.cache, &self.batcher.device)
+    }
+
+    /// Encodes media.
+    fn encode_together(&self, media: &[Features]) -> candle_core::Result<Tensor> {
+        if let Some(rows) = self.recorded_encoding.as_ref().and_then(|recorded| recorded.replay(media)) {
+            self.status.encodings_replayed.fetch_add(1, Relaxed);
+            return rows;
+        }
+        self.model.encode(media)
+    }
+
+    /// A small picture, or a short silence.
+    fn small_medium(&self) -> (MediaSize, Source) {
+        if matches!(self.task, Task::Transcribe(_)) { silence() } else { gray_picture() }
+    }
+
     /// A request for two tokens about a small picture, or a short silence.
     fn warm_up_answer(&self, config: EngineConfig) -> candle_core::Result<Request> {
         const ANSWER: usize = 2;
         let hears = matches!(self.task, Task::Transcribe(_));
         let rows = config.pages * config.page_size;
-        let (size, source) = if hears { silence() } else { gray_picture() };
+        let (size, source) = self.small_medium();
         let footprint = self.preprocess.footprint(size).map_err(candle_core::Error::wrap)?;
         let Footprint { mut tokens, grid, memory } = footprint;
         let beside = rows.saturating_sub(memory.next_multiple_of(config.page_size));

@@ -296,6 +296,12 @@ fn engines(models: &[Arc<Served>]) -> Vec<Family> {
         ("percept_steps_replayed_total", "Steps that were recorded before.", Kind::Counter, |of| {
             of.handle.status().replayed() as f64
         }),
+        (
+            "percept_encodings_replayed_total",
+            "Media whose encoding was recorded before.",
+            Kind::Counter,
+            |of| of.handle.status().encodings_replayed() as f64,
+        ),
         ("percept_steps_foreseen_total", "Steps that began before their turn.", Kind::Counter, |of| {
             of.handle.status().foreseen() as f64
         }),
