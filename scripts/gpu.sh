@@ -5,9 +5,10 @@
 #   FOLDER/gpu.sh run [RESULTS [PART...]]
 #                                   on the GPU host, which needs CUDA and Python 3 [results]. Parts, all
 #                                   of them where none is named: kernels, each beside the host's version; models, each
-#                                   beside the reference's answers; layers, beside the device's limits; load, of a server
+#                                   beside the reference's answers or the host's; layers, beside the device's limits; load, of a server
 #
-# A run ends by itself, each part in minutes; RESULTS has a log of each step, and the figures as JSON.
+# A run ends by itself, each part in minutes, and parts may be run one by one into the same RESULTS, which has a log of
+# each step, the figures as JSON, and all of them in GPU-DATE.json and, beside the goals, as a table in GPU-DATE.md.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 
@@ -59,13 +60,15 @@ kernels() {
 models() {
     step models-f32 python3 "$here/goldens.py" "$here/percept" "$here/fixtures" --device cuda --dtype f32
     step models-bf16 python3 "$here/goldens.py" "$here/percept" "$here/fixtures" --device cuda --dtype bf16
+    step host-f32 python3 "$here/host.py" "$here/percept" "$here/fixtures" --device cuda --dtype f32
+    step host-bf16 python3 "$here/host.py" "$here/percept" "$here/fixtures" --device cuda --dtype bf16
 }
 
 layers() {
     local shape
     for shape in llava-7b llava-next-34b phi-3-vision whisper-large whisper-turbo; do
         step "layers-$shape" "$here/percept" bench --offline "$results/shapes/$shape" --dummy-weights --device cuda \
-            --dtype bf16 --memory 0.9 --json "$results/layers-$shape.json"
+            --dtype bf16 --memory 0.9 --context 1024 --pictures 336x336,1920x1080 --json "$results/layers-$shape.json"
     done
 }
 
@@ -95,6 +98,7 @@ run() {
     for part in "$@"; do
         "$part"
     done
+    step summary python3 "$here/summary.py" "$results"
     [ -z "$failed" ] || {
         printf 'failed:%s\n' "$failed"
         exit 1
@@ -105,7 +109,7 @@ run() {
 case "${1:-}" in
     build | run) "$@" ;;
     *)
-        sed -n '2,12s/^# \{0,1\}//p' "$0"
+        sed -n '2,13s/^# \{0,1\}//p' "$0"
         exit 2
         ;;
 esac

@@ -7,7 +7,7 @@ mod support;
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -613,4 +613,57 @@ async fn networks_are_timed_without_a_server() {
         "{found:?}"
     );
     assert!(found[2].starts_with("prefill") && found.len() == 5, "{found:?}");
+}
+
+/// What is left of a run on a GPU, which here is one on the CPU, becomes one file and one table.
+#[tokio::test(flavor = "multi_thread")]
+async fn figures_of_a_gpu_become_a_table_beside_their_goals() {
+    let results = TempDir::new().unwrap();
+    let at = |name: &str| results.path().join(name).to_str().unwrap().to_owned();
+    fs::write(at("host.log"), "0123abcd\nNVIDIA Nothing 1, 1.2.3, 4 MiB\nLinux 0\n").unwrap();
+    let whisper_folder = without_weights("whisper");
+    for (name, folder) in
+        [("llava-7b", llava()), ("whisper-large", whisper_folder.path().into()), ("llava-next-34b", llava())]
+    {
+        let json = at(&format!("layers-{name}.json"));
+        let fixed = ["--each", "0.001", "--batch", "1,64", "--context", "40", "--dummy-weights"];
+        let named = ["--offline", folder.to_str().unwrap(), "--json", &json];
+        let pictures = ["--pictures", "336x336,1920x1080"];
+        let output = run(bench(&[&named[..], &fixed[..], &pictures[..]].concat())).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let model = vec![llava().to_str().unwrap().to_owned()];
+    let mut server = server::start(Settings { model, ..Settings::default() }).await;
+    let json = at("load-first-token.json");
+    let arguments =
+        ["--url", &server.url, "--requests", "3", "-c", "1", "--max-tokens", "2", "--json", &json];
+    let output =
+        run(bench(&[&arguments[..], &["--pictures", "336x336", "--prompt-tokens", "40"]].concat())).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    server.stop().await;
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu/summary.py");
+    let output = Command::new("python3").arg(script).arg(results.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let files: Vec<_> = fs::read_dir(results.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let of = |extension: &str| {
+        let is = |path: &&PathBuf| path.to_str().unwrap().contains("nvidia-nothing-1-20");
+        files.iter().find(|path| is(path) && path.extension().unwrap() == extension).unwrap()
+    };
+    assert_eq!(fs::read_to_string(of("md")).unwrap(), table);
+    let whole: Value = serde_json::from_slice(&fs::read(of("json")).unwrap()).unwrap();
+    assert_eq!(whole["reports"].as_object().unwrap().len(), 4);
+    assert_eq!(whole["host"]["commit"], "0123abcd");
+    let goals = whole["goals"].as_array().unwrap();
+    let measured = goals.iter().filter(|goal| goal["reached"].is_boolean()).count();
+    assert_eq!((goals.len(), measured), (6, 5), "{table}");
+    assert!(table.contains("not measured: layers-whisper-turbo is missing"), "{table}");
+
+    // By hand: what a step takes at least, beside what it took.
+    let stages = whole["reports"]["layers-llava-7b"]["offline"]["stages"].as_array().unwrap();
+    let step = stages.iter().find(|stage| stage["name"] == "decode 1 sequence").unwrap();
+    let share = number(&step["limit"]["seconds"]) / number(&step["median"]);
+    assert_eq!(goals[0]["measured"], format!("{share:.2} of the limit"));
+    assert_eq!(goals[0]["reached"], share >= 0.85);
 }

@@ -4,11 +4,14 @@ usage: python goldens.py PERCEPT FIXTURES [option of percept serve ...]
 
 Starts PERCEPT with each checkpoint on a free port, asks the conversations of its goldens at temperature 0
 one by one and all at once, and compares texts. In f32 they must be equal; in bf16 (--dtype bf16) some may
-differ, so that only the share is told. The exit code is 1 where a text differs in f32, or a request fails.
+differ, so that only the share is told. What is answered alone must be answered in company: the same text,
+and log-probabilities that are no further apart than TOLERANCE. The exit code is 1 where a text differs in
+f32, an answer depends on its company, or a request fails.
 """
 
 import base64
 import json
+import math
 import subprocess
 import sys
 import urllib.request
@@ -26,6 +29,9 @@ CHAT = [
     "qwen2_vl",
     "smolvlm",
 ]
+# Between log-probabilities of one answer, alone and in company. Sums have one order in any company, so
+# that numbers should be the same to the bit; what is printed says whether they are.
+TOLERANCE = {True: 1e-4, False: 5e-2}
 
 
 def serve(program, model, options):
@@ -55,7 +61,9 @@ def ask(url, body):
         f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=300) as response:
-        return json.load(response)["choices"][0]["message"]["content"]
+        choice = json.load(response)["choices"][0]
+    logprobs = [token["logprob"] for token in choice["logprobs"]["content"]]
+    return choice["message"]["content"], logprobs
 
 
 def body(model, case, inputs):
@@ -77,6 +85,7 @@ def body(model, case, inputs):
         "messages": messages,
         "temperature": 0,
         "repetition_penalty": 1,
+        "logprobs": True,
         "max_tokens": tokens,
     }
 
@@ -96,7 +105,7 @@ def cases(manifest, checkpoint):
 
 
 def check(program, fixtures, name, options):
-    """How many texts are equal, and how many there are."""
+    """How many texts are equal, how many there are, and how far numbers differ in company."""
     manifest = json.loads((fixtures / "goldens" / name / "manifest.json").read_text())
     wanted = list(cases(manifest, fixtures / name))
     server, url = serve(program, fixtures / name, options)
@@ -108,17 +117,22 @@ def check(program, fixtures, name, options):
     finally:
         server.terminate()
         server.wait(timeout=60)
-    equal = 0
+    equal, apart = 0, 0.0
     for at, case in enumerate(wanted):
         expected = case["greedy_text"]
         found = [alone[at], *together[at :: len(wanted)]]
-        same = all(text == expected for text in found)
-        equal += same
-        if not same:
-            print(f"  {name} {case['name']}: {sorted(set(found))!r}, not {expected!r}")
-        if len(set(found)) > 1:
+        texts = {text for text, _ in found}
+        equal += texts == {expected}
+        if texts != {expected}:
+            print(f"  {name} {case['name']}: {sorted(texts)!r}, not {expected!r}")
+        if len(texts) > 1:
             print(f"  {name} {case['name']}: not the same alone and in company")
-    return equal, len(wanted)
+            apart = math.inf
+            continue
+        for _, logprobs in found[1:]:
+            pairs = zip(alone[at][1], logprobs, strict=True)
+            apart = max([apart, *(abs(one - other) for one, other in pairs)])
+    return equal, len(wanted), apart
 
 
 def main():
@@ -126,9 +140,13 @@ def main():
     exact = "bf16" not in options
     failed = False
     for name in CHAT:
-        equal, total = check(program, Path(fixtures), name, options)
-        print(f"{name}: {equal} of {total} conversations as the reference", flush=True)
+        equal, total, apart = check(program, Path(fixtures), name, options)
+        print(
+            f"{name}: {equal} of {total} conversations as the reference, in company {apart:.1e} apart",
+            flush=True,
+        )
         failed |= exact and (equal < total or total == 0)
+        failed |= apart > TOLERANCE[exact]
     sys.exit(int(failed))
 
 
