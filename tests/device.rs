@@ -136,13 +136,17 @@ fn questions(model: &str) -> Vec<Value> {
     questions
 }
 
-async fn ask(server: &Server, question: &Value) -> Value {
-    let url = format!("{}/v1/chat/completions", server.url);
-    let answer = reqwest::Client::new().post(url).json(question).send().await.unwrap();
+async fn post(server: &Server, path: &str, body: &Value) -> Value {
+    let url = format!("{}/v1/{path}", server.url);
+    let answer = reqwest::Client::new().post(url).json(body).send().await.unwrap();
     let status = answer.status();
-    let mut answer: Value = answer.json().await.unwrap();
+    let answer: Value = answer.json().await.unwrap();
     assert!(status.is_success(), "{answer}");
-    answer["choices"][0].take()
+    answer
+}
+
+async fn ask(server: &Server, question: &Value) -> Value {
+    post(server, "chat/completions", question).await["choices"][0].take()
 }
 
 /// Equal but for the last digits of numbers.
@@ -198,5 +202,28 @@ async fn answers_on_an_emulated_device_are_those_of_the_cpu() {
             log.lines().find(|line| line.starts_with("workspace of a step")).unwrap().contains("measured")
         };
         assert!(measured(&device) && !measured(&host), "{checkpoint}: {device} {host}");
+    }
+}
+
+#[tokio::test]
+async fn vectors_on_an_emulated_device_are_those_of_the_cpu() {
+    let picture = STANDARD.encode(fs::read(fixture("inputs/land_90x60.png")).unwrap());
+    let picture = json!({"image": format!("data:image/png;base64,{picture}")});
+    let texts = [json!("a cat"), json!("two red squares and a blue circle"), json!("12")];
+    for (checkpoint, sees) in [("bert", false), ("xlm_roberta", false), ("clip", true), ("siglip", true)] {
+        let (host, device) = [false, true].map(|emulated| Server::of(&fixture(checkpoint), emulated)).into();
+        let input: Vec<_> = texts.iter().chain(sees.then_some(&picture)).collect();
+        let body = json!({"model": checkpoint, "input": input});
+        let (found, expected) =
+            (post(&device, "embeddings", &body).await, post(&host, "embeddings", &body).await);
+        assert_eq!(found["data"].as_array().unwrap().len(), input.len());
+        same(checkpoint, &found["data"], &expected["data"], 1e-5);
+        let replayed = device.metric("percept_encodings_replayed_total").await;
+        assert_eq!(replayed > 0.0, sees, "{checkpoint}: {replayed}");
+        host.end();
+        let log = device.end();
+        let bad =
+            |line: &&str| line.contains("ERROR") || line.contains("WARN") && !line.contains("the context is");
+        assert_eq!(log.lines().find(bad), None, "{checkpoint}");
     }
 }

@@ -298,6 +298,17 @@ constexpr Binary BINARY[] = {
     {"gt", [](double x, double y) { return double(x > y); }, true},
     {"ge", [](double x, double y) { return double(x >= y); }, true},
 };
+struct Reduction {
+  const char *name;
+  double (*of)(double, double);
+  bool small;  // told how many results there are, instead of how many numbers
+};
+const Reduction REDUCTIONS[] = {
+    {"fast_sum", [](double x, double y) { return x + y; }, false},
+    {"fast_sum_small", [](double x, double y) { return x + y; }, true},
+    {"fast_max", [](double x, double y) { return std::fmax(x, y); }, false},
+    {"fast_min", [](double x, double y) { return std::fmin(x, y); }, false},
+};
 // What a kernel has written, so that it may be read.
 void written(uint64_t address, size_t bytes) {
   if (inside(at<void>(address), bytes, "a result")) emu_copy_init(at<void>(address), nullptr, bytes);
@@ -328,6 +339,18 @@ Known known(const std::string &name) {
                 written(w[5], w[0] * to->size);
               }};
     }
+  for (const Reduction &op : REDUCTIONS)
+    if (const Type *type = ends(op.name))
+      return {std::vector<unsigned>(6, 8), [=](const Words &w) {  // count, numbers of a result, dimensions, info, from, to
+                const size_t results = op.small ? w[0] : w[0] / w[1];
+                for (size_t i = 0; i < results; i++) {
+                  double sum = read(*type, w[4], strided(w[3], w[2], 1, i * w[1]));
+                  for (size_t j = 1; j < w[1]; j++)
+                    sum = op.of(sum, read(*type, w[4], strided(w[3], w[2], 1, i * w[1] + j)));
+                  write(*type, w[5], i, sum);
+                }
+                written(w[5], results * type->size);
+              }};
   if (const Type *type = ends("affine")) {
     const unsigned size = unsigned(type->size);
     return {{8, 8, 8, 8, 8, size, size}, [=](const Words &w) {  // count, dimensions, info, from, to, factor, more
