@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "how a build script speaks")]
 
 use std::{
+    collections::BTreeSet,
     env,
     fmt::Write as _,
     fs,
@@ -60,22 +61,44 @@ enum Missing {
     Text,
 }
 
+/// How a processor does what the stand-ins do, in the syntax that Rust's assembler expects of it.
+struct Machine {
+    /// Goes on where the table says at so many bytes.
+    jump: fn(usize) -> String,
+    /// Answers with a status.
+    status: fn(u32) -> String,
+    /// Answers with the text.
+    text: &'static str,
+}
+
+const X86_64: Machine = Machine {
+    jump: |bytes| format!("jmp qword ptr [rip + percept_late_table + {bytes}]"),
+    status: |status| format!("mov eax, {status}\nret"),
+    text: "lea rax, [rip + percept_late_said]\nret",
+};
+
+/// x16 is free to use between a call and what it calls.
+const AARCH64: Machine = Machine {
+    jump: |bytes| {
+        format!(
+            "adrp x16, percept_late_table + {bytes}\nldr x16, [x16, :lo12:percept_late_table + {bytes}]\nbr x16"
+        )
+    },
+    status: |status| format!("mov w0, #{status}\nret"),
+    text: "adrp x0, percept_late_said\nadd x0, x0, :lo12:percept_late_said\nret",
+};
+
 /// A function of each name, which goes on where `late_table` says; a table that [`late`](late.rs) fills.
 fn stand_ins(out: &Path) {
     println!("cargo:rerun-if-changed=late/symbols.txt");
-    let jump: fn(usize) -> String = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
-        Ok("x86_64") => |index| format!("jmp *percept_late_table+{}(%rip)", 8 * index),
-        // x16 is free to use between a call and what it calls.
-        Ok("aarch64") => |index| {
-            format!(
-                "adrp x16, percept_late_table+{0}\nldr x16, [x16, :lo12:percept_late_table+{0}]\nbr x16",
-                8 * index
-            )
-        },
+    let machine = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
+        Ok("x86_64") => X86_64,
+        Ok("aarch64") => AARCH64,
         other => panic!("the feature cuda is for x86-64 and AArch64, and this is {other:?}"),
     };
     let list = fs::read_to_string("late/symbols.txt").expect("late/symbols.txt is in the sources");
     let (mut code, mut table, mut functions) = (String::new(), String::new(), String::new());
+    let mut statuses = BTreeSet::new();
     for (index, line) in list.lines().filter(|line| !line.starts_with('#')).enumerate() {
         let (library, function) = line.split_once(' ').expect("a library and a function in each line");
         let missing = match (library, function) {
@@ -94,33 +117,27 @@ fn stand_ins(out: &Path) {
             (library, _) => panic!("{library} is no library of CUDA"),
         };
         let missing = match missing {
-            Missing::Status(status) => format!("percept_late_{status}"),
+            Missing::Status(status) => {
+                statuses.insert(status);
+                format!("percept_late_{status}")
+            }
             Missing::Text => "percept_late_text".to_owned(),
         };
         // Hidden, so that no library that is loaded later takes them for its own.
         writeln!(
             code,
             ".globl {function}\n.hidden {function}\n.type {function}, %function\n{function}:\n{}",
-            jump(index)
+            (machine.jump)(8 * index)
         )
         .expect("a string takes what is written to it");
         writeln!(table, ".quad {missing}").expect("so does this");
         writeln!(functions, "({library:?}, c{function:?}),").expect("and this");
     }
-    let answers = match env::var("CARGO_CFG_TARGET_ARCH").as_deref() {
-        Ok("x86_64") => {
-            let status = |status: u32| format!("percept_late_{status}:\nmov ${status}, %eax\nret\n");
-            [500, 15, 999, 11].map(status).concat()
-                + "percept_late_text:\nlea percept_late_said(%rip), %rax\nret\n"
-        }
-        _ => {
-            let status = |status: u32| format!("percept_late_{status}:\nmov w0, #{status}\nret\n");
-            [500, 15, 999, 11].map(status).concat()
-                + "percept_late_text:\nadrp x0, percept_late_said\nadd x0, x0, :lo12:percept_late_said\nret\n"
-        }
-    };
+    let status = |status| format!("percept_late_{status}:\n{}\n", (machine.status)(status));
+    let answers: String = statuses.into_iter().map(status).collect();
+    let text = machine.text;
     let assembly = format!(
-        ".text\n.balign 16\n{code}{answers}\
+        ".text\n.balign 16\n{code}{answers}percept_late_text:\n{text}\n\
          .section .rodata\npercept_late_said: .asciz \"the CUDA library that says what this means is not loaded\"\n\
          .section .data.rel,\"aw\"\n.balign 8\n\
          .globl percept_late_table\n.hidden percept_late_table\npercept_late_table:\n{table}.text\n"

@@ -19,7 +19,7 @@ use std::{
 use candle_core::{Result, bail};
 use libloading::Library;
 
-core::arch::global_asm!(include_str!(concat!(env!("OUT_DIR"), "/late.s")), options(att_syntax));
+core::arch::global_asm!(include_str!(concat!(env!("OUT_DIR"), "/late.s")));
 
 /// The library that has each function, and the function's name; in the order of the table.
 const FUNCTIONS: &[(&str, &CStr)] = include!(concat!(env!("OUT_DIR"), "/late_functions.rs"));
