@@ -162,10 +162,10 @@ cuda() (
     cargo nextest run --locked --workspace --features cuda --test cuda --test driver --test late
 )
 
-# The same of the program: it starts, computes on the CPU, and answers on an emulated device. Ten minutes, mostly of building.
+# The program with it: it starts, computes on the CPU, and answers on an emulated device, which takes minutes.
 device() (
     cuda_toolkit
-    cargo nextest run --locked --workspace --features cuda --test cuda --test device --test late
+    cargo nextest run --locked --workspace --features cuda --test device
     # NVIDIA's libraries are loaded when a GPU is opened. One that is linked would keep the program from starting.
     ! readelf --dynamic "$CARGO_TARGET_DIR/debug/percept" | grep -E 'NEEDED.*lib(cu|nv)' ||
         fail 'percept is linked with CUDA: run scripts/cuda-symbols.sh'

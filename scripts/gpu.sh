@@ -20,9 +20,9 @@ build() {
     local toolkit folder=${1:-gpu-run} tests
     toolkit=$(scripts/cuda-toolkit.sh)
     eval "$toolkit"
-    cargo build --locked --release --features cuda --bin percept
-    tests=$(cargo test --locked --release --features cuda --package percept-kernels --test cuda --no-run \
-        --message-format json | python3 -c 'import json, sys
+    # At once, so that dependencies are built for both.
+    tests=$(cargo build --locked --release --workspace --features cuda --bin percept --test cuda \
+        --message-format json-render-diagnostics | python3 -c 'import json, sys
 for line in sys.stdin:
     message = json.loads(line)
     if message.get("executable") and message["target"]["name"] == "cuda":

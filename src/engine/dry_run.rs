@@ -47,7 +47,10 @@ pub fn workspace(loaded: &Loaded, largest: &Largest) -> Result<Option<u64>> {
     };
     // What is recorded has memory of its own, which all recordings of a stream share, as one ends before the next begins:
     // <https://docs.nvidia.com/cuda/cuda-c-programming-guide/#physical-memory-footprint>.
-    Ok(Some(most(run.steps())? + most(run.recorded())?))
+    let bytes = most(run.steps())? + most(run.recorded())?;
+    // What goes wrong on the device is told when it is waited for.
+    loaded.device.synchronize()?;
+    Ok(Some(bytes))
 }
 
 /// What is done at once.
@@ -115,8 +118,9 @@ impl<'a> DryRun<'a> {
     fn steps(&self) -> Vec<Step> {
         let mut steps: Vec<_> = sizes(self.loaded, self.largest).into_iter().map(Step::Encode).collect();
         match &self.loaded.task {
-            Task::Chat(_) => steps.push(Step::Read),
-            Task::Transcribe(_) => steps.extend([Step::Read, Step::Align]),
+            // Attention to long texts has sums for each stretch of them where all write, and none where one reads.
+            Task::Chat(_) => steps.extend([Step::Read, Step::Write]),
+            Task::Transcribe(_) => steps.extend([Step::Read, Step::Write, Step::Align]),
             Task::Embed(info) => {
                 steps.push(Step::EmbedTexts);
                 steps.extend(info.pictures.map(|_| Step::EmbedMedia));
@@ -203,13 +207,15 @@ impl<'a> DryRun<'a> {
         Drawing::start(logits, &draws, &mut downloads)?.wait(&mut downloads).map(drop)
     }
 
-    /// A step of sequences with so many rows each, all of which are as long as they may be.
+    /// A step of sequences with so many rows each, all with the page table of one as long as they may be: memory goes by
+    /// that, and not by how much of it is visible, which takes time.
     fn lists(&self, rows: Vec<usize>) -> Lists<'_> {
         let sees = self.sees > 0;
+        let visible = rows.iter().copied().max().unwrap_or(0);
         Lists::alike(Alike {
             slots: rows.iter().sum::<usize>().max(1),
             rows,
-            text: (&self.text, self.largest.context),
+            text: (&self.text, visible),
             memory: sees.then_some((&self.memory, self.sees)),
             some_see: sees && matches!(self.loaded.task, Task::Chat(_)),
             positions: self.loaded.task.positions(),
@@ -378,6 +384,7 @@ mod tests {
         assert_eq!((batch.tokens.dims(), batch.last.dims()), (&[100][..], &[4][..]));
         assert_eq!(&*batch.rows.lengths, [70, 28, 1, 1]);
         assert_eq!(batch.text.pages.lengths.to_vec1::<u32>().unwrap(), [70; 4]);
+        assert_eq!(batch.text.pages.table.dims(), [4, 5], "as wide as the longest sequence");
         let mut slots = batch.text.slots.to_vec1::<u32>().unwrap();
         slots.sort_unstable();
         slots.dedup();
