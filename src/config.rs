@@ -238,7 +238,7 @@ pub struct Settings {
     #[arg(long, value_name = "COUNT", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_queue: Option<u32>,
-    /// Most rows (tokens) of one step [default: 512]
+    /// Most rows (tokens) of one step [default: 1024 on a GPU, 512 on the CPU]
     #[arg(long, value_name = "ROWS", help_heading = "Memory and batching")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step_rows: Option<u32>,
@@ -577,6 +577,7 @@ impl Settings {
             (Some(name), _) => return Err(ConfigError::NothingToName { name: name.clone() }),
         }
         let wanted = self.wanted()?;
+        let step_rows = self.step_rows.map(|rows| at_least("step_rows", rows, 1)).transpose()?;
         let model = |Given { name, source }| ModelConfig {
             name: self.name.clone().or(name).unwrap_or_else(|| source.name()),
             source,
@@ -590,6 +591,7 @@ impl Settings {
                 ImageFit::Stretch => Fit::Stretch,
             }),
             template: self.chat_template.clone(),
+            step_rows,
             wanted,
             dummy_weights: self.dummy_weights.unwrap_or(false),
             parallel_from: f64::from(self.parallel_from.unwrap_or(PARALLEL_FROM)),
@@ -601,7 +603,6 @@ impl Settings {
         Ok(Wanted {
             context: self.max_context.map(|most| at_least("max_context", most, 2)).transpose()?,
             sequences: count("max_sequences", self.max_sequences, 64)?,
-            rows: count("step_rows", self.step_rows, 512)?,
             queue: count("max_queue", self.max_queue, 256)?,
             page_size: count("page_size", self.page_size, 16)?,
         })

@@ -13,11 +13,23 @@ use crate::{
 
 /// How much of a GPU is used where nothing else is said: its driver and libraries need some, too.
 pub const GPU_SHARE: f64 = 0.9;
-/// The type of weights and activations on a GPU where nothing else is said: the one that its tensor cores are for, and that
-/// published weights have.
-pub const GPU_DTYPE: DType = DType::BF16;
 /// How much of this machine's free memory is.
 pub const HOST_SHARE: f64 = 0.5;
+
+/// What holds on a device where nothing else is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaults {
+    /// The type of weights and activations.
+    pub dtype: DType,
+    /// Most rows of a step.
+    pub step_rows: usize,
+}
+
+/// On a CPU: the most exact type, and steps that are over soon.
+pub const ON_HOST: Defaults = Defaults { dtype: DType::F32, step_rows: 512 };
+/// On a GPU: the type that its tensor cores are for, and that published weights have; a step that takes a picture of 336x336
+/// and a question about it as a whole, since a second one would read all weights again.
+pub const ON_GPU: Defaults = Defaults { dtype: DType::BF16, step_rows: 1024 };
 
 /// A device, as it is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -138,11 +150,11 @@ impl Place {
         }
     }
 
-    /// The type of weights and activations where nothing else is said: on the host the most exact.
-    pub fn dtype(&self) -> DType {
+    /// What holds where nothing else is said.
+    pub fn defaults(&self) -> Defaults {
         match self {
-            Self::Host => DType::F32,
-            Self::Gpu { .. } => GPU_DTYPE,
+            Self::Host => ON_HOST,
+            Self::Gpu { .. } => ON_GPU,
         }
     }
 

@@ -63,8 +63,6 @@ pub struct Wanted {
     pub context: Option<usize>,
     /// Most sequences at once.
     pub sequences: usize,
-    /// Most rows of a step.
-    pub rows: usize,
     /// Most requests that wait.
     pub queue: usize,
     /// Rows of a page.
@@ -229,6 +227,8 @@ pub struct Candidate<'a> {
     pub vocabulary: usize,
     /// What it should be able to do at once.
     pub wanted: &'a Wanted,
+    /// Most rows of a step, unless more are needed.
+    pub rows: usize,
     /// Bytes of the activations of its largest step, where they were measured; else they are estimated.
     pub workspace: Option<u64>,
 }
@@ -243,9 +243,12 @@ pub fn plan(budget: u64, models: &[Candidate<'_>]) -> Result<Vec<Plan>, TooLittl
     Ok(sizes.iter().zip(shares).map(|(sizes, share)| sizes.plan(share)).collect())
 }
 
-/// How large a model's steps may become, with pictures of so many pixels.
-pub fn largest(model: &Candidate<'_>, pixels: usize) -> Largest {
-    let Sizes { sequences, rows, context, page_size, .. } = Sizes::of(model);
+/// How large a model's steps may become, with pictures of so many pixels, in a memory of `budget` bytes: what attention keeps
+/// of a step goes by the longest text that may be in the cache.
+pub fn largest(model: &Candidate<'_>, pixels: usize, budget: u64) -> Largest {
+    let Sizes { sequences, rows, context, page_size, weights, text_row, .. } = Sizes::of(model);
+    let room = budget.saturating_sub(weights).checked_div(text_row);
+    let context = room.map_or(context, |rows| context.min(rows.max(1) as usize));
     Largest { sequences, rows, encode: rows, context, page_size, pixels }
 }
 
@@ -289,7 +292,7 @@ struct Sizes {
 
 impl Sizes {
     fn of(candidate: &Candidate<'_>) -> Self {
-        let Candidate { loaded, vocabulary, wanted, workspace } = *candidate;
+        let Candidate { loaded, vocabulary, wanted, rows, workspace } = *candidate;
         let element = loaded.dtype.size_in_bytes() as u64;
         let sequences = wanted.sequences.max(1);
         let most = loaded.task.context();
@@ -315,7 +318,7 @@ impl Sizes {
             (_, true) => (context.max(medium), 0),
             _ => (0, sequences),
         };
-        let rows = wanted.rows.max(sequences + whole);
+        let rows = rows.max(sequences + whole);
         // A dozen intermediate tensors of a layer are alive at once at most, the widest four times the width;
         // logits are f32 and copied once. The encoder's are gone before the decoder's come.
         let decoder =
@@ -544,6 +547,8 @@ impl fmt::Display for Bytes {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+    use percept_models::Checkpoint;
     use proptest::prelude::*;
 
     use super::*;
@@ -576,6 +581,23 @@ mod tests {
         assert!(check_weights(u64::MAX - 1, &[u64::MAX, 1]).is_err());
         assert!(share(u64::MAX - 1, &[need(u64::MAX, 1, 0, 0)]).is_err());
         assert_eq!(share(0, &[]), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn what_was_measured_counts_and_no_text_is_longer_than_the_memory() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llava");
+        let outline = percept_models::outline(&Checkpoint::new(folder), DType::F32, None).unwrap();
+        let wanted = Wanted { context: None, sequences: 4, queue: 4, page_size: 16 };
+        let candidate =
+            |workspace| Candidate { loaded: &outline, vocabulary: 500, wanted: &wanted, rows: 64, workspace };
+        let workspace = |measured| demand(&candidate(measured)).need.workspace;
+        assert_eq!((workspace(Some(7)), workspace(None) > 7), (7, true));
+
+        let context = |budget| largest(&candidate(None), 100, budget).context;
+        let row = outline.cache_shape.row_bytes(DType::F32) as u64;
+        assert_eq!(context(u64::MAX), outline.task.context());
+        assert_eq!(context(outline.weight_bytes + 100 * row + row / 2), 100);
+        assert_eq!(context(0), 1);
     }
 
     prop_compose! {

@@ -38,7 +38,7 @@ use tracing::{debug, error_span, info, warn};
 
 use crate::{
     api::{self, ApiConfig, App, Connection, Connections, Peer},
-    device::{DeviceChoice, DeviceError, Place},
+    device::{Defaults, DeviceChoice, DeviceError, Place},
     engine::{self, EngineConfig},
     hub::{self, HubConfig, HubError, Source},
     memory::{self, Budget, Bytes, Candidate, Plan, TooLittle, Wanted, check_weights},
@@ -84,8 +84,10 @@ pub struct ModelConfig {
     pub source: Source,
     /// Its name.
     pub name: String,
-    /// The type of weights and activations, where that is said; see [`Place::dtype`].
+    /// The type of weights and activations, where that is said; see [`Defaults`].
     pub dtype: Option<DType>,
+    /// Most rows of a step, likewise.
+    pub step_rows: Option<usize>,
     /// Overrides how the checkpoint treats pictures that are not square.
     pub fit: Option<Fit>,
     /// Overrides the checkpoint's chat template.
@@ -168,7 +170,7 @@ pub fn load<P: hf_hub::api::Progress>(
     }
     // Before any engine starts: what is allocated meanwhile counts.
     for read in &mut read {
-        read.measure(config.api.media.image_pixels)?;
+        read.measure(config.api.media.image_pixels, memory.budget)?;
     }
     let (table, plans) =
         plan::table(memory, &read.iter().map(|read| read.outlined.member()).collect::<Vec<_>>());
@@ -218,18 +220,18 @@ pub fn load_network<P: hf_hub::api::Progress>(
     Ok(Network { checkpoint: found.checkpoint, loaded, budget })
 }
 
-/// What models would be, as far as that can be told without their weights, which are neither read nor downloaded. `dtype`
-/// is their type where nothing else is said.
+/// What models would be, as far as that can be told without their weights, which are neither read nor downloaded. `defaults`
+/// hold where nothing else is said.
 ///
 /// # Errors
 /// When anything else is missing or broken; the message says what, and of which model.
 pub fn outline<P: hf_hub::api::Progress>(
     config: &ServerConfig,
-    dtype: DType,
+    defaults: Defaults,
     mut download: impl FnMut() -> P,
 ) -> Result<Vec<Outlined>, ServeError> {
     let outlined = |model: &ModelConfig| {
-        Outlined::new(model, dtype, &config.hub, &mut download).map_err(model.failure())
+        Outlined::new(model, defaults, &config.hub, &mut download).map_err(model.failure())
     };
     config.models.iter().map(outlined).collect()
 }
@@ -246,6 +248,8 @@ pub struct Outlined {
     config: ModelConfig,
     outline: Outline,
     text: Text,
+    /// Most rows of a step.
+    rows: usize,
     /// Bytes of the activations of its largest step, where they were measured.
     workspace: Option<u64>,
 }
@@ -253,22 +257,22 @@ pub struct Outlined {
 impl Outlined {
     fn new<P: hf_hub::api::Progress>(
         config: &ModelConfig,
-        otherwise: DType,
+        defaults: Defaults,
         hub: &HubConfig,
         download: impl FnMut() -> P,
     ) -> Result<Self, ModelError> {
         let checkpoint = hub::resolve_small(&config.source, hub, download)?;
-        Self::of(config, otherwise, &checkpoint, Weights::IfThere)
+        Self::of(config, defaults, &checkpoint, Weights::IfThere)
     }
 
     /// By the files of a checkpoint; from the configuration alone where its weights are random, or not there.
     fn of(
         config: &ModelConfig,
-        otherwise: DType,
+        defaults: Defaults,
         checkpoint: &Checkpoint,
         weights: Weights,
     ) -> Result<Self, ModelError> {
-        let dtype = config.dtype.unwrap_or(otherwise);
+        let dtype = config.dtype.unwrap_or(defaults.dtype);
         // First, so that what is wrong with the files of weights is said about them, not about what else is there.
         let counted = if config.dummy_weights {
             None
@@ -287,7 +291,8 @@ impl Outlined {
         let weight_bytes = counted.unwrap_or(outline.weight_bytes);
         let text = Text::read(config, checkpoint, &outline.task)?;
         let outline = Outline { weight_bytes, ..outline };
-        Ok(Self { config: config.clone(), outline, text, workspace: None })
+        let rows = config.step_rows.unwrap_or(defaults.step_rows);
+        Ok(Self { config: config.clone(), outline, text, rows, workspace: None })
     }
 
     /// The type of its weights.
@@ -297,11 +302,12 @@ impl Outlined {
 
     /// It as one of several that share a memory.
     pub fn member(&self) -> Member<'_> {
-        let Self { config, outline, text, workspace } = self;
+        let Self { config, outline, text, rows, workspace } = self;
         let candidate = Candidate {
             loaded: outline,
             vocabulary: text.vocabulary(),
             wanted: &config.wanted,
+            rows: *rows,
             workspace: *workspace,
         };
         Member { name: &config.name, kind: text.kind(), candidate }
@@ -335,7 +341,7 @@ impl Found {
         } else {
             hub::resolve(&config.source, hub, download)?
         };
-        let outlined = Outlined::of(config, place.dtype(), &checkpoint, Weights::Needed)?;
+        let outlined = Outlined::of(config, place.defaults(), &checkpoint, Weights::Needed)?;
         info!(model = config.name, weights = %Bytes(outlined.outline.weight_bytes), "found");
         Ok(Self { outlined, checkpoint })
     }
@@ -412,11 +418,13 @@ struct Read {
 }
 
 impl Read {
-    /// Measures the activations of its largest step where its device can say that. `pixels`: most of a picture.
-    fn measure(&mut self, pixels: usize) -> Result<(), ServeError> {
+    /// Measures the activations of its largest step where its device can say that. `pixels`: most of a picture; `budget`:
+    /// bytes that all models may take.
+    fn measure(&mut self, pixels: usize, budget: u64) -> Result<(), ServeError> {
         let Self { outlined, loaded } = self;
         let candidate = outlined.member().candidate;
-        let (largest, estimated) = (memory::largest(&candidate, pixels), memory::demand(&candidate).need);
+        let (largest, estimated) =
+            (memory::largest(&candidate, pixels, budget), memory::demand(&candidate).need);
         let began = Instant::now();
         let failure = |error| (outlined.config.failure())(ModelError::DryRun(error));
         outlined.workspace = engine::workspace(loaded, &largest).map_err(failure)?;

@@ -477,8 +477,8 @@ fn a_plan_of_embedding_models_has_no_cache_of_text() {
         assert!(row["workspace"].as_u64().unwrap() > 0);
     }
     assert_eq!((&reads["medium_rows"], &reads["encoder_cache"]), (&0.into(), &0.into()));
-    // A step of 512 rows, and an eighth of that for pictures that come again, of 48 numbers each.
-    assert_eq!((&sees["medium_rows"], &sees["encoder_cache"]), (&17.into(), &((512 + 64) * 48 * 4).into()));
+    // A step of a GPU's, and an eighth of that for pictures that come again, of 48 numbers each.
+    assert_eq!((&sees["medium_rows"], &sees["encoder_cache"]), (&17.into(), &((1024 + 128) * 48 * 4).into()));
     let output = run(percept(&["plan", &models[0], &models[1], "--gpu", "a10g"]));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(!text.contains("KV cache") && text.contains("encoder cache"), "{text}");

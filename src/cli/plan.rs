@@ -8,7 +8,7 @@ use clap::Args;
 use super::{log, progress};
 use crate::{
     config::{Dtype, LogFormat, Settings, Text},
-    device::{DeviceChoice, GPU_DTYPE, GPU_SHARE, Place},
+    device::{DeviceChoice, GPU_SHARE, ON_GPU, Place},
     memory::{Budget, Bytes, GPUS, GpuMemory},
     plan::{self, Memory, Table},
     server::{self, Outlined},
@@ -36,7 +36,7 @@ pub(super) struct Plan {
     /// Most requests that are computed at once [default: 64]
     #[arg(long, value_name = "COUNT")]
     max_sequences: Option<u32>,
-    /// Most rows (tokens) of one step [default: 512]
+    /// Most rows (tokens) of one step [default: 1024 on a GPU, 512 on the CPU]
     #[arg(long, value_name = "ROWS")]
     step_rows: Option<u32>,
     /// Take small files from the cache only, and never from the hub
@@ -101,9 +101,9 @@ impl Found {
         let config = settings.resolve()?;
         // A GPU that is meant need not be here.
         let place = Place::find(if gpu.is_some() { DeviceChoice::Cpu } else { config.device })?;
-        let dtype = if gpu.is_some() { GPU_DTYPE } else { place.dtype() };
+        let defaults = if gpu.is_some() { ON_GPU } else { place.defaults() };
         Ok(Self {
-            models: server::outline(&config, dtype, progress::bar)?,
+            models: server::outline(&config, defaults, progress::bar)?,
             gpu,
             budget: config.budget,
             place,
@@ -137,7 +137,7 @@ impl Found {
         let mut advice = Vec::new();
         let mut tried = settings.clone();
         let mut options = Vec::new();
-        if self.models.iter().all(|model| model.dtype() == GPU_DTYPE) {
+        if self.models.iter().all(|model| model.dtype() == ON_GPU.dtype) {
             // What they are anyway is no change.
             tried.dtype = Some(Dtype::Bf16);
         }

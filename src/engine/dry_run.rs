@@ -118,7 +118,7 @@ impl<'a> DryRun<'a> {
     fn steps(&self) -> Vec<Step> {
         let mut steps: Vec<_> = sizes(self.loaded, self.largest).into_iter().map(Step::Encode).collect();
         match &self.loaded.task {
-            // Attention to long texts has sums for each stretch of them where all write, and none where one reads.
+            // Of what is not recorded.
             Task::Chat(_) => steps.extend([Step::Read, Step::Write]),
             Task::Transcribe(_) => steps.extend([Step::Read, Step::Write, Step::Align]),
             Task::Embed(info) => {
@@ -148,9 +148,9 @@ impl<'a> DryRun<'a> {
                 Prepared::Media(vec![size; count])
             }
             Step::Read => {
-                let mut batch = self.upload(self.lists(shared(rows, sequences, context)))?;
-                batch.inserts = self.insert(rows)?;
-                Prepared::Batch(batch)
+                let rows = shared(rows, sequences, context);
+                let inserts = self.insert(rows.iter().sum())?;
+                Prepared::Batch(Batch { inserts, ..self.upload(self.lists(rows))? })
             }
             Step::Align => {
                 let mut lists = self.lists(vec![context]);
@@ -226,7 +226,7 @@ impl<'a> DryRun<'a> {
         lists.upload(&self.loaded.device)
     }
 
-    /// Encoded rows in place of all of a batch, for networks that have them inside of the text.
+    /// Encoded rows in place of so many of a batch, for networks that have them inside of the text.
     fn insert(&self, rows: usize) -> Result<Vec<Insert>> {
         let inside = !self.loaded.task.placeholders().is_empty() && self.sees == 0;
         let encoded = || Tensor::zeros((rows, self.loaded.width), self.loaded.dtype, &self.loaded.device);
@@ -350,7 +350,7 @@ mod tests {
             let loaded = loaded(fixture);
             let context = loaded.task.context().min(200);
             let context = if matches!(loaded.task, Task::Chat(_)) { context } else { loaded.task.context() };
-            for (sequences, rows) in [(1, context), (5, 300 + context)] {
+            for (sequences, rows) in [(1, context), (1, 2 * context), (5, 300 + context)] {
                 let largest =
                     Largest { sequences, rows, encode: rows, context, page_size: 16, pixels: 90_000 };
                 let run = DryRun::new(&loaded, &largest).unwrap();
