@@ -12,6 +12,7 @@ use percept_models::{
 use super::{
     batch::{Alike, Lists},
     pages::Page,
+    recorded::filled_up,
 };
 
 /// How large the steps of an engine may become.
@@ -91,11 +92,11 @@ const HOP: usize = 160;
 
 impl<'a> DryRun<'a> {
     fn new(loaded: &'a Loaded, largest: &'a Largest) -> Result<Self> {
-        let Largest { rows, context, page_size, .. } = *largest;
+        let Largest { sequences, rows, context, page_size, .. } = *largest;
         let memory = |size: &MediaSize| loaded.preprocess.footprint(*size).map_or(0, |needs| needs.memory);
         let sees = sizes(loaded, largest).iter().map(memory).max().unwrap_or(0);
         // A slot for each row, so that no two are written at once.
-        let pages = rows.div_ceil(page_size).max(1);
+        let pages = rows.max(filled_up(sequences)).div_ceil(page_size);
         let table = |rows: usize| (0..rows.div_ceil(page_size)).map(|page| (page % pages) as Page).collect();
         let shape = loaded.model.cache_shape();
         Ok(Self {
@@ -174,7 +175,7 @@ impl<'a> DryRun<'a> {
                 }
                 Prepared::Vectors(batch)
             }
-            Step::Write => Prepared::Again(self.upload(self.lists(vec![1; sequences]))?),
+            Step::Write => Prepared::Again(self.upload(self.lists(vec![1; filled_up(sequences)]))?),
             Step::EncodeOne(size) => Prepared::MediumAgain(self.features(size)?),
         })
     }
