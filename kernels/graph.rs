@@ -73,6 +73,34 @@ impl Recording {
     }
 }
 
+/// Work that gives a tensor, recorded together with the memory for it.
+#[derive(Debug)]
+pub struct RecordedResult {
+    // Dropped first: it writes the result.
+    recording: Recording,
+    result: Tensor,
+}
+
+impl RecordedResult {
+    /// Does `work` twice, and records it as [`record`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(device: &Device, work: impl Fn() -> Result<Tensor>) -> Result<Self> {
+        let result = work()?.zeros_like()?;
+        let recording = record(device, || result.slice_set(&work()?, 0, 0))?;
+        Ok(Self { recording, result })
+    }
+
+    /// Does the work again; the next time overwrites what it gives.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn replay(&self) -> Result<Tensor> {
+        self.recording.replay().map(|()| self.result.clone())
+    }
+}
+
 impl std::fmt::Debug for Recording {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("Recording")

@@ -27,7 +27,7 @@ pub use activation::{Activation, activate, gated};
 pub use alignment::alignment;
 pub use attention::{Kv, Mask, Pages, Ragged, attention};
 pub use device::{DeviceMemory, device_memory, device_name, open_cuda, peak_memory};
-pub use graph::{Recording, record, records, rewrite};
+pub use graph::{RecordedResult, Recording, record, records, rewrite};
 pub use kv_write::kv_write;
 pub use linear::linear;
 pub use log_mel::{MelBank, log_mel};

@@ -58,20 +58,10 @@ impl KvCache {
         Ok(Self { layers })
     }
 
-    /// Pages of one layer, which is every layer's: for work whose numbers mean nothing.
-    ///
-    /// # Errors
-    /// When the device has not enough memory.
-    pub fn of_one_layer(
-        shape: CacheShape,
-        pages: usize,
-        page_size: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
-        let CacheShape { layers, .. } = shape;
-        let one = Self::new(CacheShape { layers: layers.min(1), ..shape }, pages, page_size, dtype, device)?;
-        Ok(Self { layers: one.layers.into_iter().cycle().take(layers).collect() })
+    /// The same pages for so many layers, in turns: for work whose numbers mean nothing.
+    #[must_use]
+    pub fn shared_by(self, layers: usize) -> Self {
+        Self { layers: self.layers.into_iter().cycle().take(layers).collect() }
     }
 
     /// Keys and values of layer `index`.

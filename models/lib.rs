@@ -203,6 +203,9 @@ pub enum MediaSize {
 }
 
 impl MediaSize {
+    /// A picture that is as large as any network lets one be, and has as many tiles.
+    pub const HUGE: Self = Self::Image { width: 1 << 14, height: 1 << 14 };
+
     /// Width and height of a picture.
     ///
     /// # Errors

@@ -5,7 +5,8 @@
 #   FOLDER/gpu.sh run [RESULTS [PART...]]
 #                                   on the GPU host, which needs CUDA and Python 3 [results]. Parts, all
 #                                   of them where none is named: kernels, each beside the host's version; models, each
-#                                   beside the reference's answers or the host's; layers, beside the device's limits; load, of a server
+#                                   beside the reference's answers or the host's; layers, beside the device's limits;
+#                                   load, of a server
 #
 # A run ends by itself, each part in minutes, and parts may be run one by one into the same RESULTS, which has a log of
 # each step, the figures as JSON, and all of them in GPU-DATE.json and, beside the goals, as a table in GPU-DATE.md.
@@ -109,7 +110,7 @@ run() {
 case "${1:-}" in
     build | run) "$@" ;;
     *)
-        sed -n '2,13s/^# \{0,1\}//p' "$0"
+        sed -n '2,12s/^# \{0,1\}//p' "$0"
         exit 2
         ;;
 esac

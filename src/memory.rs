@@ -212,8 +212,6 @@ fn sum(bytes: impl IntoIterator<Item = u64>) -> u64 {
 
 /// The smallest context that is worth starting with.
 const LEAST_CONTEXT: usize = 256;
-/// The edge of a picture that is as large as any network lets one be.
-const HUGE: usize = 1 << 14;
 
 /// Tokens of an ordinary question about a picture and its answer.
 pub const ORDINARY_TEXT: usize = 500;
@@ -249,7 +247,7 @@ pub fn largest(model: &Candidate<'_>, pixels: usize, budget: u64) -> Largest {
     let Sizes { sequences, rows, context, page_size, weights, text_row, .. } = Sizes::of(model);
     let room = budget.saturating_sub(weights).checked_div(text_row);
     let context = room.map_or(context, |rows| context.min(rows.max(1) as usize));
-    Largest { sequences, rows, encode: rows, context, page_size, pixels }
+    Largest { sequences, rows, context, page_size, pixels }
 }
 
 /// What a model needs, whatever there is.
@@ -309,7 +307,7 @@ impl Sizes {
         let footprint = |size| loaded.preprocess.footprint(size).ok();
         let (medium, memory) = footprint(ordinary).map_or((0, 0), |needs| (needs.tokens.len(), needs.memory));
         // Networks that take pictures in their own resolution have a limit of their own.
-        let huge = footprint(MediaSize::Image { width: HUGE, height: HUGE }).filter(|_| !speech);
+        let huge = footprint(MediaSize::HUGE).filter(|_| !speech);
         let largest = huge.map_or(medium, |needs| needs.tokens.len()).clamp(medium, context.max(medium));
         // A transcript whose words are timed is computed, and has its logits, in one step; so is what becomes a vector,
         // without logits.

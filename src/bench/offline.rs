@@ -11,7 +11,10 @@ use std::{
 use candle_core::{Device, Tensor};
 use percept_models::{
     Features, Loaded, MediaSize, Medium, Task, WeightUses,
-    nn::device::{Recording, record, records},
+    nn::{
+        device::{RecordedResult, records},
+        mel::HOP,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -231,8 +234,6 @@ impl Stages<'_, '_> {
     fn sound(&mut self) -> Result<(), OfflineError> {
         let loaded = self.subject.loaded;
         let Task::Transcribe(info) = &loaded.task else { return Ok(()) };
-        /// Samples of a frame.
-        const HOP: usize = 160;
         let seconds = (info.frames * HOP) as f64 / RATE as f64;
         let wave = |sample: usize| ((sample * sample / 977 % 2000) as f32 / 1000.0 - 1.0) * 0.3;
         let samples: Vec<f32> = (0..info.frames * HOP).map(wave).collect();
@@ -261,8 +262,8 @@ impl Stages<'_, '_> {
         let bytes = weights * loaded.dtype.size_in_bytes() as f64;
         let need = rows.map(|rows| Need { bytes, flops: 2.0 * weights * rows });
         let encode = || loaded.model.encode(std::slice::from_ref(features));
-        let recording = if loaded.preprocess.has_one_shape() { self.record(name, encode)? } else { None };
-        self.time(name, items, need, || again(recording.as_ref(), encode))
+        let recorded = if loaded.preprocess.has_one_shape() { self.record(name, encode) } else { None };
+        self.time(name, items, need, || again(recorded.as_ref(), encode))
     }
 
     /// Records work that an engine has recorded too, where the device can; what cannot be recorded is timed as it is.
@@ -270,17 +271,16 @@ impl Stages<'_, '_> {
         &mut self,
         name: &str,
         work: impl Fn() -> candle_core::Result<Tensor>,
-    ) -> Result<Option<Recording>, OfflineError> {
+    ) -> Option<RecordedResult> {
         let device = &self.subject.loaded.device;
         if !records(device) {
-            return Ok(None);
+            return None;
         }
         (self.begin)(&format!("recording: {name}"));
-        let result = work()?.zeros_like()?;
-        let recording = record(device, || result.slice_set(&work()?, 0, 0));
-        Ok(recording
+        let recorded = RecordedResult::new(device, work);
+        recorded
             .inspect_err(|error| self.warnings.push(format!("{name} could not be recorded: {error}")))
-            .ok())
+            .ok()
     }
 
     fn text(&mut self) -> Result<(), OfflineError> {
@@ -314,8 +314,8 @@ impl Stages<'_, '_> {
             let items = Items { count: sequences as f64, unit: "tokens" };
             let name = format!("decode {sequences} sequence{}", if sequences == 1 { "" } else { "s" });
             let step = || loaded.model.forward(&batch, &cache);
-            let recording = self.record(&name, step)?;
-            self.time(&name, items, Some(need), || again(recording.as_ref(), step))?;
+            let recorded = self.record(&name, step);
+            self.time(&name, items, Some(need), || again(recorded.as_ref(), step))?;
         }
         Ok(())
     }
@@ -364,13 +364,10 @@ impl Stages<'_, '_> {
 
 /// Does work as it was recorded, or else once more.
 fn again(
-    recording: Option<&Recording>,
+    recorded: Option<&RecordedResult>,
     work: impl Fn() -> candle_core::Result<Tensor>,
 ) -> Result<(), OfflineError> {
-    match recording {
-        Some(recording) => recording.replay()?,
-        None => drop(black_box(work()?)),
-    }
+    black_box(recorded.map_or_else(work, RecordedResult::replay)?);
     Ok(())
 }
 

@@ -2,9 +2,10 @@
 
 use candle_core::{DType, Result, Tensor};
 use percept_models::{
-    Batch, Features, Insert, KvCache, Loaded, MediaSize, Medium, Task,
+    Batch, CacheShape, Features, Insert, KvCache, Loaded, MediaSize, Medium, Task,
     nn::{
         device::{peak_memory, records},
+        mel::HOP,
         sample::{Downloads, Draw, Drawing},
     },
 };
@@ -20,10 +21,8 @@ use super::{
 pub struct Largest {
     /// Sequences of a step.
     pub sequences: usize,
-    /// Rows of a step.
+    /// Rows of a step, and those that are encoded for it, where that is more than one medium.
     pub rows: usize,
-    /// Rows that are encoded in a step, where it is more than one medium.
-    pub encode: usize,
     /// Tokens of prompt and answer together.
     pub context: usize,
     /// Rows of a page.
@@ -76,6 +75,8 @@ enum Step {
 struct DryRun<'a> {
     loaded: &'a Loaded,
     largest: &'a Largest,
+    /// Sizes of media, one of which takes most memory. None where a network has no eyes and no ears.
+    sizes: Vec<MediaSize>,
     /// One layer's pages for all of them: what is in it means nothing.
     cache: KvCache,
     /// As many pages as the longest sequence reads, each of them one of the cache's.
@@ -87,22 +88,24 @@ struct DryRun<'a> {
 
 /// Edges of pictures: a small one, of which most fit in a step, and an ordinary one.
 const EDGES: [usize; 2] = [32, 1024];
-/// Samples of a frame of sound.
-const HOP: usize = 160;
 
 impl<'a> DryRun<'a> {
     fn new(loaded: &'a Loaded, largest: &'a Largest) -> Result<Self> {
         let Largest { sequences, rows, context, page_size, .. } = *largest;
         let memory = |size: &MediaSize| loaded.preprocess.footprint(*size).map_or(0, |needs| needs.memory);
-        let sees = sizes(loaded, largest).iter().map(memory).max().unwrap_or(0);
+        let sizes = sizes(&loaded.task, largest.pixels);
+        let sees = sizes.iter().map(memory).max().unwrap_or(0);
         // A slot for each row, so that no two are written at once.
         let pages = rows.max(filled_up(sequences)).div_ceil(page_size);
         let table = |rows: usize| (0..rows.div_ceil(page_size)).map(|page| (page % pages) as Page).collect();
         let shape = loaded.model.cache_shape();
+        let one = CacheShape { layers: shape.layers.min(1), ..shape };
+        let one = KvCache::new(one, pages, page_size, loaded.dtype, &loaded.device)?;
         Ok(Self {
             loaded,
             largest,
-            cache: KvCache::of_one_layer(shape, pages, page_size, loaded.dtype, &loaded.device)?,
+            sizes,
+            cache: one.shared_by(shape.layers),
             text: table(context),
             memory: table(sees),
             sees,
@@ -117,7 +120,7 @@ impl<'a> DryRun<'a> {
 
     /// Those of which one may be the largest.
     fn steps(&self) -> Vec<Step> {
-        let mut steps: Vec<_> = sizes(self.loaded, self.largest).into_iter().map(Step::Encode).collect();
+        let mut steps: Vec<_> = self.sizes.iter().copied().map(Step::Encode).collect();
         match &self.loaded.task {
             // Of what is not recorded.
             Task::Chat(_) => steps.extend([Step::Read, Step::Write]),
@@ -132,7 +135,7 @@ impl<'a> DryRun<'a> {
 
     /// Those that are recorded.
     fn recorded(&self) -> Vec<Step> {
-        let one = sizes(self.loaded, self.largest).into_iter().take(1).map(Step::EncodeOne);
+        let one = self.sizes.iter().copied().take(1).map(Step::EncodeOne);
         let mut steps: Vec<_> = one.filter(|_| self.loaded.preprocess.has_one_shape()).collect();
         if !matches!(self.loaded.task, Task::Embed(_)) {
             steps.push(Step::Write);
@@ -145,7 +148,7 @@ impl<'a> DryRun<'a> {
         let Largest { sequences, rows, context, .. } = *self.largest;
         Ok(match step {
             Step::Encode(size) => {
-                let count = (self.largest.encode / self.footprint(size)?.max(1)).max(1);
+                let count = (rows / self.footprint(size)?.max(1)).max(1);
                 Prepared::Media(vec![size; count])
             }
             Step::Read => {
@@ -164,8 +167,7 @@ impl<'a> DryRun<'a> {
                 Prepared::Vectors(self.upload(self.lists(vec![context; count]))?)
             }
             Step::EmbedMedia => {
-                let medium = sizes(self.loaded, self.largest)[0];
-                let each = self.footprint(medium)?.max(1);
+                let each = self.footprint(self.sizes[0])?.max(1);
                 let count = (rows / each).clamp(1, sequences);
                 let mut batch = self.upload(self.lists(vec![each; count]))?;
                 for at in (0..count).map(|index| index * each) {
@@ -271,9 +273,9 @@ enum Prepared {
     MediumAgain(Features),
 }
 
-/// Sizes of media, one of which takes most memory. None where a network has no eyes and no ears.
-fn sizes(loaded: &Loaded, largest: &Largest) -> Vec<MediaSize> {
-    let sees = match &loaded.task {
+/// Those of which one takes most memory, with pictures of so many pixels.
+fn sizes(task: &Task, pixels: usize) -> Vec<MediaSize> {
+    let sees = match task {
         Task::Transcribe(_) => return vec![MediaSize::Sound],
         Task::Chat(_) => true,
         Task::Embed(info) => info.pictures.is_some(),
@@ -281,12 +283,12 @@ fn sizes(loaded: &Loaded, largest: &Largest) -> Vec<MediaSize> {
     if !sees {
         return Vec::new();
     }
-    let most = largest.pixels.isqrt().max(1);
+    let most = pixels.isqrt().max(1);
     let edges = EDGES.into_iter().filter(|edge| *edge < most).chain([most]);
     edges
         .flat_map(|edge| {
             let moment = MediaSize::Moment { width: edge, height: edge };
-            let moment = (frames(&loaded.task) > 0).then_some(moment);
+            let moment = (frames(task) > 0).then_some(moment);
             [MediaSize::Image { width: edge, height: edge }].into_iter().chain(moment)
         })
         .collect()
@@ -313,19 +315,8 @@ fn shared(rows: usize, sequences: usize, context: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use candle_core::Device;
-    use percept_models::{Checkpoint, LoadOptions};
-
     use super::*;
-
-    fn loaded(fixture: &str) -> Loaded {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
-        let (device, progress) = (Device::Cpu, Box::new(|_, _| {}));
-        let options = LoadOptions { device, dtype: DType::F32, fit: None, most_bytes: u64::MAX, progress };
-        percept_models::load(&Checkpoint::new(folder), options).unwrap()
-    }
+    use crate::engine::fixtures::loaded;
 
     /// A checkpoint of each family.
     const FIXTURES: [&str; 14] = [
@@ -352,16 +343,14 @@ mod tests {
             let context = loaded.task.context().min(200);
             let context = if matches!(loaded.task, Task::Chat(_)) { context } else { loaded.task.context() };
             for (sequences, rows) in [(1, context), (1, 2 * context), (5, 300 + context)] {
-                let largest =
-                    Largest { sequences, rows, encode: rows, context, page_size: 16, pixels: 90_000 };
+                let largest = Largest { sequences, rows, context, page_size: 16, pixels: 90_000 };
                 let run = DryRun::new(&loaded, &largest).unwrap();
                 for step in run.steps().into_iter().chain(run.recorded()) {
                     let taken = run.prepare(step).and_then(|prepared| run.take(prepared));
                     taken.unwrap_or_else(|error| panic!("{fixture} {step:?} of {largest:?}: {error}"));
                 }
             }
-            let largest =
-                Largest { sequences: 1, rows: context, encode: 64, context, page_size: 16, pixels: 90_000 };
+            let largest = Largest { sequences: 1, rows: context, context, page_size: 16, pixels: 90_000 };
             assert_eq!(workspace(&loaded, &largest).unwrap(), None, "nobody counts the host's memory");
         }
     }
@@ -378,8 +367,7 @@ mod tests {
     #[test]
     fn the_lists_are_as_large_as_they_may_be() {
         let loaded = loaded("mllama");
-        let largest =
-            Largest { sequences: 4, rows: 100, encode: 100, context: 70, page_size: 16, pixels: 90_000 };
+        let largest = Largest { sequences: 4, rows: 100, context: 70, page_size: 16, pixels: 90_000 };
         let run = DryRun::new(&loaded, &largest).unwrap();
         let Prepared::Batch(batch) = run.prepare(Step::Read).unwrap() else { panic!("it is a batch") };
         assert_eq!((batch.tokens.dims(), batch.last.dims()), (&[100][..], &[4][..]));

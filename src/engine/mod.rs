@@ -3,6 +3,8 @@
 mod batch;
 mod cache;
 mod dry_run;
+#[cfg(test)]
+mod fixtures;
 mod handle;
 mod pages;
 mod recorded;
@@ -994,12 +996,9 @@ impl Engine {
     }
 
     fn record_steps(&self) -> candle_core::Result<Recorded> {
-        /// The edge of a picture that has as many tiles as a network gives any.
-        const MANY_TILES: usize = 1 << 13;
         let EngineConfig { limits, page_size, context, .. } = self.config;
         let all = matches!(self.task, Task::Transcribe(_));
-        let size =
-            if all { MediaSize::Sound } else { MediaSize::Image { width: MANY_TILES, height: MANY_TILES } };
+        let size = if all { MediaSize::Sound } else { MediaSize::HUGE };
         // What sees nothing has no memory either.
         let memory = self.preprocess.footprint(size).map_or(0, |footprint| footprint.memory);
         let scope = Scope {

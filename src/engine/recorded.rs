@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Result, Tensor};
 use percept_models::{
     Batch, Features, KvCache, Model, Positions,
-    nn::device::{Recording, record, rewrite},
+    nn::device::{RecordedResult, Recording, record, rewrite},
 };
 
 use super::{
@@ -197,11 +197,9 @@ impl<R> Recorded<R> {
 /// busy for longer than the host takes to ask for it.
 #[derive(Debug)]
 pub(super) struct RecordedEncoding {
-    encoding: Recording,
+    rows: RecordedResult,
     /// Of whatever medium is encoded.
     features: Tensor,
-    /// Of whatever medium was encoded.
-    rows: Tensor,
 }
 
 impl RecordedEncoding {
@@ -212,10 +210,8 @@ impl RecordedEncoding {
     pub(super) fn new(model: &dyn Model, features: &Features, device: &Device) -> Result<Self> {
         // Its own: it will be written.
         let features = Features { tensor: features.tensor.copy()?.contiguous()?, ..*features };
-        let one = std::slice::from_ref(&features);
-        let rows = model.encode(one)?.zeros_like()?;
-        let encoding = record(device, || rows.slice_set(&model.encode(one)?, 0, 0))?;
-        Ok(Self { encoding, features: features.tensor, rows })
+        let rows = RecordedResult::new(device, || model.encode(std::slice::from_ref(&features)))?;
+        Ok(Self { rows, features: features.tensor })
     }
 
     /// The rows of a medium, which the next one overwrites; none of several media, or of another shape.
@@ -225,30 +221,22 @@ impl RecordedEncoding {
             return None;
         }
         let placed = tensor.contiguous().and_then(|tensor| self.features.slice_set(&tensor, 0, 0));
-        Some(placed.and_then(|()| self.encoding.replay()).map(|()| self.rows.clone()))
+        Some(placed.and_then(|()| self.rows.replay()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc};
+    use std::sync::Arc;
 
-    use percept_models::{Checkpoint, LoadOptions, Loaded, MediaSize, Task};
+    use percept_models::{Loaded, MediaSize, Task};
 
     use super::*;
-    use crate::engine::{Key, Limits, Scheduler, SeqId, Sequence, Span, batch::Batcher};
+    use crate::engine::{Key, Limits, Scheduler, SeqId, Sequence, Span, batch::Batcher, fixtures::loaded};
 
     const PAGE: usize = 4;
     const PAGES: usize = 4096;
     const MOST: usize = 11;
-
-    fn loaded(fixture: &str) -> Loaded {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(fixture);
-        let progress = Box::new(|_, _| {});
-        let options =
-            LoadOptions { device: Device::Cpu, dtype: DType::F32, fit: None, most_bytes: u64::MAX, progress };
-        percept_models::load(&Checkpoint::new(folder), options).unwrap()
-    }
 
     fn rows(logits: &Tensor) -> Vec<Vec<u32>> {
         let rows = logits.to_vec2::<f32>().unwrap();
